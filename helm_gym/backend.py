@@ -1,0 +1,119 @@
+"""The contract of a backend, and the one place that opens one by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.profile import Profile
+from helm_gym.telemetry import Telemetry
+from helm_gym.workload.state import WorkloadState
+
+Rung = Literal["measured", "modelled", "surrogate"]
+
+BACKENDS = {
+    "real": "real_backend.measured:MeasuredBackend",
+    "modelled": "real_backend.modelled:ModelledBackend",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendSpec:
+    """What a backend is.
+
+    Attributes:
+        name: its name on the command line and in ``gym.make(..., backend=name)``.
+        rung: where its figures stand on the ladder of fidelity.
+        lanes, nodes: the leading axes of everything it takes and reports.
+        deterministic: False where it reports time that was measured.
+        snapshots: whether ``snapshot`` and ``restore`` work.
+    """
+
+    name: str
+    rung: Rung
+    profile: Profile
+    lanes: int
+    nodes: int
+    deterministic: bool
+    snapshots: bool
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Serves requests under an allocation, one control interval at a time."""
+
+    spec: BackendSpec
+
+    @property
+    def slo_ms(self) -> float:
+        """The SLO that latencies of this backend are held against (ms)."""
+        ...
+
+    def reset(self, state: WorkloadState, seeds: NDArray[np.int64], alpha: NDArray[np.float64]) -> None:
+        """Starts new episodes with cold caches.
+
+        Args:
+            state: the workload that users are drawn from.
+            seeds: (lanes,); a lane's requests depend on its own seed alone.
+            alpha: (lanes, nodes), EMB's share of the pool.
+        """
+        ...
+
+    def step(self, allocation: NDArray[np.float64], state: WorkloadState) -> Telemetry:
+        """Serves one interval of ``state`` while the split moves towards ``allocation`` (lanes, nodes).
+
+        Raises:
+            InvalidInputError: an alpha that is not finite or outside the profile's bounds.
+        """
+        ...
+
+    def snapshot(self) -> Any:
+        """Everything that the future depends on, as an opaque copy."""
+        ...
+
+    def restore(self, snapshot: Any) -> None:
+        """Continues from ``snapshot``, bit-identically where the backend is deterministic."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_backend(name: str, profile: Profile, lanes: int = 1, nodes: int = 1) -> Backend:
+    """Opens a backend by name, importing its package only now.
+
+    Raises:
+        UnknownNameError: no such backend.
+        InvalidInputError: a number of lanes or nodes that this backend cannot have.
+        IncompatibleError: libraries that it needs are missing or do not pair.
+    """
+    if name not in BACKENDS:
+        raise UnknownNameError("backend", name, BACKENDS)
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)(profile, lanes=lanes, nodes=nodes)
+    return backend
+
+
+def check_allocation(profile: Profile, allocation: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Turns alpha into EMB's pages, (lanes, nodes).
+
+    Raises:
+        InvalidInputError: a wrong shape, or an alpha that is not finite or out of bounds.
+    """
+    pool = profile.pool
+    if allocation.shape != shape:
+        raise InvalidInputError(f"Allocation has shape {allocation.shape}; {shape} (lanes, nodes) is needed.")
+    if not np.isfinite(allocation).all():
+        raise InvalidInputError(f"Allocation has an alpha that is not finite: {allocation[~np.isfinite(allocation)][0]}.")
+    slack = 0.5 / pool.pages  # a target is a whole number of pages
+    outside = (allocation < pool.min_alpha - slack) | (allocation > pool.max_alpha + slack)
+    if outside.any():
+        raise InvalidInputError(
+            f"alpha {allocation[outside][0]:g} is out of bounds; profile '{profile.name}' allows "
+            f"{pool.min_alpha:g} to {pool.max_alpha:g}."
+        )
+    return np.round(allocation * pool.pages).astype(np.int64)

@@ -1,0 +1,28 @@
+"""The project's exceptions: one sentence each that says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HelmError(Exception):
+    """A mistake of the user's or a limit of this machine; the command line prints it and exits with 2."""
+
+
+class UnknownNameError(HelmError):
+    """A task, profile, policy, backend or key that does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]):
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}."
+        super().__init__(f"Unknown {kind} '{name}'; {hint}")
+
+
+class InvalidInputError(HelmError):
+    """A value, file or line from outside that cannot be used."""
+
+
+class IncompatibleError(HelmError):
+    """Libraries, profiles or layouts that do not go together."""

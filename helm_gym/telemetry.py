@@ -1,0 +1,100 @@
+"""What a backend reports after each control interval: the fields, their units and bounds, and their array.
+
+Fields marked *window* cover the rolling window of the last ``interval.window`` requests (what a controller sees);
+fields marked *interval* cover only the last control interval (what it is paid for).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALPHA_GRID = tuple(round(0.1 * k, 1) for k in range(1, 10))
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    name: str
+    unit: str
+    low: float
+    high: float
+    over: str
+    doc: str
+    width: int = 1
+
+
+_INF = float("inf")
+FIELDS = (
+    Field("alpha", "share of pool", 0, 1, "now", "pages that EMB owns"),
+    Field("target_alpha", "share of pool", 0, 1, "now", "the split that the memory manager moves towards"),
+    Field("moved_pages", "pages", -_INF, _INF, "interval", "pages moved, positive towards EMB"),
+    Field("moved_bytes", "B", 0, _INF, "interval", "bytes of the pages that changed hands"),
+    Field("emb_hit_rate", "", 0, 1, "window", "row look-ups served from the pool"),
+    Field("kv_hit_rate", "", 0, 1, "window", "requests whose user's KV was in the pool"),
+    Field("emb_miss_bytes", "B/request", 0, _INF, "window", "embedding rows fetched over the host link"),
+    Field("kv_recomputed_tokens", "tokens/request", 0, _INF, "window", "history tokens computed again"),
+    Field("compute_share", "", 0, 1, "window", "share of service time spent computing"),
+    Field("transfer_share", "", 0, 1, "window", "share of service time spent waiting for the host link"),
+    Field("emb_gain_ms", "ms/request", 0, _INF, "window", "saved by EMB having the shadow depth's pages more"),
+    Field("emb_loss_ms", "ms/request", 0, _INF, "window", "lost by EMB having the shadow depth's pages fewer"),
+    Field("kv_gain_ms", "ms/request", 0, _INF, "window", "saved by KV having the shadow depth's pages more"),
+    Field("kv_loss_ms", "ms/request", 0, _INF, "window", "lost by KV having the shadow depth's pages fewer"),
+    Field("predicted_ms", "ms/request", 0, _INF, "window", "service at alpha .1 ... .9, simulated", len(ALPHA_GRID)),
+    Field("returning_share", "", 0, 1, "window", "requests from users seen more than once in the window"),
+    Field("unique_users", "", 0, 1, "window", "distinct users a request"),
+    Field("mean_history", "tokens", 0, _INF, "window", "history length"),
+    Field("arrival_rate_rps", "requests/s", 0, _INF, "window", "rate of arrivals"),
+    Field("utilisation", "", 0, _INF, "window", "service time over time between arrivals"),
+    Field("queue_depth", "requests", 0, _INF, "window", "mean number waiting or in service"),
+    Field("emb_empty_share", "", 0, 1, "now", "EMB slots not filled yet"),
+    Field("kv_empty_share", "", 0, 1, "now", "KV pages not occupied"),
+    Field("backlog_rows", "rows", 0, _INF, "now", "rows that background refill still has to bring"),
+    Field("service_mean_ms", "ms", 0, _INF, "window", "mean service time"),
+    Field("service_p99_ms", "ms", 0, _INF, "window", "P99 of service time"),
+    Field("sojourn_mean_ms", "ms", 0, _INF, "window", "mean time from arrival to answer"),
+    Field("sojourn_p50_ms", "ms", 0, _INF, "window", "P50 of the same"),
+    Field("sojourn_p99_ms", "ms", 0, _INF, "window", "P99 of the same"),
+    Field("slo_violations", "", 0, 1, "window", "answers later than the SLO"),
+    Field("interval_service_ms", "ms", 0, _INF, "interval", "mean service time"),
+    Field("interval_sojourn_ms", "ms", 0, _INF, "interval", "mean sojourn"),
+    Field("interval_p99_ms", "ms", 0, _INF, "interval", "P99 of sojourn"),
+    Field("interval_violations", "", 0, 1, "interval", "answers later than the SLO"),
+    Field("interval_arrival_s", "s", 0, _INF, "interval", "time between the interval's first and last arrival"),
+    Field("h2d_critical_bytes", "B", 0, _INF, "interval", "host to device, waited for by requests"),
+    Field("h2d_background_bytes", "B", 0, _INF, "interval", "host to device, in the background"),
+    Field("d2h_bytes", "B", 0, _INF, "interval", "device to host (KV of evicted users, where there is a host tier)"),
+    Field("compute_ms", "ms", 0, _INF, "interval", "service time spent computing"),
+    Field("transfer_ms", "ms", 0, _INF, "interval", "service time spent waiting for the host link"),
+)
+COLUMN: dict[str, int] = {}
+for _field in FIELDS:
+    COLUMN[_field.name] = sum(f.width for f in FIELDS[: FIELDS.index(_field)])
+WIDTH = sum(field.width for field in FIELDS)
+_BY_NAME = {field.name: field for field in FIELDS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Telemetry:
+    """One interval's report.
+
+    Attributes:
+        values: float64 (lanes, nodes, WIDTH); ``telemetry["kv_hit_rate"]`` is a view, (lanes, nodes) or
+            (lanes, nodes, width).
+        sojourn_ms: float64 (lanes, nodes, requests), each request of the interval, where the backend has requests.
+    """
+
+    values: NDArray[np.float64]
+    sojourn_ms: NDArray[np.float64] | None = None
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        field, column = _BY_NAME[name], COLUMN[name]
+        if field.width == 1:
+            return self.values[:, :, column]
+        return self.values[:, :, column : column + field.width]
+
+    def items(self) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        for field in FIELDS:
+            yield field.name, self[field.name]

@@ -1,0 +1,259 @@
+"""Carries out a memory manager's plan on a device: copies, gathers, HSTU, and what is written back into the pool.
+
+On CUDA the bytes that come up from the host travel on a stream of their own and the compute stream waits for them
+where it needs them. On CPU the same lines are plain copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from helm_gym.compiled import kernel
+from helm_gym.errors import InvalidInputError
+from helm_gym.profile import Profile
+from real_backend import fbgemm
+from real_backend.hstu.model import HSTU, Sequences
+from real_backend.memory.layout import FILLS, MOVES, OFFLOADS, REFILLS, TOKENS, Plan
+
+
+class MicroBatch(NamedTuple):
+    """The requests of a micro-batch, as far as a plan does not say it."""
+
+    length: NDArray[np.int32]  # (batch,), history tokens, the new ones included
+    candidates: NDArray[np.int32]  # (batch,)
+    pages: NDArray[np.int32]  # (batch, pages a user), page table of each request's user, -1: no page
+
+
+@kernel
+def _locate(plan_slots, cached, stored, length, candidates, pages, page_tokens, places, out):
+    """Where each token's row, K and V are. Fills the rows of ``out``; returns the numbers of new and of kept tokens.
+
+    ``slot`` lists all requests' new history tokens and then all their candidates; ``position`` and ``row`` (place in
+    the K and V buffer of ``places`` tokens a request) are the new tokens'; ``source`` and ``place`` (in the buffer and
+    in the pool) those of the new tokens that are kept.
+    """
+    slot, position, row, source, place = out[0], out[1], out[2], out[3], out[4]
+    new = 0
+    for i in range(len(length)):
+        new += length[i] - cached[i]
+    read = n = kept = 0
+    candidate = new
+    for i in range(len(length)):
+        for p in range(cached[i], length[i]):
+            slot[n], position[n], row[n] = plan_slots[read], p, i * places + p
+            if p < stored[i]:
+                source[kept] = i * places + p
+                place[kept] = pages[i, p // page_tokens] * page_tokens + p % page_tokens
+                kept += 1
+            read += 1
+            n += 1
+        for _ in range(candidates[i]):
+            slot[candidate] = plan_slots[read]
+            read += 1
+            candidate += 1
+    return new, kept
+
+
+class Engine:
+    """The device's side of one node: pool, full embedding table, host tier for KV, and the model.
+
+    Args:
+        profile: machine and model.
+        device: ``cpu`` or ``cuda``; the profile's own where it is not given. On CPU torch is set to one thread,
+            because only the calling thread's time is measured.
+
+    Raises:
+        IncompatibleError: torch and fbgemm do not go together.
+        InvalidInputError: the profile's pages are not filled exactly by rows and by tokens, or there is no such device.
+    """
+
+    def __init__(self, profile: Profile, device: str | None = None) -> None:
+        fbgemm.operators()
+        _check_profile(profile)
+        self.profile = profile
+        self.device = torch.device(device or profile.device)
+        self._cuda = self.device.type == "cuda"
+        if self._cuda and not torch.cuda.is_available():
+            raise InvalidInputError(f"Profile '{profile.name}' asks for cuda, which this machine lacks; choose cpu.")
+        if not self._cuda:
+            torch.set_num_threads(1)
+        model, pool, batch = profile.model, profile.pool, profile.max_batch
+        dtype = getattr(torch, model.dtype)
+        tokens = batch * (model.max_history + model.max_candidates)
+        staging = -(-tokens // profile.rows_per_page)
+        kv = (model.layers, model.heads * (model.qk_dim + model.v_dim))
+
+        # Zeros and not uninitialised memory: a masked key is multiplied by 0, which only a finite number survives.
+        self.pool = torch.zeros((pool.pages + staging) * pool.page_bytes, dtype=torch.uint8, device=self.device)
+        values = self.pool.view(dtype)
+        self.rows = values.view(-1, model.embedding_dim)  # (slots, embedding_dim), staging behind the pool
+        self.pages = values.view(pool.pages + staging, -1)  # (pages, elements)
+        self.tokens = self.pages[: pool.pages].view(-1, *kv)  # (places, layers, heads * (qk_dim + v_dim)), K then V
+        self._kv = torch.zeros((batch * profile.pages_per_user, self.pages.shape[1]), dtype=dtype, device=self.device)
+
+        self.table = torch.empty((profile.population.items, model.embedding_dim), dtype=dtype, pin_memory=self._cuda)
+        self.table.normal_(generator=torch.Generator().manual_seed(model.seed))
+        places = (profile.kv_miss.host_users, profile.pages_per_user, self.pages.shape[1])
+        self.host = torch.zeros(places, dtype=dtype, pin_memory=self._cuda)
+
+        self.hstu = HSTU(model, self.device)
+        self._index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)
+        self._copies = torch.cuda.Stream(self.device) if self._cuda else None
+
+    def execute(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
+        """Scores of all requests' candidates, end to end: float32 (candidates,), in host memory.
+
+        Raises:
+            InvalidInputError: a request is longer than the model, or plan and batch contradict each other.
+        """
+        return self.timed_execute(plan, batch)[0]
+
+    def timed_execute(self, plan: Plan, batch: MicroBatch) -> tuple[torch.Tensor, float, float]:
+        """``execute`` with its time: (scores, compute_ms, transfer_ms).
+
+        Compute is HSTU, gathers, moves of rows and what is written into the pool; transfer is what the host link kept
+        it waiting for. On CPU both are this thread's CPU time, and transfer is 0 where the profile models the link.
+        """
+        _check_batch(self.profile, plan, batch)
+        marks = [self._mark()]
+        self._join()  # refills that are still under way
+        self._offload(plan)
+        marks.append(self._mark())
+        self._move(plan)
+        marks.append(self._mark())
+        with self._on_copy_stream():
+            self._upload(plan, batch)
+            self._fill(plan.fill_row[: plan.count[FILLS]], plan.fill_slot[: plan.count[FILLS]])
+        self._join()
+        marks.append(self._mark())
+        scores = self._score(plan, batch)
+        marks.append(self._mark())
+        scores = scores.cpu()  # on CUDA this waits for the device, so that the next call may reuse every buffer
+        offload, move, wait, score = (self._ms(a, b) for a, b in itertools.pairwise(marks))
+        modelled = not self._cuda and self.profile.link.modelled
+        return scores, move + score, 0.0 if modelled else offload + wait
+
+    def refill(self, plan: Plan) -> None:
+        """Background traffic: rows of the table into the slots that the plan chose. The next micro-batch finds them."""
+        n = plan.count[REFILLS]
+        with self._on_copy_stream():
+            self._fill(plan.refill_row[:n], plan.refill_slot[:n])
+
+    def _offload(self, plan: Plan) -> None:
+        n = plan.count[OFFLOADS]
+        # One by one, since a later one may overwrite the place of an earlier one.
+        for place, pages in zip(plan.offload_place[:n], plan.offload_pages[:n], strict=True):
+            pages = pages[pages >= 0]
+            self.host[place, : len(pages)].copy_(self.pages.index_select(0, self._send(pages)), non_blocking=True)
+
+    def _move(self, plan: Plan) -> None:
+        if n := plan.count[MOVES]:
+            moving = self.rows.index_select(0, self._send(plan.move_from[:n]))
+            self.rows.index_copy_(0, self._send(plan.move_to[:n]), moving)
+
+    def _upload(self, plan: Plan, batch: MicroBatch) -> None:
+        for i in np.flatnonzero(plan.upload_place[: len(batch.length)] >= 0):
+            n = -(-int(plan.cached[i]) // self.profile.tokens_per_page)
+            pages = self.host[plan.upload_place[i], :n].to(self.device, non_blocking=True)
+            self.pages.index_copy_(0, self._send(batch.pages[i, :n]), pages)
+
+    def _fill(self, row: NDArray[np.int32], slot: NDArray[np.int32]) -> None:
+        if not len(row):
+            return
+        rows = torch.empty((len(row), self.table.shape[1]), dtype=self.table.dtype, pin_memory=self._cuda)
+        torch.index_select(self.table, 0, torch.from_numpy(row), out=rows)
+        self.rows.index_copy_(0, self._send(slot), rows.to(self.device, non_blocking=True))
+
+    def _score(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
+        size, page_tokens = len(batch.length), self.profile.tokens_per_page
+        cached, pages = plan.cached[:size], -(-int(batch.length.max()) // page_tokens)
+        new, kept = _locate(plan.slots, cached, plan.stored, *batch, page_tokens, pages * page_tokens, self._index.numpy())
+        slot, position, row, source, place = (
+            self._index[i, :n].to(self.device, non_blocking=True)
+            for i, n in enumerate((plan.count[TOKENS], new, new, kept, kept))
+        )
+        buffer = self._kv[: size * pages]
+        if cached.any():
+            wanted = np.maximum(batch.pages[:, :pages], 0).ravel()  # no page: anything finite will do
+            torch.index_select(self.pages, 0, self._send(wanted), out=buffer)
+        kv = buffer.view(size, pages * page_tokens, *self.tokens.shape[1:])
+        x = fbgemm.operators().index_select_dim0(self.rows, slot)
+        scores: torch.Tensor = self.hstu(x, Sequences(cached, batch.length, batch.candidates, position, row, x), kv)
+        if kept:
+            self.tokens.index_copy_(0, place, kv.flatten(0, 1).index_select(0, source))
+        return scores
+
+    def _send(self, index: NDArray[np.int32]) -> torch.Tensor:
+        return torch.from_numpy(index.astype(np.int64)).to(self.device)
+
+    @contextlib.contextmanager
+    def _on_copy_stream(self) -> Iterator[None]:
+        """Work in the block runs behind all that the compute stream was given, and beside what it is given next."""
+        if self._copies is None:
+            yield
+            return
+        self._copies.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._copies):
+            yield
+
+    def _join(self) -> None:
+        if self._copies is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._copies)
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.thread_time()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _ms(self, start: Any, end: Any) -> float:
+        if not self._cuda:
+            return 1e3 * float(end - start)
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+def _check_profile(profile: Profile) -> None:
+    for what, count, size in (
+        ("rows", profile.rows_per_page, profile.row_bytes),
+        ("tokens", profile.tokens_per_page, profile.kv_bytes_per_token),
+    ):
+        if count * size != profile.pool.page_bytes:
+            raise InvalidInputError(
+                f"Profile '{profile.name}': pool.page_bytes {profile.pool.page_bytes} must be a multiple of the "
+                f"{size} B that one of its {what} takes; choose a multiple of both a row's {profile.row_bytes} B and a token's "
+                f"{profile.kv_bytes_per_token} B."
+            )
+
+
+def _check_batch(profile: Profile, plan: Plan, batch: MicroBatch) -> None:
+    """Raises InvalidInputError before any byte moves: the compiled index and fbgemm's padding would not notice."""
+    size, model = len(batch.length), profile.model
+    if not 0 < size <= profile.max_batch:
+        raise InvalidInputError(f"A micro-batch of {size} requests; this profile takes 1 to {profile.max_batch}.")
+    longest, most = batch.length.max(), batch.candidates.max()
+    if longest > model.max_history:
+        raise InvalidInputError(
+            f"A history of {longest} tokens is longer than the model's maximum of {model.max_history}; "
+            "keep the newest tokens or raise model.max_history."
+        )
+    if most > model.max_candidates:
+        raise InvalidInputError(
+            f"{most} candidates are more than the model's maximum of {model.max_candidates}; "
+            "score them in several requests or raise model.max_candidates."
+        )
+    cached, stored = plan.cached[:size], plan.stored[:size]
+    if (cached < 0).any() or (cached > batch.length).any() or (stored > batch.length).any():
+        raise InvalidInputError("A plan reads or stores more history tokens than the request has.")
+    tokens = int(batch.length.sum() - cached.sum() + batch.candidates.sum())
+    if tokens != plan.count[TOKENS]:
+        raise InvalidInputError(f"A plan has {plan.count[TOKENS]} slots for a micro-batch of {tokens} tokens.")

@@ -1,0 +1,243 @@
+"""The embedding cache: rows in slots of EMB's pages, evicted by a clock with second chance.
+
+Rows used by the present micro-batch are pinned: the engine reads them after the whole batch has been planned.
+"""
+
+from __future__ import annotations
+
+from helm_gym.compiled import kernel
+from real_backend.memory.layout import (
+    BATCH,
+    EMB,
+    EVICTED_ROWS,
+    FILL,
+    FILLS,
+    HAND_OFFSET,
+    HAND_PLACE,
+    MOVES,
+    N_EMB,
+    N_FRESH,
+    REFILL_AT,
+    REFILLS,
+    STAGED,
+)
+
+TAGS = 127
+HIT, COLD_HIT, MISS, SHADOW_MISS = 0, 1, 2, 3
+
+
+@kernel
+def evict_row(m, slot):
+    """The row in ``slot`` leaves for the shadow list."""
+    row = m.slot_row[slot]
+    if row < 0:
+        return
+    m.row_slot[row] = -1
+    m.slot_row[slot] = -1
+    m.reference[slot] = 0
+    m.row_evicted[row] = m.n[EVICTED_ROWS]
+    m.evicted_ring[m.n[EVICTED_ROWS] % m.evicted_ring.shape[0]] = row
+    m.n[EVICTED_ROWS] += 1
+
+
+@kernel
+def _claim_fresh(m, rows_per_page):
+    """An empty slot of the fresh page on top."""
+    n = m.n
+    slot = m.fresh[n[N_FRESH] - 1] * rows_per_page + n[FILL]
+    n[FILL] += 1
+    if n[FILL] == rows_per_page:
+        n[FILL] = 0
+        n[N_FRESH] -= 1
+    return slot
+
+
+@kernel
+def _claim_slot(m, rows_per_page, tag):
+    """An empty slot, or the next one that the clock's hand finds cold, emptied; -1 where all are pinned."""
+    n = m.n
+    if n[N_FRESH] > 0:
+        return _claim_fresh(m, rows_per_page)
+    place, offset = n[HAND_PLACE], n[HAND_OFFSET]
+    for _ in range(2 * n[N_EMB] * rows_per_page):
+        if offset == rows_per_page:
+            offset = 0
+            place += 1
+        if place >= n[N_EMB]:
+            place = 0
+        slot = m.emb_pages[place] * rows_per_page + offset
+        offset += 1
+        reference = m.reference[slot]
+        if reference == 0:
+            n[HAND_PLACE], n[HAND_OFFSET] = place, offset
+            evict_row(m, slot)
+            return slot
+        if reference != tag:
+            m.reference[slot] = 0
+    return -1
+
+
+@kernel
+def _near_the_hand(m, slot, rows_per_page, shadow_pages):
+    """Whether the hand is less than the shadow list's depth away from ``slot``."""
+    ahead = m.page_place[slot // rows_per_page] - m.n[HAND_PLACE]
+    return (ahead if ahead >= 0 else ahead + m.n[N_EMB]) < shadow_pages
+
+
+@kernel
+def lookup_row(m, plan, row, rules):
+    """Makes ``row`` resident and pins it. Returns (slot, one of HIT, COLD_HIT, MISS, SHADOW_MISS).
+
+    COLD_HIT: a pool smaller by the shadow depth would have missed; SHADOW_MISS: a larger one would have hit.
+    """
+    tag = 1 + m.n[BATCH] % TAGS
+    slot = m.row_slot[row]
+    if slot >= 0:
+        outcome = HIT
+        if m.reference[slot] == 0 and _near_the_hand(m, slot, rules.rows_per_page, rules.shadow_pages):
+            outcome = COLD_HIT
+        m.reference[slot] = tag
+        return slot, outcome
+    shadow = m.n[EVICTED_ROWS] - m.row_evicted[row] <= rules.shadow_pages * rules.rows_per_page
+    slot = _claim_slot(m, rules.rows_per_page, tag)
+    if slot < 0:
+        slot = m.owner.shape[0] * rules.rows_per_page + m.n[STAGED]
+        m.n[STAGED] += 1
+    else:
+        m.row_slot[row] = slot
+        m.slot_row[slot] = row
+        m.reference[slot] = tag
+    k = plan.count[FILLS]
+    plan.fill_row[k] = row
+    plan.fill_slot[k] = slot
+    plan.count[FILLS] = k + 1
+    return slot, SHADOW_MISS if shadow else MISS
+
+
+@kernel
+def gain_page(m, page):
+    """EMB takes ``page``, empty; it fills by misses and by background refill."""
+    n = m.n
+    m.owner[page] = EMB
+    m.emb_pages[n[N_EMB]] = page
+    m.page_place[page] = n[N_EMB]
+    n[N_EMB] += 1
+    # Below the page on top, which may be partly filled.
+    if n[N_FRESH] > 0:
+        top = m.fresh[n[N_FRESH] - 1]
+        m.fresh[n[N_FRESH] - 1] = page
+        m.fresh[n[N_FRESH]] = top
+    else:
+        m.fresh[0] = page
+    n[N_FRESH] += 1
+    n[REFILL_AT] = n[EVICTED_ROWS]
+
+
+@kernel
+def _choose_page(m):
+    """The page that EMB gives up: an empty one if there is any, else the one the hand would sweep next."""
+    n = m.n
+    fresh = n[N_FRESH]
+    if fresh > 1:
+        page = m.fresh[fresh - 2]
+        m.fresh[fresh - 2] = m.fresh[fresh - 1]
+        n[N_FRESH] -= 1
+        return page
+    if fresh == 1 and (n[FILL] == 0 or n[N_EMB] == 1):
+        n[N_FRESH] = 0
+        n[FILL] = 0
+        return m.fresh[0]
+    place = n[HAND_PLACE] if n[HAND_PLACE] < n[N_EMB] else 0
+    if fresh == 1 and m.emb_pages[place] == m.fresh[0]:
+        place = place + 1 if place + 1 < n[N_EMB] else 0
+    return m.emb_pages[place]
+
+
+@kernel
+def give_page(m, plan, rules):
+    """EMB gives up a page: its cold rows leave, its hot ones move to slots of the coldest rows elsewhere.
+
+    Returns the page; the caller hands it to its next owner.
+    """
+    n = m.n
+    rows_per_page = rules.rows_per_page
+    page = _choose_page(m)
+    place = m.page_place[page]
+    n[N_EMB] -= 1
+    m.emb_pages[place] = m.emb_pages[n[N_EMB]]
+    m.page_place[m.emb_pages[place]] = place
+    m.page_place[page] = -1
+    tag = 1 + n[BATCH] % TAGS
+    for slot in range(page * rows_per_page, (page + 1) * rows_per_page):
+        row = m.slot_row[slot]
+        if row < 0:
+            continue
+        target = -1
+        if m.reference[slot] != 0 and n[N_EMB] > 0:
+            target = _claim_slot(m, rows_per_page, tag)
+        if target < 0:
+            evict_row(m, slot)
+            continue
+        k = plan.count[MOVES]
+        plan.move_from[k] = m.origin[slot] if m.origin[slot] >= 0 else slot
+        plan.move_to[k] = target
+        plan.move_row[k] = row
+        plan.count[MOVES] = k + 1
+        m.origin[target] = plan.move_from[k]
+        m.row_slot[row] = target
+        m.slot_row[target] = row
+        # Moved as cold: it stays only if it is used again before the hand comes by.
+        m.reference[target] = 0
+        m.slot_row[slot] = -1
+        m.reference[slot] = 0
+    return page
+
+
+@kernel
+def settle_moves(m, plan):
+    """Drops moves that later ones overtook, so that every slot is written at most once, from where its row lay."""
+    kept = 0
+    for k in range(plan.count[MOVES]):
+        target = plan.move_to[k]
+        m.origin[target] = -1
+        if m.slot_row[target] == plan.move_row[k] and m.row_slot[plan.move_row[k]] == target:
+            plan.move_from[kept] = plan.move_from[k]
+            plan.move_to[kept] = target
+            plan.move_row[kept] = plan.move_row[k]
+            kept += 1
+    plan.count[MOVES] = kept
+
+
+@kernel
+def refill_backlog(m, rules):
+    """Rows that background traffic would still bring back: evicted of late, with an empty slot for each."""
+    n = m.n
+    if n[N_FRESH] == 0:
+        return 0
+    empty = n[N_FRESH] * rules.rows_per_page - n[FILL]
+    oldest = max(0, n[EVICTED_ROWS] - m.evicted_ring.shape[0])
+    return max(0, min(empty, n[REFILL_AT] - oldest))
+
+
+@kernel
+def refill(m, plan, rules, rows):
+    """Plans background copies of up to ``rows`` rows into empty slots, the latest evicted first."""
+    n = m.n
+    plan.count[REFILLS] = 0
+    ring = m.evicted_ring.shape[0]
+    oldest = max(0, n[EVICTED_ROWS] - ring)
+    k = 0
+    while k < rows and k < plan.refill_row.shape[0] and n[N_FRESH] > 0 and n[REFILL_AT] > oldest:
+        n[REFILL_AT] -= 1
+        row = m.evicted_ring[n[REFILL_AT] % ring]
+        if m.row_slot[row] >= 0:
+            continue
+        slot = _claim_fresh(m, rules.rows_per_page)
+        m.row_slot[row] = slot
+        m.slot_row[slot] = row
+        m.reference[slot] = 0
+        plan.refill_row[k] = row
+        plan.refill_slot[k] = slot
+        k += 1
+    plan.count[REFILLS] = k
+    return k

@@ -1,0 +1,181 @@
+"""The KV cache: whole users in pages of tokens, evicted least recently used first; a host tier behind it.
+
+Users of the present micro-batch are pinned. A request that finds too few pages stores what fits, or nothing: it is
+then computed in full from its own tokens, and its scores are the same.
+"""
+
+from __future__ import annotations
+
+from helm_gym.compiled import kernel
+from real_backend.memory.layout import BATCH, EVICTED_PAGES, HOST_NEXT, KV, N_KV_FREE, OFFLOADS, UPLOAD_TOKENS
+
+HIT, COLD_HIT, MISS, SHADOW_MISS, UPLOAD = 0, 1, 2, 3, 4
+RECOMPUTE, COPY, CHEAPEST = 0, 1, 2
+
+
+@kernel
+def unlink(newer, older, user):
+    """Takes ``user`` out of the ring of recency."""
+    a, b = older[user], newer[user]
+    newer[a] = b
+    older[b] = a
+
+
+@kernel
+def link_newest(newer, older, user):
+    """Puts ``user`` into the ring as the one used last; the sentinel is the ring's last entry."""
+    sentinel = newer.shape[0] - 1
+    a = older[sentinel]
+    older[user], newer[user] = a, sentinel
+    newer[a] = user
+    older[sentinel] = user
+
+
+@kernel
+def _pages_of(tokens, tokens_per_page):
+    return (tokens + tokens_per_page - 1) // tokens_per_page
+
+
+@kernel
+def _free_user(m, user, tokens_per_page):
+    """The user's pages go back to KV's free ones."""
+    for p in range(_pages_of(m.cached_length[user], tokens_per_page)):
+        m.kv_free[m.n[N_KV_FREE]] = m.user_pages[user, p]
+        m.user_pages[user, p] = -1
+        m.n[N_KV_FREE] += 1
+    m.cached_length[user] = 0
+    unlink(m.newer, m.older, user)
+
+
+@kernel
+def _offload(m, plan, user, tokens_per_page):
+    """Copies a leaving user down to the host tier, over whoever lies in its next place."""
+    place = m.host_place[user]
+    if place < 0:
+        places = m.host_user.shape[0]
+        place = m.n[HOST_NEXT]
+        for _ in range(places):
+            if m.host_batch[place] != m.n[BATCH]:
+                break
+            place = (place + 1) % places
+        if m.host_batch[place] == m.n[BATCH]:
+            return  # this micro-batch reads or writes every place
+        m.n[HOST_NEXT] = (place + 1) % places
+        if m.host_user[place] >= 0:
+            m.host_place[m.host_user[place]] = -1
+        m.host_user[place] = user
+        m.host_place[user] = place
+    elif m.host_version[user] == m.cached_version[user] and m.host_length[user] == m.cached_length[user]:
+        return  # the copy there is still the same
+    m.host_batch[place] = m.n[BATCH]
+    m.host_version[user] = m.cached_version[user]
+    m.host_length[user] = m.cached_length[user]
+    k = plan.count[OFFLOADS]
+    plan.offload_user[k] = user
+    plan.offload_place[k] = place
+    pages = _pages_of(m.cached_length[user], tokens_per_page)
+    for p in range(plan.offload_pages.shape[1]):
+        plan.offload_pages[k, p] = m.user_pages[user, p] if p < pages else -1
+    plan.count[OFFLOADS] = k + 1
+
+
+@kernel
+def evict_oldest_user(m, plan, rules):
+    """The least recently used user leaves for the shadow list; False where there is none or all are pinned."""
+    sentinel = m.newer.shape[0] - 1
+    user = m.newer[sentinel]
+    if user == sentinel or m.used_batch[user] == m.n[BATCH]:
+        return False
+    if m.host_user.shape[0] > 0:
+        _offload(m, plan, user, rules.tokens_per_page)
+    m.n[EVICTED_PAGES] += _pages_of(m.cached_length[user], rules.tokens_per_page)
+    m.user_evicted[user] = m.n[EVICTED_PAGES]
+    m.evicted_version[user] = m.cached_version[user]
+    m.evicted_length[user] = m.cached_length[user]
+    _free_user(m, user, rules.tokens_per_page)
+    return True
+
+
+@kernel
+def take_page(m, plan, rules):
+    """A free page of KV's, evicting where there is none; -1 where all users are pinned."""
+    if m.n[N_KV_FREE] == 0 and not evict_oldest_user(m, plan, rules):
+        return -1
+    m.n[N_KV_FREE] -= 1
+    return m.kv_free[m.n[N_KV_FREE]]
+
+
+@kernel
+def gain_page(m, page):
+    """KV takes ``page``, free."""
+    m.owner[page] = KV
+    m.kv_free[m.n[N_KV_FREE]] = page
+    m.n[N_KV_FREE] += 1
+
+
+@kernel
+def _among_coldest(m, user, rules):
+    """Whether ``user`` lies within the shadow depth of the cold end of the ring."""
+    sentinel = m.newer.shape[0] - 1
+    pages = 0
+    at = m.newer[sentinel]
+    while pages < rules.shadow_pages and at != sentinel:
+        if at == user:
+            return True
+        pages += _pages_of(m.cached_length[at], rules.tokens_per_page)
+        at = m.newer[at]
+    return False
+
+
+@kernel
+def _worth_copying(cached, length, rules):
+    """Whether copying ``cached`` tokens up is faster than computing them again."""
+    if rules.kv_miss != CHEAPEST:
+        return rules.kv_miss == COPY
+    copy_ms = rules.latency_ms + cached * rules.kv_token_ms
+    return copy_ms < cached * (rules.per_token_ms + rules.per_pair_ms * length)
+
+
+@kernel
+def admit(m, plan, b, user, version, length, rules):
+    """Request ``b`` of the batch: what is cached of its history, pages for the rest, recency.
+
+    Writes plan.cached[b], plan.stored[b] and plan.upload_place[b]. Returns the outcome: HIT; COLD_HIT (a KV cache
+    smaller by the shadow depth would have missed); MISS; SHADOW_MISS (a larger one would have hit); UPLOAD.
+    """
+    if m.cached_length[user] > 0 and m.cached_version[user] != version:
+        _free_user(m, user, rules.tokens_per_page)
+    cached = m.cached_length[user]
+    outcome = MISS
+    if cached > 0:
+        outcome = COLD_HIT if _among_coldest(m, user, rules) else HIT
+        unlink(m.newer, m.older, user)
+    elif m.evicted_version[user] == version and m.evicted_length[user] > 0:
+        if m.n[EVICTED_PAGES] - m.user_evicted[user] <= rules.shadow_pages:
+            outcome = SHADOW_MISS
+    plan.upload_place[b] = -1
+    m.used_batch[user] = m.n[BATCH]
+    have = _pages_of(cached, rules.tokens_per_page)
+    wanted = _pages_of(length, rules.tokens_per_page)
+    while have < wanted:
+        page = take_page(m, plan, rules)
+        if page < 0:
+            break
+        m.user_pages[user, have] = page
+        have += 1
+    stored = min(length, have * rules.tokens_per_page)
+    if cached == 0 and m.host_place[user] >= 0 and m.host_version[user] == version:
+        held = m.host_length[user]
+        if held <= stored and _worth_copying(held, length, rules):
+            cached = held
+            plan.upload_place[b] = m.host_place[user]
+            m.host_batch[m.host_place[user]] = m.n[BATCH]
+            plan.count[UPLOAD_TOKENS] += held
+            outcome = UPLOAD
+    m.cached_length[user] = stored
+    m.cached_version[user] = version
+    if stored > 0:
+        link_newest(m.newer, m.older, user)
+    plan.cached[b] = cached
+    plan.stored[b] = stored
+    return outcome

@@ -1,0 +1,256 @@
+"""From requests to a plan, from a plan to time, from time to telemetry: the part of serving that is bookkeeping.
+
+Both rungs call these kernels on the same requests. On the modelled rung ``serve_interval`` prices each plan with the
+cost model; on the measured rung the engine carries the plan out and its time goes into ``account``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.compiled import kernel
+from helm_gym.profile import Profile
+from helm_gym.workload.sampling import sample_interval
+from real_backend.memory import emb_cache, kv_cache
+from real_backend.memory.layout import (
+    FILLS,
+    SIM_ALPHAS,
+    TOKENS,
+    UPLOAD_TOKENS,
+    unit_of,
+)
+from real_backend.memory.pool import begin, move_towards
+from real_backend.memory.simulations import simulate
+
+# Indices into Ledger.sums: what an interval adds up.
+REQUESTS = 0
+KV_HITS = 1
+LOOKUPS = 2
+ROW_MISSES = 3
+RECOMPUTED = 4
+EMB_GAIN = 5
+EMB_LOSS = 6
+KV_GAIN = 7
+KV_LOSS = 8
+HISTORY = 9
+COMPUTE_MS = 10
+TRANSFER_MS = 11
+UPLOADED_TOKENS = 12
+REFILLED_ROWS = 13
+OFFLOADED_TOKENS = 14
+MOVED_PAGES = 15
+SPAN_S = 16
+SIMULATED = 17  # one a simulated alpha
+SUMS = SIMULATED + len(SIM_ALPHAS)
+
+# Indices into Ledger.clock.
+NOW_S = 0  # last arrival
+FREE_AT_S = 1  # when the server has worked off what it accepted
+REFILL_CREDIT = 2  # rows that background traffic may copy
+CLOCKS = 3
+
+
+class Ledger(NamedTuple):
+    """Time and sums of every unit: U units, W window requests, K intervals a window."""
+
+    clock: NDArray[np.float64]  # (U, CLOCKS)
+    sums: NDArray[np.float64]  # (U, K, SUMS), a ring of intervals
+    window_sums: NDArray[np.float64]  # (U, SUMS), scratch
+    service_ms: NDArray[np.float64]  # (U, W), a ring of requests
+    sojourn_ms: NDArray[np.float64]  # (U, W)
+    user: NDArray[np.int32]  # (U, W)
+    served: NDArray[np.int64]  # (U, 1), requests so far
+    interval: NDArray[np.int64]  # (U, 1), intervals so far
+    positions: NDArray[np.int32]  # (U, tokens), scratch of the simulations
+    sampled: NDArray[np.int32]  # (U, tokens)
+
+
+def make_ledger(profile: Profile, units: int) -> Ledger:
+    window = profile.interval.window
+    tokens = profile.model.max_history + profile.model.max_candidates
+    return Ledger(
+        clock=np.zeros((units, CLOCKS)),
+        sums=np.zeros((units, window // profile.interval.requests, SUMS)),
+        window_sums=np.zeros((units, SUMS)),
+        service_ms=np.zeros((units, window)),
+        sojourn_ms=np.zeros((units, window)),
+        user=np.zeros((units, window), np.int32),
+        served=np.zeros((units, 1), np.int64),
+        interval=np.zeros((units, 1), np.int64),
+        positions=np.zeros((units, tokens), np.int32),
+        sampled=np.zeros((units, tokens), np.int32),
+    )
+
+
+@kernel
+def compute_ms(rules, n, length):
+    """The cost model's share of one request: n new tokens against a history of ``length``."""
+    return n * (rules.per_token_ms + rules.per_pair_ms * length) + rules.per_context_ms * length
+
+
+@kernel
+def batch_end(requests, u, first, ledger, limit):
+    """The micro-batch that starts with request ``first``: who has arrived when the server is free, no user twice.
+
+    Returns one past its last request. Gaps are taken as they stand; the clock is at the arrival before ``first``.
+    """
+    at = ledger.clock[u, NOW_S] + requests.gap_s[u, first]
+    start = max(at, ledger.clock[u, FREE_AT_S])
+    end = first + 1
+    while end < requests.user.shape[1] and end - first < limit:
+        at += requests.gap_s[u, end]
+        if at > start:
+            break
+        repeated = False
+        for other in range(first, end):
+            repeated = repeated or requests.user[u, other] == requests.user[u, end]
+        if repeated:
+            break
+        end += 1
+    return end
+
+
+@kernel
+def plan_batch(m, items, requests, u, first, end, plan, ledger, sums, rules):
+    """Plans requests ``first`` to ``end`` of unit ``u`` and counts what they do to the caches.
+
+    m: the unit's Memory; items: (users, max_history), the users' histories; sums: (SUMS,).
+    """
+    begin(m, plan)
+    tokens = 0
+    for r in range(first, end):
+        b = r - first
+        user, version, length = requests.user[u, r], requests.version[u, r], requests.length[u, r]
+        outcome = kv_cache.admit(m, plan, b, user, version, length, rules)
+        cached = plan.cached[b]
+        count = requests.candidate_count[u, r]
+        misses, cold, shadow = 0, 0, 0
+        for i in range(cached, length):
+            slot, found = emb_cache.lookup_row(m, plan, items[user, i], rules)
+            plan.slots[tokens] = slot
+            tokens += 1
+            misses += found >= emb_cache.MISS
+            cold += found == emb_cache.COLD_HIT
+            shadow += found == emb_cache.SHADOW_MISS
+        history_misses = misses
+        for i in range(count):
+            slot, found = emb_cache.lookup_row(m, plan, requests.candidates[u, r, i], rules)
+            plan.slots[tokens] = slot
+            tokens += 1
+            misses += found >= emb_cache.MISS
+            cold += found == emb_cache.COLD_HIT
+            shadow += found == emb_cache.SHADOW_MISS
+        delta = requests.delta[u, r]
+        sums[REQUESTS] += 1
+        sums[KV_HITS] += outcome <= kv_cache.COLD_HIT
+        sums[LOOKUPS] += length - cached + count
+        sums[ROW_MISSES] += misses
+        sums[RECOMPUTED] += length - cached - delta
+        sums[HISTORY] += length
+        sums[EMB_GAIN] += shadow * rules.row_ms
+        sums[EMB_LOSS] += cold * rules.row_ms
+        # A KV miss costs the recomputation and the rows that it fetched for it.
+        if outcome == kv_cache.SHADOW_MISS:
+            sums[KV_GAIN] += compute_ms(rules, length - delta, length) + history_misses * rules.row_ms
+        elif outcome == kv_cache.COLD_HIT:
+            missing = sums[ROW_MISSES] / max(1.0, sums[LOOKUPS])
+            sums[KV_LOSS] += compute_ms(rules, cached, length) + cached * missing * rules.row_ms
+        simulate(
+            m, user, version, length, items[user], requests.candidates[u, r, :count],
+            ledger.positions[u], ledger.sampled[u], rules, sums[SIMULATED:],
+        )  # fmt: skip
+    plan.count[TOKENS] = tokens
+    sums[UPLOADED_TOKENS] += plan.count[UPLOAD_TOKENS]
+
+
+@kernel
+def transfer_ms(plan, rules):
+    """Time on the host link that the batch waits for: missed rows in one transfer, KV copied up in another."""
+    ms = 0.0
+    if plan.count[FILLS] > 0:
+        ms += rules.latency_ms + plan.count[FILLS] * rules.row_ms
+    if plan.count[UPLOAD_TOKENS] > 0:
+        ms += rules.latency_ms + plan.count[UPLOAD_TOKENS] * rules.kv_token_ms
+    return ms
+
+
+@kernel
+def account(requests, u, first, end, computed_ms, waited_ms, ledger, sums):
+    """Queues the batch on the virtual clock (start = max(last arrival, server free)) and records its latencies."""
+    clock = ledger.clock[u]
+    service = computed_ms + waited_ms
+    window = ledger.user.shape[1]
+    arrival = clock[NOW_S]
+    for r in range(first, end):
+        arrival += requests.gap_s[u, r]
+    done = max(arrival, clock[FREE_AT_S]) + service * 1e-3
+    arrival = clock[NOW_S]
+    for r in range(first, end):
+        arrival += requests.gap_s[u, r]
+        k = ledger.served[u, 0] % window
+        ledger.service_ms[u, k] = service
+        ledger.sojourn_ms[u, k] = (done - arrival) * 1e3
+        ledger.user[u, k] = requests.user[u, r]
+        ledger.served[u, 0] += 1
+    sums[SPAN_S] += arrival - clock[NOW_S]
+    clock[NOW_S] = arrival
+    clock[FREE_AT_S] = done
+    sums[COMPUTE_MS] += computed_ms
+    sums[TRANSFER_MS] += waited_ms
+
+
+@kernel
+def plan_refill(m, plan, elapsed_ms, ledger, u, sums, rules):
+    """Background copies for the time that has passed, at the link's background share."""
+    clock = ledger.clock[u]
+    if emb_cache.refill_backlog(m, rules) == 0:
+        clock[REFILL_CREDIT] = 0.0
+        return 0
+    clock[REFILL_CREDIT] += elapsed_ms * rules.background_rows_per_ms
+    rows = emb_cache.refill(m, plan, rules, int(clock[REFILL_CREDIT]))
+    clock[REFILL_CREDIT] -= rows
+    sums[REFILLED_ROWS] += rows
+    return rows
+
+
+@kernel
+def open_interval(m, traffic, u, values, gaps_s, target_pages, budget, requests, plan, ledger, rules):
+    """Draws the interval's requests and moves pages towards the target. Returns the place in the ring of sums."""
+    sample_interval(traffic, u, values, gaps_s, requests)
+    place = ledger.interval[u, 0] % ledger.sums.shape[1]
+    sums = ledger.sums[u, place]
+    sums[:] = 0.0
+    sums[MOVED_PAGES] = move_towards(m, plan, target_pages, budget, rules)
+    return place
+
+
+@kernel
+def serve_interval(memory, traffic, values, gaps_s, targets, budget, limit, requests, plan, ledger, rules):
+    """One interval of every unit on the modelled rung.
+
+    values: (units, parameters); gaps_s: (units, requests); targets: (units,) pages.
+    """
+    for u in range(values.shape[0]):
+        m = unit_of(memory, u)
+        place = open_interval(
+            m, traffic, u, values[u], gaps_s[u], targets[u], budget, requests, plan, ledger, rules
+        )
+        sums = ledger.sums[u, place]
+        first = 0
+        while first < requests.user.shape[1]:
+            end = batch_end(requests, u, first, ledger, limit)
+            plan_batch(m, traffic.items[u], requests, u, first, end, plan, ledger, sums, rules)
+            computed = rules.base_ms
+            for r in range(first, end):
+                n = requests.length[u, r] - plan.cached[r - first] + requests.candidate_count[u, r]
+                computed += compute_ms(rules, n, requests.length[u, r])
+            waited = transfer_ms(plan, rules)
+            account(requests, u, first, end, computed, waited, ledger, sums)
+            plan_refill(m, plan, computed + waited, ledger, u, sums, rules)
+            first = end
+        ledger.interval[u, 0] += 1
+
+
