@@ -20,8 +20,8 @@ from helm_gym.compiled import kernel
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from real_backend import fbgemm
-from real_backend.hstu.model import HSTU, Sequences
-from real_backend.memory.layout import FILLS, MOVES, OFFLOADS, REFILLS, TOKENS, Plan
+from real_backend.hstu.model import HSTU, Jagged
+from real_backend.memory.layout import FILLS, MOVES, OFFLOADS, REFILLS, TOKENS, Plan, make_plan
 
 
 class MicroBatch(NamedTuple):
@@ -29,7 +29,7 @@ class MicroBatch(NamedTuple):
 
     length: NDArray[np.int32]  # (batch,), history tokens, the new ones included
     candidates: NDArray[np.int32]  # (batch,)
-    pages: NDArray[np.int32]  # (batch, pages a user), page table of each request's user, -1: no page
+    pages: NDArray[np.int32]  # (batch, pages a user), contiguous, page table of each request's user, -1: no page
 
 
 @kernel
@@ -102,11 +102,13 @@ class Engine:
         self.table = torch.empty((profile.population.items, model.embedding_dim), dtype=dtype, pin_memory=self._cuda)
         self.table.normal_(generator=torch.Generator().manual_seed(model.seed))
         places = (profile.kv_miss.host_users, profile.pages_per_user, self.pages.shape[1])
-        self.host = torch.zeros(places, dtype=dtype, pin_memory=self._cuda)
+        self.host = torch.zeros(places, dtype=dtype, pin_memory=self._cuda and profile.kv_miss.host_users > 0)
 
         self.hstu = HSTU(model, self.device)
-        self._index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)
+        index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)
+        self._index, self._index_array = index.unbind(), index.numpy()
         self._copies = torch.cuda.Stream(self.device) if self._cuda else None
+        self._warm_up()
 
     def execute(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
         """Scores of all requests' candidates, end to end: float32 (candidates,), in host memory.
@@ -147,8 +149,15 @@ class Engine:
         with self._on_copy_stream():
             self._fill(plan.refill_row[:n], plan.refill_slot[:n])
 
+    def _warm_up(self) -> None:
+        """Compiles the index kernel and lets the libraries set themselves up, off the first request's clock."""
+        plan, one = make_plan(self.profile), np.ones(1, np.int32)
+        plan.cached[0] = plan.stored[0] = plan.slots[0] = plan.slots[1] = 0
+        plan.count[TOKENS] = 2
+        self.execute(plan, MicroBatch(one, one, np.full((1, self.profile.pages_per_user), -1, np.int32)))
+
     def _offload(self, plan: Plan) -> None:
-        n = plan.count[OFFLOADS]
+        n = int(plan.count[OFFLOADS])
         # One by one, since a later one may overwrite the place of an earlier one.
         for place, pages in zip(plan.offload_place[:n], plan.offload_pages[:n], strict=True):
             pages = pages[pages >= 0]
@@ -174,19 +183,22 @@ class Engine:
 
     def _score(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
         size, page_tokens = len(batch.length), self.profile.tokens_per_page
-        cached, pages = plan.cached[:size], -(-int(batch.length.max()) // page_tokens)
-        new, kept = _locate(plan.slots, cached, plan.stored, *batch, page_tokens, pages * page_tokens, self._index.numpy())
+        cached, length = plan.cached[:size].tolist(), batch.length.tolist()
+        pages = -(-max(length) // page_tokens)
+        places = pages * page_tokens
+        new, kept = _locate(plan.slots, plan.cached, plan.stored, *batch, page_tokens, places, self._index_array)
+        counts = (int(plan.count[TOKENS]), new, new, kept, kept)
         slot, position, row, source, place = (
-            self._index[i, :n].to(self.device, non_blocking=True)
-            for i, n in enumerate((plan.count[TOKENS], new, new, kept, kept))
+            index.narrow(0, 0, n).to(self.device, non_blocking=True)
+            for index, n in zip(self._index, counts, strict=True)
         )
         buffer = self._kv[: size * pages]
-        if cached.any():
+        if any(cached):
             wanted = np.maximum(batch.pages[:, :pages], 0).ravel()  # no page: anything finite will do
             torch.index_select(self.pages, 0, self._send(wanted), out=buffer)
-        kv = buffer.view(size, pages * page_tokens, *self.tokens.shape[1:])
+        kv = buffer.view(size, places, *self.tokens.shape[1:])
         x = fbgemm.operators().index_select_dim0(self.rows, slot)
-        scores: torch.Tensor = self.hstu(x, Sequences(cached, batch.length, batch.candidates, position, row, x), kv)
+        scores: torch.Tensor = self.hstu(x, Jagged(cached, length, batch.candidates.tolist(), position, row, x), kv)
         if kept:
             self.tokens.index_copy_(0, place, kv.flatten(0, 1).index_select(0, source))
         return scores
@@ -230,8 +242,8 @@ def _check_profile(profile: Profile) -> None:
         if count * size != profile.pool.page_bytes:
             raise InvalidInputError(
                 f"Profile '{profile.name}': pool.page_bytes {profile.pool.page_bytes} must be a multiple of the "
-                f"{size} B that one of its {what} takes; choose a multiple of both a row's {profile.row_bytes} B and a token's "
-                f"{profile.kv_bytes_per_token} B."
+                f"{size} B that one of its {what} takes; choose a multiple of both a row's {profile.row_bytes} B "
+                f"and a token's {profile.kv_bytes_per_token} B."
             )
 
 
@@ -240,7 +252,9 @@ def _check_batch(profile: Profile, plan: Plan, batch: MicroBatch) -> None:
     size, model = len(batch.length), profile.model
     if not 0 < size <= profile.max_batch:
         raise InvalidInputError(f"A micro-batch of {size} requests; this profile takes 1 to {profile.max_batch}.")
-    longest, most = batch.length.max(), batch.candidates.max()
+    length, candidates = batch.length.tolist(), batch.candidates.tolist()
+    cached, stored = plan.cached[:size].tolist(), plan.stored[:size].tolist()
+    longest, most = max(length), max(candidates)
     if longest > model.max_history:
         raise InvalidInputError(
             f"A history of {longest} tokens is longer than the model's maximum of {model.max_history}; "
@@ -251,9 +265,8 @@ def _check_batch(profile: Profile, plan: Plan, batch: MicroBatch) -> None:
             f"{most} candidates are more than the model's maximum of {model.max_candidates}; "
             "score them in several requests or raise model.max_candidates."
         )
-    cached, stored = plan.cached[:size], plan.stored[:size]
-    if (cached < 0).any() or (cached > batch.length).any() or (stored > batch.length).any():
+    if any(not (0 <= c <= n and s <= n) for c, s, n in zip(cached, stored, length, strict=True)):
         raise InvalidInputError("A plan reads or stores more history tokens than the request has.")
-    tokens = int(batch.length.sum() - cached.sum() + batch.candidates.sum())
+    tokens = sum(length) - sum(cached) + sum(candidates)
     if tokens != plan.count[TOKENS]:
         raise InvalidInputError(f"A plan has {plan.count[TOKENS]} slots for a micro-batch of {tokens} tokens.")

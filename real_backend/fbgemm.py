@@ -8,11 +8,10 @@ import importlib
 import importlib.metadata
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from helm_gym.errors import IncompatibleError, InvalidInputError
 
@@ -42,24 +41,22 @@ def operators() -> Any:
     return torch.ops.fbgemm
 
 
-def offsets(lengths: NDArray[np.integer[Any]], device: torch.device) -> torch.Tensor:
+def offsets(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     """Where each of ``lengths`` (batch,) starts when all lie end to end, and the total: int64 (batch + 1,)."""
     result: torch.Tensor = operators().asynchronous_complete_cumsum(
-        torch.from_numpy(lengths.astype(np.int64)).to(device, non_blocking=True)
+        torch.tensor(lengths, dtype=torch.int64, device=device)
     )
     return result
 
 
-def pad(
-    x: torch.Tensor, lengths: NDArray[np.integer[Any]], starts: torch.Tensor, width: int
-) -> torch.Tensor:
+def pad(x: torch.Tensor, lengths: Sequence[int], starts: torch.Tensor, width: int) -> torch.Tensor:
     """Jagged (tokens, d) -> (batch, width, d), with zeros behind each sequence.
 
     Raises:
         InvalidInputError: a sequence is longer than ``width``; fbgemm itself would cut it off silently.
     """
-    if lengths.max(initial=0) > width:
-        raise InvalidInputError(f"A sequence of {lengths.max()} tokens does not fit in {width}; raise the width.")
+    if max(lengths) > width:
+        raise InvalidInputError(f"A sequence of {max(lengths)} tokens does not fit in {width}; raise the width.")
     result: torch.Tensor = operators().jagged_to_padded_dense(x, [starts], [width], 0.0)
     return result
 

@@ -35,8 +35,14 @@ def _characteristic_time(
     return np.asarray(10.0**low)
 
 
-def _kv(profile: Profile, x: NDArray[np.float64], alphas: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """History tokens computed again a request at each alpha, and the mean history length of a request."""
+def _kv(
+    profile: Profile, x: NDArray[np.float64], alphas: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """What a KV cache of each size leaves to be computed again, by kind of user.
+
+    Returns: (users, alphas) history tokens a request; (users, alphas) how often a user's history is gone through, a
+    request; the mean history length of a request. Users: each hot one, all cold ones, those seen only once.
+    """
     p, interval = profile.population, profile.interval.requests
     hot_share, turnover = x[INDEX["hot_share"]], max(1e-6, x[INDEX["turnover"]])
     count = int(x[INDEX["hot_users"]])
@@ -54,11 +60,17 @@ def _kv(profile: Profile, x: NDArray[np.float64], alphas: NDArray[np.float64]) -
     time = _characteristic_time(rates, sizes, streamed, (1.0 - alphas) * profile.pool.pages)
     found = 1.0 - np.exp(-rates[:, None] * time)
     found[:-1] *= (1.0 - np.minimum(1.0, 1.0 / np.maximum(visits, 1e-9)))[:, None]  # a first visit never hits
-    share = np.append(heat, cold)
+    once = (1.0 - hot_share) * x[INDEX["new_share"]]
     lengths = np.append(length, x[INDEX["mean_history"]])
-    never = (1.0 - hot_share) * x[INDEX["new_share"]] * x[INDEX["mean_history"]]
-    again = ((share * lengths)[:, None] * (1.0 - found)).sum(0) + never
-    return again, float((share * lengths).sum() + never)
+    shares = np.append(heat, cold)
+    tokens_again = (shares * lengths)[:, None] * (1.0 - found)
+    tokens_once = np.full((1, len(alphas)), once * x[INDEX["mean_history"]])
+    passes = rates[:, None] * (1.0 - found)
+    return (
+        np.concatenate([tokens_again, tokens_once]),
+        np.concatenate([passes, np.zeros((1, len(alphas)))]),
+        float((shares * lengths).sum() + tokens_once[0, 0]),
+    )
 
 
 def service_ms(
@@ -70,20 +82,22 @@ def service_ms(
     inside = np.diff(edges)
     result = np.empty((len(values), len(alphas)))
     for k, x in enumerate(values):
-        again, length = _kv(profile, x, alphas)
+        again, passes, length = _kv(profile, x, alphas)
         popularity = (0.5 * (edges[1:] + edges[:-1])) ** -x[INDEX["item_zipf"]] * inside
         popularity /= popularity.sum()
         rows = alphas * profile.pool.pages * profile.rows_per_page
         time = _characteristic_time(popularity / inside, inside, 0.0, np.minimum(rows, 0.999 * items))
         missing = (popularity[:, None] * np.exp(-(popularity / inside)[:, None] * time)).sum(0)
-        delta, candidates = x[INDEX["delta_tokens"]], x[INDEX["candidates"]]
-        tokens = candidates + delta + again
+        fresh = x[INDEX["candidates"]] + x[INDEX["delta_tokens"]]
+        tokens = fresh + again.sum(0)
+        # A row of a history that is gone through often stays resident for that alone.
+        missed = missing * (fresh + (again * np.exp(-passes * time / tokens)).sum(0))
         result[k] = (
             cost.base_ms
             + tokens * (cost.per_token_ms + cost.per_pair_ms * length)
             + cost.per_context_ms * length
             + profile.link.latency_ms
-            + tokens * missing * profile.row_ms
+            + missed * profile.row_ms
         )
     return result
 

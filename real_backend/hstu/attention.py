@@ -7,7 +7,8 @@ gives to itself is added apart (``add_self``), because no other query sees a can
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,67 +17,74 @@ from numpy.typing import NDArray
 
 from real_backend import fbgemm
 
-Ints = NDArray[np.integer[Any]]
-
 # Queries in a block of the causal part: small enough to skip most keys that no query of the block sees, large enough
 # for a matrix product to be worth its call.
 BLOCK = {"cpu": 128, "cuda": 1024}
 
 
 class Block(NamedTuple):
-    """``count`` queries from ``start`` on: all see ``full`` keys, some see more, up to ``keys``, as in ``mask``."""
+    """``size`` queries from ``start`` on: all see ``full`` keys, some see more, up to ``keys``, as in ``mask``."""
 
     start: int
-    count: int
+    size: int
     full: int
     keys: int
     mask: torch.Tensor | None  # (batch, 1, queries or 1, keys - full), 1 where seen; None where full == keys
 
 
-def _block(start: int, count: int, last: Ints, like: torch.Tensor) -> Block:
-    """The block of queries whose last visible keys are ``last``, (batch, queries) or (batch, 1)."""
-    full, keys = int(last.min()) + 1, int(last.max()) + 1
-    if full == keys:
-        return Block(start, count, full, keys, None)
-    seen = np.arange(full, keys) <= last[:, None, :, None]
-    return Block(start, count, full, keys, torch.from_numpy(seen).to(like.device, like.dtype, non_blocking=True))
-
-
 class Group:
-    """One kind of token (new history, or candidates) of every request of a micro-batch, request by request."""
+    """One kind of token (new history, or candidates) of every request of a micro-batch, request by request.
 
-    def __init__(self, lengths: Ints, blocks: list[Block], device: torch.device) -> None:
+    Args:
+        lengths: tokens of each request.
+        blocks: the queries that are multiplied together; they cover the longest request.
+        device: where the tokens are.
+    """
+
+    def __init__(self, lengths: Sequence[int], blocks: list[Block], device: torch.device) -> None:
         self.blocks = blocks
         self._lengths = lengths
-        self._total, self._width = int(lengths.sum()), int(lengths.max())
+        self._total, self.width = sum(lengths), max(lengths)
         # One request is its own padding: a view. This is the common case on CPU, where a copy would count.
         self._starts = fbgemm.offsets(lengths, device) if len(lengths) > 1 else None
 
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """(tokens, d) -> as many rows for each request: viewable as (batch, width, d)."""
-        return x if self._starts is None else fbgemm.pad(x, self._lengths, self._starts, self._width)
+        return x if self._starts is None else fbgemm.pad(x, self._lengths, self._starts, self.width)
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
         """(batch * width, d) -> (tokens, d)."""
         if self._starts is None:
             return x
-        return fbgemm.unpad(x.view(len(self._lengths), self._width, -1), self._starts, self._total)
+        return fbgemm.unpad(x.view(len(self._lengths), self.width, x.shape[1]), self._starts, self._total)
 
 
-def history_group(cached: Ints, length: Ints, like: torch.Tensor) -> Group:
-    """New history tokens: positions ``cached`` .. ``length``-1 of each request, causal."""
-    lengths = length - cached
-    width, step = int(lengths.max()), BLOCK[like.device.type]
-    last = np.minimum(cached[:, None] + np.arange(width), length[:, None] - 1)  # padding sees what is there anyway
-    blocks = [
-        _block(start, min(step, width - start), last[:, start : start + step], like) for start in range(0, width, step)
-    ]
+def history_group(cached: Sequence[int], length: Sequence[int], like: torch.Tensor) -> Group:
+    """New history tokens: positions ``cached`` .. ``length``-1 of each request, causal; on the device of ``like``."""
+    lengths = [end - start for start, end in zip(cached, length, strict=True)]
+    width, step, blocks = max(lengths), BLOCK[like.device.type], []
+    for start in range(0, width, step):
+        stop = min(start + step, width)
+        full = min(min(c + start + 1, n) for c, n in zip(cached, length, strict=True))
+        keys = max(min(c + stop, n) for c, n in zip(cached, length, strict=True))
+        mask = _mask(np.add.outer(cached, np.arange(start, stop)), full, keys, like)
+        blocks.append(Block(start, stop - start, full, keys, mask))
     return Group(lengths, blocks, like.device)
 
 
-def candidate_group(candidates: Ints, length: Ints, like: torch.Tensor) -> Group:
+def candidate_group(candidates: Sequence[int], length: Sequence[int], like: torch.Tensor) -> Group:
     """Candidates: each sees the whole history."""
-    return Group(candidates, [_block(0, int(candidates.max()), length[:, None] - 1, like)], like.device)
+    full, keys = min(length), max(length)
+    mask = _mask(np.subtract(length, 1)[:, None], full, keys, like)
+    return Group(candidates, [Block(0, max(candidates), full, keys, mask)], like.device)
+
+
+def _mask(last: NDArray[np.int64], full: int, keys: int, like: torch.Tensor) -> torch.Tensor | None:
+    """1 where a query with the last visible key ``last``, (batch, queries or 1), sees keys ``full`` .. ``keys``-1."""
+    if full == keys:
+        return None
+    seen = last[:, None, :, None] >= np.arange(full, keys)
+    return torch.from_numpy(seen).to(like.device, like.dtype, non_blocking=True)
 
 
 def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: Group, batch: int) -> torch.Tensor:
@@ -92,22 +100,22 @@ def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: Gro
     Returns:
         (tokens, heads * d_v), jagged.
     """
-    heads = len(keys) // batch
-    queries = group.pad(q).view(batch, -1, heads, keys.shape[1]).transpose(1, 2).flatten(0, 1)
+    heads, d_v = keys.shape[0] // batch, values.shape[2]
+    queries = group.pad(q).view(batch, group.width, heads, keys.shape[1]).transpose(1, 2).flatten(0, 1)
     parts = []
-    for start, count, full, end, mask in group.blocks:
+    for start, size, full, end, mask in group.blocks:
         # SiLU(0) = 0, and all that a mask hides is finite: what is not seen is multiplied away.
-        a = F.silu(torch.bmm(queries.narrow(1, start, count), keys.narrow(2, 0, end)), inplace=True)
+        a = F.silu(torch.bmm(queries.narrow(1, start, size), keys.narrow(2, 0, end)), inplace=True)
         if mask is not None:
-            a.view(batch, heads, count, end).narrow(3, full, end - full).mul_(mask)
+            a.view(batch, heads, size, end).narrow(3, full, end - full).mul_(mask)
         o = torch.bmm(a, values.narrow(1, 0, end))
-        parts.append(o.view(batch, heads, count, -1).transpose(1, 2))
+        parts.append(o.view(batch, heads, size, d_v).transpose(1, 2))
     o = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    return group.unpad(o.reshape(-1, heads * values.shape[2]))
+    return group.unpad(o.reshape(-1, heads * d_v))
 
 
 def add_self(o: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> None:
     """Adds to ``o`` (tokens, heads * d_v), in place, what each token gives to itself: ``SiLU(q . k) v``."""
-    shape = (len(q), heads, -1)
-    a = F.silu((q * k).view(shape).sum(-1, keepdim=True), inplace=True)
-    o.view(shape).addcmul_(a, v.unflatten(1, (heads, -1)))
+    n = q.shape[0]
+    a = F.silu((q * k).view(n, heads, q.shape[1] // heads).sum(-1, keepdim=True), inplace=True)
+    o.view(n, heads, o.shape[1] // heads).addcmul_(a, v.view(n, heads, v.shape[1] // heads))

@@ -4,6 +4,7 @@ Production variant (Zhai et al., ICML 2024, as in Meta's ``modules/stu.py`` and 
 ``U, V, Q, K = LN(x) W_uvqk``, SiLU on U only; ``O = (SiLU(Q K^T / sqrt(d_qk)) / N) V``;
 ``y = x + [U, O, U * LN(O)] W_o``.
 
+In the last layer only candidates go on: a history token is needed there for its K and V, and for nothing else.
 A cached answer is exact because nothing of a history token depends on what comes after it: N is a constant of the
 model, positions count from the start, and no token sees all of the history except candidates, which are never cached.
 """
@@ -12,15 +13,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from helm_gym.profile import Model
-from real_backend.hstu.attention import Group, Ints, add_self, attend, candidate_group, history_group
+from real_backend.hstu.attention import add_self, attend, candidate_group, history_group
 
 EPS = 1e-6
 
@@ -29,31 +30,45 @@ def _draw(generator: torch.Generator, *shape: int, scale: float, mean: float = 0
     return nn.Parameter(mean + scale * torch.randn(shape, generator=generator), requires_grad=False)
 
 
-class Sequences:
+class Jagged:
     """A micro-batch as the model sees it: all requests' new history tokens, then all requests' candidates.
 
     Args:
-        cached: (batch,), history tokens whose K and V are at hand.
-        length: (batch,), history tokens, the new ones included.
-        candidates: (batch,).
+        cached: history tokens of each request whose K and V are at hand.
+        length: history tokens of each request, the new ones included.
+        candidates: candidates of each request.
         position: int64 (new tokens,), each new history token's position in its history.
-        row: int64 (new tokens,), its place in the K and V buffer, counted over (batch, tokens).
+        row: int64 (new tokens,), its place in the K and V buffer, counted over (batch, places).
         like: a tensor of the model's device and dtype.
     """
 
     def __init__(
         self,
-        cached: Ints,
-        length: Ints,
-        candidates: Ints,
+        cached: Sequence[int],
+        length: Sequence[int],
+        candidates: Sequence[int],
         position: torch.Tensor,
         row: torch.Tensor,
         like: torch.Tensor,
     ) -> None:
-        self.batch, self.new = len(length), len(position)
+        self.batch, self.new = len(length), position.shape[0]
         self.position, self.row = position, row
-        self.history: Group = history_group(cached, length, like)
-        self.candidates: Group = candidate_group(candidates, length, like)
+        self.history = history_group(cached, length, like)
+        self.candidates = candidate_group(candidates, length, like)
+
+
+class Packed(NamedTuple):
+    """A layer's weights as inference multiplies by them. A tuple, since nn.Module's attributes take 1 us each."""
+
+    norm: torch.Tensor
+    norm_bias: torch.Tensor
+    uq: torch.Tensor  # (d, heads * (d_v + d_qk)), for tokens that go on; Q with 1 / sqrt(d_qk)
+    uq_bias: torch.Tensor
+    kv: torch.Tensor  # (d, heads * (d_qk + d_v)), for all tokens; V with 1 / N
+    kv_bias: torch.Tensor
+    out_norm: torch.Tensor
+    out_norm_bias: torch.Tensor
+    output: torch.Tensor
 
 
 class KV(NamedTuple):
@@ -82,20 +97,31 @@ class Layer(nn.Module):
         self.out_norm_weight = draw(self.sizes[0], scale=0.1, mean=1.0)
         self.out_norm_bias = draw(self.sizes[0], scale=0.1)
         self.output = draw(3 * self.sizes[0], d, scale=math.sqrt(0.5 / (3 * self.sizes[0])))
-        for name in ("uq", "uq_bias", "kv", "kv_bias"):
-            self.register_buffer(name, None, persistent=False)
-        self.pack()
         self.register_load_state_dict_post_hook(lambda layer, _: layer.pack())
+        self.pack()
 
     def pack(self) -> None:
-        """Splits W_uvqk into U, Q (of tokens that go on) and K, V (of all), with 1/sqrt(d_qk) in Q and 1/N in V."""
-        for suffix in ("", "_bias"):
-            whole: torch.Tensor = getattr(self, "uvqk" + suffix)
-            u, v, q, k = (part * s for part, s in zip(whole.split(self.sizes, -1), self.scales, strict=True))
-            setattr(self, "uq" + suffix, torch.cat((u, q), -1))
-            setattr(self, "kv" + suffix, torch.cat((k, v), -1))
+        """Rearranges and scales W_uvqk; the constants 1 / sqrt(d_qk) and 1 / N then cost nothing."""
+        u, v, q, k = (w * s for w, s in zip(self.uvqk.split_with_sizes(self.sizes, 1), self.scales, strict=True))
+        ub, vb, qb, kb = (w * s for w, s in zip(self.uvqk_bias.split_with_sizes(self.sizes), self.scales, strict=True))
+        self.packed = Packed(
+            self.norm_weight,
+            self.norm_bias,
+            torch.cat((u, q), 1),
+            torch.cat((ub, qb)),
+            torch.cat((k, v), 1),
+            torch.cat((kb, vb)),
+            self.out_norm_weight,
+            self.out_norm_bias,
+            self.output,
+        )
 
-    def forward(self, x: torch.Tensor, seq: Sequences, kv: KV, last: bool) -> torch.Tensor:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Layer:
+        super()._apply(fn, recurse)  # .to() and its kin
+        self.pack()
+        return self
+
+    def forward(self, x: torch.Tensor, seq: Jagged, kv: KV, last: bool) -> torch.Tensor:
         """Advances tokens by one layer and puts the new history's K and V into ``kv``.
 
         Args:
@@ -107,25 +133,25 @@ class Layer(nn.Module):
         Returns:
             (tokens, d); after the last layer, (candidates, d).
         """
-        new = seq.new
+        w, new, heads = self.packed, seq.new, self.heads
         u_dim, _, q_dim, k_dim = self.sizes
-        normed = F.layer_norm(x, x.shape[1:], self.norm_weight, self.norm_bias, EPS)
-        fresh = torch.addmm(self.kv_bias, normed, self.kv)
+        normed = F.layer_norm(x, x.shape[1:], w.norm, w.norm_bias, EPS)
+        fresh = torch.addmm(w.kv_bias, normed, w.kv)
         kv.rows.index_copy_(0, seq.row, fresh[:new])
-        k, v = fresh[new:].split((k_dim, u_dim), 1)
+        k, v = fresh[new:].split_with_sizes((k_dim, u_dim), 1)
         keys, values = kv.keys.flatten(0, 1), kv.values.flatten(0, 1)  # views for a batch of one
 
         if last:
             x, normed = x[new:], normed[new:]
-        u, q = torch.addmm(self.uq_bias, normed, self.uq).split((u_dim, q_dim), 1)
+        u, q = torch.addmm(w.uq_bias, normed, w.uq).split_with_sizes((u_dim, q_dim), 1)
         own = q if last else q[new:]
         o = attend(own, keys, values, seq.candidates, seq.batch)
-        add_self(o, own, k, v, self.heads)
-        if not last:
+        add_self(o, own, k, v, heads)
+        if new and not last:
             o = torch.cat((attend(q[:new], keys, values, seq.history, seq.batch), o))
         u = F.silu(u)
-        gated = F.layer_norm(o, o.shape[1:], self.out_norm_weight, self.out_norm_bias, EPS).mul_(u)
-        return x.addmm_(torch.cat((u, o, gated), 1), self.output)
+        gated = F.layer_norm(o, o.shape[1:], w.out_norm, w.out_norm_bias, EPS).mul_(u)
+        return x.addmm_(torch.cat((u, o, gated), 1), w.output)
 
 
 class HSTU(nn.Module):
@@ -146,7 +172,7 @@ class HSTU(nn.Module):
         self.to(device=device, dtype=getattr(torch, model.dtype))
 
     @torch.inference_mode()
-    def forward(self, x: torch.Tensor, seq: Sequences, kv: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, seq: Jagged, kv: torch.Tensor) -> torch.Tensor:
         """Scores every candidate, and completes ``kv`` with the new history's K and V.
 
         Args:
@@ -162,11 +188,11 @@ class HSTU(nn.Module):
         for i, (layer, views) in enumerate(zip(self.layers, self._views(kv), strict=True)):
             x = layer(x, seq, views, last=i == len(self.layers) - 1)
         x = F.layer_norm(x, x.shape[1:], self.norm_weight, self.norm_bias, EPS)
-        return torch.addmv(self.head_bias, x, self.head).float()
+        return torch.mv(x, self.head).add_(self.head_bias).float()
 
     def _views(self, kv: torch.Tensor) -> Iterator[KV]:
-        """All layers' views, made together: on CPU a view costs as much time as a hundred tokens' SiLU."""
-        h, qk = self.model.heads, self.model.heads * self.model.qk_dim
-        keys = kv[..., :qk].unflatten(3, (h, -1)).permute(2, 0, 3, 4, 1)
-        values = kv[..., qk:].unflatten(3, (h, -1)).permute(2, 0, 3, 1, 4)
+        """All layers' views, made together: on CPU every view takes about 1 us of a request."""
+        h, qk, d_v = self.model.heads, self.model.qk_dim, self.model.v_dim
+        keys = kv[..., : h * qk].view(*kv.shape[:3], h, qk).permute(2, 0, 3, 4, 1)
+        values = kv[..., h * qk :].view(*kv.shape[:3], h, d_v).permute(2, 0, 3, 1, 4)
         return map(KV, kv.flatten(0, 1).unbind(1), keys.unbind(), values.unbind())

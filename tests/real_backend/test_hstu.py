@@ -13,7 +13,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Model
 from real_backend import fbgemm
 from real_backend.hstu import attention
-from real_backend.hstu.model import HSTU, Sequences
+from real_backend.hstu.model import HSTU, Jagged
 
 Floats = NDArray[np.float64]
 MODELS = [
@@ -48,9 +48,9 @@ def naive_scores(net: HSTU, rows: Floats, length: int) -> Floats:
         for a in range(tokens):
             for b in range(tokens):
                 if a == b or min(a, length) > min(b, length):
-                    for head in range(h):
-                        o[a, head] += _silu(q[a, head] @ k[b, head] / np.sqrt(qk)) / big_n * v[b, head]
-        o, u = o.reshape(tokens, -1), _silu(u)
+                    score = (q[a] * k[b]).sum(-1, keepdims=True) / np.sqrt(qk)  # of every head
+                    o[a] += _silu(score) / big_n * v[b]
+        o, u = o.reshape(tokens, h * dv), _silu(u)
         gated = u * _norm(o, p["out_norm_weight"], p["out_norm_bias"])
         x = x + np.concatenate([u, o, gated], axis=1) @ p["output"]
     scores: Floats = _norm(x[length:], w["norm_weight"], w["norm_bias"]) @ w["head"] + w["head_bias"]
@@ -59,13 +59,12 @@ def naive_scores(net: HSTU, rows: Floats, length: int) -> Floats:
 
 def run(net: HSTU, requests: list[tuple[torch.Tensor, torch.Tensor, int]], kv: torch.Tensor) -> list[torch.Tensor]:
     """Scores of (history rows, candidate rows, cached tokens) in one micro-batch over ``kv`` (batch, places, ...)."""
-    cached, length = np.array([r[2] for r in requests]), np.array([len(r[0]) for r in requests])
-    candidates = np.array([len(r[1]) for r in requests])
+    cached, length, candidates = [r[2] for r in requests], [len(r[0]) for r in requests], [len(r[1]) for r in requests]
     position = [np.arange(a, b) for a, b in zip(cached, length, strict=True)]
     row = [p + i * kv.shape[1] for i, p in enumerate(position)]
     x = torch.cat([history[n:] for history, _, n in requests] + [c for _, c, _ in requests])
-    seq = Sequences(cached, length, candidates, *(torch.from_numpy(np.concatenate(a)) for a in (position, row)), x)
-    return list(net(x, seq, kv).split(candidates.tolist()))
+    seq = Jagged(cached, length, candidates, *(torch.from_numpy(np.concatenate(a)) for a in (position, row)), x)
+    return list(net(x, seq, kv).split(candidates))
 
 
 def buffer(model: Model, batch: int) -> torch.Tensor:
@@ -133,6 +132,6 @@ def test_weights_are_a_function_of_the_seed_and_survive_a_round_trip():
 
 
 def test_padding_never_cuts_a_sequence_off():
-    lengths = np.array([2, 5])
+    lengths = [2, 5]
     with pytest.raises(InvalidInputError, match="5 tokens does not fit in 4"):
         fbgemm.pad(torch.zeros(7, 3), lengths, fbgemm.offsets(lengths, torch.device("cpu")), 4)

@@ -1,0 +1,110 @@
+"""One control interval after another, for any number of lanes and nodes: the loop that everything drives.
+
+    workload -> backend -> telemetry -> observation -> policy -> action -> backend
+
+Environments, evaluation and training differ only in who calls ``step``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from helm_gym.actions import Mode, apply_action
+from helm_gym.backend import Backend
+from helm_gym.errors import InvalidInputError
+from helm_gym.observation import ObservationLayout
+from helm_gym.reward import cost_terms
+from helm_gym.tasks import Task
+from helm_gym.telemetry import Telemetry
+from helm_gym.workload.regimes import make_path
+from helm_gym.workload.state import WorkloadPath
+from helm_gym.workload.traces import Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The outcome of one interval.
+
+    Attributes:
+        observation: float32 (lanes, nodes, width).
+        reward: float64 (lanes,), the negative cost.
+        terms: the cost's terms, each (lanes,).
+        telemetry: what the backend reported.
+        done: whether the path is at its end.
+    """
+
+    observation: NDArray[np.float32]
+    reward: NDArray[np.float64]
+    terms: dict[str, NDArray[np.float64]]
+    telemetry: Telemetry
+    done: bool
+
+
+class ControlLoop:
+    """Drives a backend along a workload's path; its caller decides the actions.
+
+    Args:
+        task: regime, horizon, warm-up and weights.
+        backend: opened for the task's profile, with as many lanes as episodes are wanted at once.
+        mode: whether an action changes the target or is it.
+        trace: recorded arrivals, for the regime ``trace``.
+        intervals: length of an episode; the task's horizon where not given.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        backend: Backend,
+        mode: Mode = "delta",
+        trace: Trace | None = None,
+        intervals: int | None = None,
+    ):
+        self.task = task
+        self.backend = backend
+        self.profile = backend.spec.profile
+        self.layout = ObservationLayout(self.profile)
+        self.mode: Mode = mode
+        self.trace = trace
+        self.intervals = task.horizon if intervals is None else intervals
+        self.path: WorkloadPath | None = None
+        self.t = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.backend.spec.lanes, self.backend.spec.nodes
+
+    def reset(self, seeds: Sequence[int]) -> Step:
+        """Starts one episode a lane, warm: ``warmup`` intervals of the first setting at ``start_alpha``."""
+        if len(seeds) != self.shape[0]:
+            raise InvalidInputError(f"{len(seeds)} seeds were given for {self.shape[0]} lanes.")
+        path = make_path(self.task.regime, self.profile, seeds, self.intervals, self.trace)
+        self.path, self.t = path, 0
+        self.target = np.full(self.shape, self.task.start_alpha)
+        self.backend.reset(path.at(0), np.asarray(seeds, np.int64), self.target)
+        for _ in range(max(1, self.task.warmup)):
+            telemetry = self.backend.step(self.target, path.at(0))
+        self._observation = self.layout.observe(telemetry, self.backend.slo_ms)
+        return self._outcome(telemetry)
+
+    def step(self, action: ArrayLike) -> Step:
+        """Serves the next interval under ``action`` (lanes, nodes, 1).
+
+        Raises:
+            InvalidInputError: not reset, past the end, or an action of a wrong shape or not finite.
+        """
+        if self.path is None or self.t >= self.intervals:
+            raise InvalidInputError("The control loop must be reset before it is stepped, and again at an episode's end.")
+        self.target = apply_action(self.profile, self.target, action, self.mode)
+        telemetry = self.backend.step(self.target, self.path.at(self.t))
+        self.t += 1
+        self._observation = self.layout.observe(telemetry, self.backend.slo_ms, self._observation)
+        return self._outcome(telemetry)
+
+    def _outcome(self, telemetry: Telemetry) -> Step:
+        terms = cost_terms(telemetry, self.backend.slo_ms, self.task.weights, self.profile.pool.pages)
+        reward = -np.sum(list(terms.values()), axis=0)
+        return Step(self._observation, reward, terms, telemetry, self.t >= self.intervals)

@@ -1,0 +1,126 @@
+"""Policies: pure functions with explicit state, opened by name; and oracles, which are typed apart.
+
+    action, state = policy.act(observation, state)
+
+Reward is not passed: what a controller may learn from while it serves is in the observation. PID's integral, a
+recurrent memory and an adapter's weights are all ``state``, so every policy is vectorised and can be snapshotted,
+replayed and swapped while it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.observation import ObservationLayout
+from helm_gym.profile import Profile
+from helm_gym.tasks import Task
+from helm_gym.workload.state import WorkloadPath
+
+Floats = NDArray[np.float32]
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides the change of target alpha; rows are lanes x nodes."""
+
+    name: str
+
+    def initial_state(self, rows: int) -> Floats:
+        """State before the first decision, (rows, S); S may be 0."""
+        ...
+
+    def act(self, observation: Floats, state: Floats) -> tuple[Floats, Floats]:
+        """observation (rows, D), state (rows, S) -> action (rows, 1) in [-1, 1], the next state (rows, S)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What only an oracle is handed: the hidden workload of the episodes that it is about to control.
+
+    Attributes:
+        path: the lanes' workload.
+        seeds: one a lane; with the path they fix every request.
+        alpha_star: float64 (lanes, intervals), the offline optimum (evaluation/optimum.py).
+        task: whose warm-up the twin must go through.
+    """
+
+    task: Task
+    profile: Profile
+    path: WorkloadPath
+    seeds: tuple[int, ...]
+    alpha_star: NDArray[np.float64]
+
+
+@runtime_checkable
+class Oracle(Policy, Protocol):
+    """A policy that is told the truth. Nothing that is deployed or ranked can be one."""
+
+    def prepare(self, truth: Truth) -> None:
+        """Called before each batch of episodes."""
+        ...
+
+
+# name -> (where, one line for `helm-gym agents`, argument)
+POLICIES: dict[str, tuple[str, str, str]] = {
+    "static": ("baselines.simple:Static", "one split, held", "ALPHA"),
+    "random": ("baselines.simple:Random", "a random walk of the target", ""),
+    "threshold": ("baselines.rules:Threshold", "moves towards the side whose hit rate falls below its band", ""),
+    "shadow-gradient": ("baselines.rules:ShadowGradient", "follows the sign of the shadow lists' marginals", ""),
+    "miss-bytes": ("baselines.rules:MissBytes", "splits in proportion to each side's missed bytes", ""),
+    "miss-ratio-curve": ("baselines.curves:MissRatioCurve", "argmin of the simulated cost, smoothed", ""),
+    "oracle": ("baselines.oracles:RegimeOracle", "jumps to alpha* of the present regime", ""),
+    "oracle-late": ("baselines.oracles:RegimeOracle", "the same, WINDOWS windows late", "WINDOWS"),
+    "clairvoyant": ("baselines.oracles:Clairvoyant", "looks ahead with the true future requests", ""),
+    "pid": ("agents.pid:Pid", "PID on the marginal-utility error", ""),
+}
+
+
+def policy_names() -> list[str]:
+    """All names, with their arguments: ``static:ALPHA``."""
+    return [f"{name}:{argument}" if argument else name for name, (_, _, argument) in POLICIES.items()]
+
+
+def open_policy(text: str, layout: ObservationLayout) -> Policy:
+    """Opens a policy by name, such as ``pid`` or ``static:0.5``.
+
+    Raises:
+        UnknownNameError: no such policy; the nearest name is given.
+        InvalidInputError: an argument that is missing, superfluous or not a number in its range.
+    """
+    name, _, argument = text.partition(":")
+    if name not in POLICIES:
+        raise UnknownNameError("policy", text, policy_names())
+    where, _, expected = POLICIES[name]
+    if bool(expected) != bool(argument):
+        form = f"'{name}:{expected}'" if expected else f"'{name}', without an argument"
+        raise InvalidInputError(f"Policy '{text}' cannot be opened; write {form}.")
+    module, _, attribute = where.partition(":")
+    make: Callable[..., Policy] = getattr(importlib.import_module(module), attribute)
+    policy = make(layout, _number(text, argument)) if argument else make(layout)
+    policy.name = text
+    return policy
+
+
+def _number(text: str, argument: str) -> float:
+    try:
+        value = float(argument)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise InvalidInputError(f"Policy '{text}' needs a finite number behind the colon, not '{argument}'.")
+    return value
+
+
+def towards(layout: ObservationLayout, observation: Floats, target: NDArray[np.floating]) -> Floats:
+    """The action (rows, 1) that brings the target alpha to ``target`` (rows,), as far as one step reaches."""
+    present = observation[:, layout.column("target_alpha")]
+    step = (target - present) / layout.profile.max_step
+    return np.clip(step, -1.0, 1.0).astype(np.float32)[:, None]

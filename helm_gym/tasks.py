@@ -1,0 +1,54 @@
+"""Versioned tasks: a regime, a profile, a horizon and seeds. A change to any of them is another version."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from helm_gym.errors import UnknownNameError
+from helm_gym.reward import CostWeights
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a controller is judged on.
+
+    Attributes:
+        warmup: intervals served at ``start_alpha`` before the episode, so that caches are warm when it starts.
+        settle: further intervals in which the policy acts and is not scored: a static split gets to its place.
+        horizon: intervals that are scored.
+        seeds: the public development seeds, one episode each.
+    """
+
+    name: str
+    regime: str
+    doc: str
+    profile: str = "cpu-small"
+    warmup: int = 40
+    settle: int = 40
+    horizon: int = 480
+    start_alpha: float = 0.5
+    seeds: tuple[int, ...] = tuple(range(10))
+    weights: CostWeights = CostWeights()
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("steady-v0", "steady", "parameters fixed"),
+        Task("trend-v0", "trend", "hot share, history length and item popularity drift"),
+        Task("burst-v0", "burst", "a calm, interrupted by returning users, newcomers and viral items"),
+        Task("mixed-v0", "mixed", "segments of all kinds, for training"),
+        Task("trace-v0", "trace", "arrivals from a recorded trace (--trace PATH)"),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UnknownNameError: there is none; the nearest name is given.
+    """
+    if name not in TASKS:
+        raise UnknownNameError("task", name, TASKS)
+    return TASKS[name]
