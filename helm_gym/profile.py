@@ -169,13 +169,6 @@ def _check(profile: Profile) -> None:
             f"{profile.model.max_history} tokens and KV keeps {kv_pages} at max_alpha {pool.max_alpha}; "
             "raise pool.pages or lower pool.max_alpha or model.max_history."
         )
-    rows = round(pool.min_alpha * pool.pages) * profile.rows_per_page
-    needed = profile.max_batch * (profile.model.max_history + profile.model.max_candidates)
-    if rows < needed:
-        raise InvalidInputError(
-            f"{where}: EMB keeps {rows} rows at min_alpha {pool.min_alpha} and one micro-batch may need {needed}; "
-            "raise pool.pages or pool.min_alpha, or lower max_batch."
-        )
     if not 0 < pool.min_alpha < pool.max_alpha < 1:
         raise InvalidInputError(f"{where}: 0 < pool.min_alpha < pool.max_alpha < 1 does not hold.")
     if profile.interval.window % profile.interval.requests:

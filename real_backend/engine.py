@@ -143,6 +143,15 @@ class Engine:
         modelled = not self._cuda and self.profile.link.modelled
         return scores, move + score, 0.0 if modelled else offload + wait
 
+    def move(self, plan: Plan) -> float:
+        """A move between micro-batches: users offloaded and rows moved. Returns its time (ms), background work."""
+        marks = [self._mark()]
+        self._join()
+        self._offload(plan)
+        self._move(plan)
+        marks.append(self._mark())
+        return self._ms(*marks)
+
     def refill(self, plan: Plan) -> None:
         """Background traffic: rows of the table into the slots that the plan chose. The next micro-batch finds them."""
         n = plan.count[REFILLS]

@@ -21,7 +21,7 @@ from helm_gym.workload.traces import Trace
 
 # Loads asked of the closed form, set so that the modelled rung is busy .65 to .7 of the time in each burst (2026-11).
 CALM_LOAD, TREND_LOAD = 0.55, 0.64
-BURST_LOAD = {"wave": 0.84, "flood": 0.7, "viral": 0.75}
+BURST_LOAD = {"wave": 0.85, "flood": 0.73, "viral": 0.76}
 _RATE_EVERY = 16  # a drifting setting's arrival rate is computed at every 16th interval and interpolated
 
 
@@ -82,7 +82,7 @@ def _flood(profile: Profile, rng: np.random.Generator) -> dict[str, float]:
 
 def _viral(profile: Profile, rng: np.random.Generator) -> dict[str, float]:
     """A few items go viral: popularity gets steep."""
-    return {"item_zipf": profile.population.item_zipf + rng.uniform(0.25, 0.35)}
+    return {"item_zipf": profile.population.item_zipf + rng.uniform(0.35, 0.45)}
 
 
 BURSTS = {"wave": _wave, "flood": _flood, "viral": _viral}
@@ -134,9 +134,9 @@ def burst(profile: Profile, rng: np.random.Generator, intervals: int) -> Script:
     calm = _calm(profile, rng)
     start, kinds = 0, rng.permutation(list(BURSTS))
     for number in range(intervals):
-        stop = start + int(rng.integers(24, 56))
+        stop = start + int(rng.integers(20, 48))
         script.write(start, stop, "calm", calm, CALM_LOAD)
-        start, stop = stop, stop + int(rng.integers(24, 60))
+        start, stop = stop, stop + int(rng.integers(20, 52))
         if start >= intervals:
             break
         kind = str(kinds[number % len(kinds)])

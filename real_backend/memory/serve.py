@@ -92,6 +92,12 @@ def compute_ms(rules, n, length):
 
 
 @kernel
+def batch_ms(rules, tokens, pairs, context):
+    """The cost model for a micro-batch: sums over its requests of new tokens n, of n x history, of history."""
+    return rules.base_ms + tokens * rules.per_token_ms + pairs * rules.per_pair_ms + context * rules.per_context_ms
+
+
+@kernel
 def batch_end(requests, u, first, ledger, limit):
     """The micro-batch that starts with request ``first``: who has arrived when the server is free, no user twice.
 
@@ -243,10 +249,13 @@ def serve_interval(memory, traffic, values, gaps_s, targets, budget, limit, requ
         while first < requests.user.shape[1]:
             end = batch_end(requests, u, first, ledger, limit)
             plan_batch(m, traffic.items[u], requests, u, first, end, plan, ledger, sums, rules)
-            computed = rules.base_ms
+            tokens, pairs, context = 0, 0, 0
             for r in range(first, end):
                 n = requests.length[u, r] - plan.cached[r - first] + requests.candidate_count[u, r]
-                computed += compute_ms(rules, n, requests.length[u, r])
+                tokens += n
+                pairs += n * requests.length[u, r]
+                context += requests.length[u, r]
+            computed = batch_ms(rules, tokens, pairs, context)
             waited = transfer_ms(plan, rules)
             account(requests, u, first, end, computed, waited, ledger, sums)
             plan_refill(m, plan, computed + waited, ledger, u, sums, rules)

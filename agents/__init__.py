@@ -1,0 +1,1 @@
+"""Reference agents that learn or control."""

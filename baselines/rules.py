@@ -1,0 +1,93 @@
+"""Rules that need no model: hit-rate bands, the shadow lists' marginals, and missed bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from helm_gym.observation import ObservationLayout
+from helm_gym.policy import Floats, towards
+
+
+class Threshold:
+    """Moves towards the side whose hit rate falls below its band; where both do, towards the one further below.
+
+    Stateless. It knows what a side misses and not what a page would change: newcomers miss KV whatever its size.
+    """
+
+    def __init__(
+        self,
+        layout: ObservationLayout,
+        emb_low: float = 0.92,
+        kv_low: float = 0.35,
+        step: float = 0.2,
+    ):
+        self.name = "threshold"
+        self.emb_low, self.kv_low, self.step = emb_low, kv_low, step
+        self._emb, self._kv = layout.column("emb_hit_rate"), layout.column("kv_hit_rate")
+
+    def initial_state(self, rows: int) -> Floats:
+        return np.zeros((rows, 0), np.float32)
+
+    def act(self, observation: Floats, state: Floats) -> tuple[Floats, Floats]:
+        # Relative to the room each band leaves, so that the shortfalls compare: EMB's rates crowd near 1.
+        emb = np.maximum(self.emb_low - observation[:, self._emb], 0.0) / (1.0 - self.emb_low)
+        kv = np.maximum(self.kv_low - observation[:, self._kv], 0.0) / self.kv_low
+        return (self.step * np.sign(emb - kv)).astype(np.float32)[:, None], state
+
+
+class ShadowGradient:
+    """Follows the sign of the shadow lists' marginals: what a shadow depth of pages gains there, less what it costs here.
+
+    State: the smoothed advantage of EMB. The marginals give direction and not distance, so it goes in constant steps
+    and rests while neither direction pays by more than the hysteresis.
+    """
+
+    def __init__(
+        self,
+        layout: ObservationLayout,
+        smoothing: float = 0.5,
+        hysteresis: float = 0.02,
+        step: float = 0.3,
+    ):
+        self.name = "shadow-gradient"
+        self.smoothing, self.hysteresis, self.step = smoothing, hysteresis, step
+        self._columns = [layout.column(name) for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")]
+
+    def initial_state(self, rows: int) -> Floats:
+        return np.zeros((rows, 2), np.float32)
+
+    def act(self, observation: Floats, state: Floats) -> tuple[Floats, Floats]:
+        emb_gain, emb_loss, kv_gain, kv_loss = observation[:, self._columns].T
+        pays = np.stack([emb_gain - kv_loss, kv_gain - emb_loss], axis=1)
+        pays = state + np.float32(self.smoothing) * (pays - state)
+        towards_emb = pays[:, 0] > np.maximum(pays[:, 1], self.hysteresis)
+        towards_kv = pays[:, 1] > np.maximum(pays[:, 0], self.hysteresis)
+        action = self.step * (towards_emb.astype(np.float32) - towards_kv)
+        return action.astype(np.float32)[:, None], pays
+
+
+class MissBytes:
+    """Splits the pool in proportion to each side's missed bytes: rows fetched, and KV of tokens computed again.
+
+    State: both sides' smoothed bytes a request, and whether there are any yet.
+    """
+
+    def __init__(self, layout: ObservationLayout, kv_weight: float = 0.02, smoothing: float = 0.3):
+        self.name = "miss-bytes"
+        self.layout, self.smoothing = layout, smoothing
+        profile = layout.profile
+        self._columns = [layout.column("emb_miss"), layout.column("kv_recomputed")]
+        kv_bytes = profile.model.max_history * profile.kv_bytes_per_token
+        self._bytes = np.array([200.0 * profile.row_bytes, kv_weight * kv_bytes], np.float32)
+
+    def initial_state(self, rows: int) -> Floats:
+        return np.zeros((rows, 3), np.float32)
+
+    def act(self, observation: Floats, state: Floats) -> tuple[Floats, Floats]:
+        missed = observation[:, self._columns] * self._bytes
+        started = state[:, 2:]
+        missed = state[:, :2] + np.where(started > 0, np.float32(self.smoothing), np.float32(1)) * (missed - state[:, :2])
+        pool = self.layout.profile.pool
+        share = missed[:, 0] / np.maximum(missed.sum(axis=1), 1.0)
+        target = np.clip(share, pool.min_alpha, pool.max_alpha)
+        return towards(self.layout, observation, target), np.hstack([missed, np.ones_like(started)])

@@ -1,0 +1,18 @@
+"""HELM-Gym: train, compare and deploy controllers that split GPU memory between an embedding cache and a KV cache.
+
+Importing this package registers its Gymnasium environments (``helm/Partition-v0`` and its kin); torch and the compiled
+kernels are loaded only when a backend is opened.
+
+    import gymnasium as gym
+    import helm_gym
+
+    env = gym.make("helm/Burst-v0")
+"""
+
+from __future__ import annotations
+
+from helm_gym.envs.registration import register_envs
+
+__version__ = "0.1.0"
+
+register_envs()

@@ -1,0 +1,53 @@
+"""``helm-gym bench``: speed of the parts, beside peers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table
+
+
+def bench(
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Measure this figure; may be repeated.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the speed of the parts on one core, side by side with peers.
+
+    \b
+    Example:
+      helm-gym bench --only env_steps_per_s --json
+    """
+    from helm_gym import bench as benchmarks
+    from helm_gym.errors import UnknownNameError
+    from helm_gym.evaluation.machine import machine_name, versions
+
+    names = only or list(benchmarks.FIGURES)
+    for name in names:
+        if name not in benchmarks.FIGURES:
+            raise UnknownNameError("figure", name, benchmarks.FIGURES)
+    found = {}
+    with Progress(quiet).stage("bench") as tick:
+        for done, name in enumerate(names):
+            tick(done, len(names))
+            found[name] = benchmarks.measure(name)
+    ran_on = {"machine": machine_name(), "versions": versions()}
+    if as_json:
+        return print_json({n: dataclasses.asdict(f) | {"ratio": f.ratio} | ran_on for n, f in found.items()})
+    rows = [
+        (
+            name,
+            f"{figure.value:,.3g} [{figure.low:,.3g}, {figure.high:,.3g}]" if figure.value < 1000 else
+            f"{figure.value:,.0f} [{figure.low:,.0f}, {figure.high:,.0f}]",
+            figure.unit,
+            str(figure.rung),
+            ", ".join(f"{ratio:.3g} x {peer}" for peer, ratio in figure.ratio.items()) or "–",
+            figure.doc,
+        )
+        for name, figure in found.items()
+    ]
+    print_table("", ("figure", "value", "unit", "rung", "against", "what it is"), rows)
+    typer.echo(f"CPU time of one process, {ran_on['machine']}.")

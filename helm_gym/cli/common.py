@@ -1,0 +1,131 @@
+"""What commands share: strict JSON, tables, progress on stderr, and how seeds are written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from helm_gym.errors import InvalidInputError
+
+Tick = Callable[[int, int], None]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Profile = Annotated[str, typer.Option("--profile", help="A profile's name (`helm-gym profiles`), or a YAML file.")]
+
+MAX_SEEDS = 10_000
+_PIPED_WIDTH = 160
+_PLAIN_EVERY_S = 10.0
+
+
+def strict(value: Any) -> Any:
+    """``value`` as JSON can hold it: numpy's numbers made Python's, and null where a number is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    if hasattr(value, "tolist"):
+        return strict(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(strict(value), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(to_json(value))
+
+
+def console() -> Console:
+    """Stdout; wide where it is piped, so that no table is folded for a terminal that is not there."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table of texts, the first column emphasised."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for number, heading in enumerate(headings):
+        last = number == len(headings) - 1
+        table.add_column(heading, style="bold" if number == 0 else "", no_wrap=not last, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_literal, row))
+    console().print(table)
+
+
+def _literal(text: str) -> str:
+    """Text that rich must not read as markup, such as ``[0, 1]``."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+class Progress:
+    """Says on stderr how far long work is: bars on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self._console = Console(stderr=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self._console.print(text, markup=False)
+
+    @contextlib.contextmanager
+    def stage(self, label: str) -> Iterator[Tick]:
+        """A stretch of work; the callback takes how much of it is done, and how much there is."""
+        if self.quiet:
+            yield lambda done, total: None
+        elif self._console.is_terminal:
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bars
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            with Bars(*columns, console=self._console, transient=True) as bars:
+                task = bars.add_task(label, total=None)
+                yield lambda done, total: bars.update(task, completed=done, total=total)
+        else:
+            self.say(f"{label} ...")
+            last = time.monotonic()
+
+            def tick(done: int, total: int) -> None:
+                nonlocal last
+                if time.monotonic() - last > _PLAIN_EVERY_S:
+                    last = time.monotonic()
+                    self.say(f"{label}: {done} of {total}")
+
+            yield tick
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``5``: seeds 0 to 4; ``0-9``, ``3,5`` or ``0-3,7``: those.
+
+    Raises:
+        InvalidInputError: anything else, a seed twice, or none.
+    """
+    how = "write how many (5), a range (0-9) or a list (3,5)."
+    if not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?(,[0-9]{1,9}(-[0-9]{1,9})?)*,?", text):
+        raise InvalidInputError(f"--seeds '{text}' cannot be read; {how}")
+    if text.isdecimal():
+        spans = [(0, int(text) - 1)]
+    else:
+        parts = (part.partition("-") for part in text.rstrip(",").split(","))
+        spans = [(int(first), int(last or first)) for first, _, last in parts]
+    if sum(max(0, last - first + 1) for first, last in spans) > MAX_SEEDS:
+        raise InvalidInputError(f"--seeds '{text}' is more than {MAX_SEEDS} episodes; {how}")
+    seeds = tuple(seed for first, last in spans for seed in range(first, last + 1))
+    if not seeds or any(last < first for first, last in spans):
+        raise InvalidInputError(f"--seeds '{text}' names no seed; {how}")
+    if len(set(seeds)) < len(seeds):
+        raise InvalidInputError(f"--seeds '{text}' names a seed twice; name each once.")
+    return seeds

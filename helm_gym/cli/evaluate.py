@@ -1,0 +1,133 @@
+"""``helm-gym evaluate``: policies on a task, as a table, JSON and an HTML report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from helm_gym.cli.common import Json, Progress, Quiet, console, parse_seeds, print_json
+from helm_gym.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from helm_gym.evaluation.results import Evaluation
+
+_NARROW = 132  # columns of a terminal that intervals need
+
+
+def evaluate(
+    policies: Annotated[
+        list[str], typer.Argument(metavar="POLICY...", help="Names, such as static:0.5 or pid (`helm-gym agents`).")
+    ],
+    task: Annotated[str, typer.Option(help="A task's name (`helm-gym tasks`).")],
+    backend: Annotated[str, typer.Option(help="modelled, or real: HSTU runs and is timed.")] = "modelled",
+    profile: Annotated[str | None, typer.Option(help="A profile's name or YAML file; the task's by default.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="How many (5), a range (0-9) or a list (3,5); the task's by default.")
+    ] = None,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Scored intervals of an episode.")] = None,
+    trace: Annotated[pathlib.Path | None, typer.Option(help="Recorded arrivals, for trace-v0.")] = None,
+    clairvoyant: Annotated[
+        bool, typer.Option("--clairvoyant", help="Also run the limit, which looks ahead (slow).")
+    ] = False,
+    html: Annotated[pathlib.Path | None, typer.Option(help="Write a report with plots to this file.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge policies on a task: latency, SLO, distance from the optimum, gain captured.
+
+    \b
+    Examples:
+      helm-gym evaluate static:0.5 pid miss-ratio-curve oracle --task burst-v0 --html report.html
+      helm-gym evaluate pid --task steady-v0 --seeds 2 --json
+      helm-gym evaluate pid --task trace-v0 --trace azure_llm_conv_2023.csv
+      helm-gym evaluate pid --task burst-v0 --backend real --seeds 1 --horizon 80
+    """
+    wanted = parse_seeds(seeds) if seeds is not None else None
+    from helm_gym import profile as shipped
+    from helm_gym.backend import BACKENDS
+    from helm_gym.errors import UnknownNameError
+    from helm_gym.observation import ObservationLayout
+    from helm_gym.policy import open_policy
+    from helm_gym.tasks import find_task
+    from helm_gym.workload.traces import read_trace
+
+    # All that a user can have mistyped is looked at before anything slow is imported or compiled.
+    found = find_task(task)
+    found = found if horizon is None else dataclasses.replace(found, horizon=horizon)
+    opened = shipped.load(profile or found.profile)
+    if backend not in BACKENDS:
+        raise UnknownNameError("backend", backend, BACKENDS)
+    for name in policies:
+        open_policy(name, ObservationLayout(opened))
+    if (trace is None) == (found.regime == "trace"):
+        raise InvalidInputError(
+            f"Task '{task}' needs recorded arrivals; give a file with --trace PATH."
+            if trace is None
+            else f"Task '{task}' draws its own arrivals; leave --trace out, or take trace-v0."
+        )
+    recorded = None if trace is None else read_trace(trace)
+
+    from helm_gym.evaluation import metrics, protocol
+
+    with Progress(quiet).stage(f"evaluate on {task}") as tick:
+        evaluation = protocol.evaluate(
+            found,
+            policies,
+            backend=backend,
+            profile=opened,
+            seeds=wanted,
+            trace=recorded,
+            clairvoyant=clairvoyant,
+            progress=tick,
+        )
+    figures = metrics.summary(evaluation)
+    if html is not None:
+        from helm_gym.evaluation.report import Section, write_report
+
+        write_report(html, [Section(evaluation, figures)])
+        Progress(quiet).say(f"Report: {html}")
+    if as_json:
+        print_json(figures)
+    else:
+        show(evaluation, figures)
+
+
+def show(evaluation: Evaluation, figures: dict[str, Any]) -> None:
+    """Prints the table: best in bold, references and oracles dimmed, where and when in the caption."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from helm_gym.evaluation.plots import is_oracle
+    from helm_gym.evaluation.report import COLUMNS, best_names, table_rows
+
+    out, best = console(), best_names(figures)
+    caption = f"{evaluation.rung} rung, {len(evaluation.seeds)} seeds, {evaluation.machine}, {evaluation.date}"
+    if out.width < _NARROW:
+        caption += "; intervals: --json, or a wider window"
+    table = Table(
+        title=f"{evaluation.task.name} on {evaluation.profile}",
+        title_justify="left",
+        caption=escape(caption),
+        caption_justify="left",
+        box=None,
+        header_style="dim",
+    )
+    table.add_column("policy", no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    for row, reference in table_rows(figures):
+        name = str(row["name"])
+        cells = [f"{name} (best static)" if name == f"static:{evaluation.best_static:g}" else name]
+        for column in COLUMNS:
+            text = column.text(row.get(column.key))
+            text = text.partition(" ")[0] if out.width < _NARROW else text
+            cells.append(f"[bold]{escape(text)}[/]" if name in best.get(column.key, ()) else escape(text))
+        table.add_row(*cells, style="dim" if reference or is_oracle(name) else "")
+    out.print(table)
+    share = figures.get("alpha_flat_share")
+    if isinstance(share, float) and math.isfinite(share):
+        out.print(f"{share:.0%} of intervals lie where alpha hardly matters.", style="dim")

@@ -1,0 +1,78 @@
+"""``helm-gym tasks``, ``profiles`` and ``agents``: what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from helm_gym.cli.common import Json, print_json, print_table
+
+
+def tasks(as_json: Json = False) -> None:
+    """List the versioned tasks that a controller can be judged on.
+
+    \b
+    Example:
+      helm-gym tasks --json
+    """
+    from helm_gym.tasks import TASKS
+
+    if as_json:
+        return print_json({"tasks": [dataclasses.asdict(task) for task in TASKS.values()]})
+    rows = [
+        (t.name, t.regime, t.profile, str(t.horizon), f"{t.seeds[0]}-{t.seeds[-1]}", t.doc) for t in TASKS.values()
+    ]
+    print_table("", ("task", "regime", "profile", "intervals", "seeds", "what it is"), rows)
+
+
+def profiles(as_json: Json = False) -> None:
+    """List the shipped profiles: a machine and a model each.
+
+    \b
+    Example:
+      helm-gym profiles
+      helm-gym evaluate pid --task burst-v0 --profile cpu-small
+    """
+    from helm_gym import profile as shipped
+
+    found = [shipped.load(name) for name in shipped.names()]
+    if as_json:
+        return print_json({"profiles": [dataclasses.asdict(p) for p in found]})
+    rows = [
+        (
+            p.name,
+            p.device,
+            f"{p.pool.pages * p.pool.page_bytes / 2**20:,.0f} MiB",
+            f"{p.slo_ms:g} ms",
+            p.cost.machine or "not calibrated",
+            p.description,
+        )
+        for p in found
+    ]
+    print_table("", ("profile", "device", "pool", "SLO", "calibrated on", "what it is"), rows)
+
+
+def agents(as_json: Json = False) -> None:
+    """List the policies that have a name: agents, baselines and oracles.
+
+    \b
+    Example:
+      helm-gym agents
+      helm-gym evaluate static:0.5 pid oracle --task burst-v0
+    """
+    from helm_gym.policy import POLICIES
+
+    found = [
+        {"name": f"{name}:{argument}" if argument else name, "kind": _kind(where), "what it is": doc}
+        for name, (where, doc, argument) in POLICIES.items()
+    ]
+    if as_json:
+        return print_json({"agents": found})
+    print_table("", ("policy", "kind", "what it is"), [tuple(entry.values()) for entry in found])
+
+
+def _kind(where: str) -> str:
+    """Told by the module that it lives in, without opening it."""
+    module = where.partition(":")[0]
+    if module.endswith(".oracles"):
+        return "oracle"
+    return "agent" if module.startswith("agents.") else "baseline"

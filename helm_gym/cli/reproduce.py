@@ -1,0 +1,42 @@
+"""``helm-gym reproduce``: the paper's tables and figures, made again."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from helm_gym import profile as profiles
+from helm_gym.cli.common import Json, Profile, Progress, Quiet, print_json, to_json
+from helm_gym.errors import InvalidInputError, UnknownNameError
+
+
+def reproduce(
+    figure: Annotated[str, typer.Argument(metavar="FIGURE", help="fig4")],
+    out: Annotated[pathlib.Path | None, typer.Option(help="Folder for plot, Markdown and JSON; runs/FIGURE.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Episodes of each regime.")] = 4,
+    profile: Profile = "cpu-small",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a table or figure of the paper again: a plot, Markdown and JSON.
+
+    \b
+    Example:
+      helm-gym reproduce fig4 --seeds 4 --out runs/fig4
+    """
+    from helm_gym import paper
+
+    if figure not in paper.FIGURES:
+        raise UnknownNameError("figure", figure, paper.FIGURES)
+    made = paper.reproduce(figure, profiles.load(profile), seeds, Progress(quiet).stage)
+    folder = out or pathlib.Path("runs") / figure
+    try:
+        paths = paper.save(made, figure, folder, to_json)
+    except OSError as error:
+        raise InvalidInputError(f"--out {folder} cannot be written: {error.strerror}; name another folder.") from error
+    if as_json:
+        return print_json(made.figures)
+    typer.echo(made.markdown)
+    typer.echo(f"Written: {', '.join(map(str, paths))}")

@@ -1,0 +1,1 @@
+"""Gymnasium environments: drivers of the control loop, with its lanes as environments."""

@@ -1,0 +1,269 @@
+"""The Gymnasium environment: lane 0 of a control loop that has one lane."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar, get_args
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from helm_gym import profile as profiles
+from helm_gym.actions import Mode
+from helm_gym.backend import open_backend
+from helm_gym.control_loop import ControlLoop, Step
+from helm_gym.envs.render import RENDER_MODES, Screen
+from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.profile import Profile
+from helm_gym.tasks import TASKS, Task, find_task
+from helm_gym.workload.state import PARAMETERS
+from helm_gym.workload.traces import Trace, read_trace
+
+Floats = NDArray[np.float32]
+PathLike = str | os.PathLike[str]
+
+
+class PartitionEnv(gym.Env[Floats, Floats]):
+    """
+    ## Description
+
+    A GPU serves requests of a generative recommender (HSTU). Its memory pool is shared by an embedding cache (EMB) and
+    a KV cache: `alpha` is EMB's share. A miss of EMB fetches a row over the host link, a miss of KV computes a user's
+    history again, and which costs more changes with the workload: users return or are new, histories grow, items go
+    viral. Each step serves one control interval of requests while the memory manager moves pages, within its budget,
+    towards a target alpha that the agent sets. Memory that has changed hands is cold at first, so a move pays late.
+
+    ## Action Space
+
+    `Box(-1, 1, (1,), float32)`. With `action_mode="delta"`, the change of the target alpha over the profile's largest
+    step (`max_step`, .1); with `"absolute"`, the target itself, -1 the least and 1 the largest alpha of the profile.
+
+    ## Observation Space
+
+    `Box(low, high, (46,), float32)`: telemetry of a rolling window of requests that a live node can report too, scaled
+    by fixed figures ("service" is the mean service time at the steady optimum, an eighth of the SLO) and clipped.
+
+    | Num | Observation | Min | Max | Meaning |
+    |-----|-------------|-----|-----|---------|
+    | 0 | alpha | 0 | 1 | EMB's share of the pool |
+    | 1 | target_alpha | 0 | 1 | the split being moved towards |
+    | 2 | moving | -1 | 1 | target minus alpha |
+    | 3 | moved | -1 | 1 | pages moved over the budget, towards EMB |
+    | 4 | emb_hit_rate | 0 | 1 | row look-ups that hit |
+    | 5 | kv_hit_rate | 0 | 1 | requests whose user hit |
+    | 6 | emb_miss | 0 | 1 | rows missed a request / 200 |
+    | 7 | kv_recomputed | 0 | 1 | tokens again / longest history |
+    | 8 | compute_share | 0 | 1 | of service time |
+    | 9 | transfer_share | 0 | 1 | of service time |
+    | 10 | emb_gain | 0 | 1 | EMB one shadow depth larger saves, / .2 service |
+    | 11 | emb_loss | 0 | 1 | EMB one shadow depth smaller loses, / .2 service |
+    | 12 | kv_gain | 0 | 1 | KV one shadow depth larger saves, / .2 service |
+    | 13 | kv_loss | 0 | 1 | KV one shadow depth smaller loses, / .2 service |
+    | 14–22 | predicted | 0 | 1 | simulated service at alpha 0.1 ... 0.9, / 4 service |
+    | 23 | returning_share | 0 | 1 | requests of users seen again in the window |
+    | 24 | unique_users | 0 | 1 | distinct users a request |
+    | 25 | mean_history | 0 | 1 | history / longest history |
+    | 26 | load | 0 | 1 | arrival rate x service / 2 |
+    | 27 | utilisation | 0 | 1 | busy time over time / 2 |
+    | 28 | queue_depth | 0 | 1 | log, 1 at 200 requests |
+    | 29 | emb_empty | 0 | 1 | EMB slots not filled |
+    | 30 | kv_empty | 0 | 1 | KV pages not occupied |
+    | 31 | backlog | 0 | 1 | rows to be refilled / shadow depth |
+    | 32 | service_mean | 0 | 1 | / 4 service |
+    | 33 | service_p99 | 0 | 1 | / 16 service |
+    | 34 | sojourn_mean | 0 | 1 | log of / SLO, 1 at 50 SLO |
+    | 35 | sojourn_p50 | 0 | 1 | log of / SLO, 1 at 50 SLO |
+    | 36 | sojourn_p99 | 0 | 1 | log of / SLO, 1 at 50 SLO |
+    | 37 | slo_violations | 0 | 1 | share of answers |
+    | 38 | service_trend | -1 | 1 | log10 of interval / window |
+    | 39 | sojourn_trend | -1 | 1 | log10 of interval / window |
+    | 40 | change_emb_hit_rate | -1 | 1 | since the last interval |
+    | 41 | change_kv_hit_rate | -1 | 1 | since the last interval |
+    | 42 | change_returning_share | -1 | 1 | since the last interval |
+    | 43 | change_unique_users | -1 | 1 | since the last interval |
+    | 44 | change_mean_history | -1 | 1 | since the last interval |
+    | 45 | change_load | -1 | 1 | since the last interval |
+
+    ## Rewards
+
+    The negative cost of the interval, `mean / SLO + w_tail P99 / SLO + w_slo violations + w_move |moved share|`, of the
+    requests' sojourn, with the task's weights. It has no lower bound: under a split that cannot keep up, queues grow.
+
+    `info["cost"]` holds its terms (`mean`, `tail`, `slo`, `move`). For analysis only, `info` also holds `alpha`,
+    `target_alpha`, the hidden workload of the interval (`workload`, a dict of its parameters; `segment`, the kind of
+    segment it lies in) and the episode's `seed`: `reset(seed=info["seed"])` plays the same workload again.
+
+    ## Starting State
+
+    Caches warmed for the task's `warmup` intervals at its `start_alpha`. `reset(seed=s)` plays the workload of seed s,
+    the same one that evaluation plays for it, whatever the actions; a reset without a seed draws the next one from
+    `np_random`, from 2³² up, so that it is never one of the seeds that tasks publish.
+
+    ## Episode End
+
+    Truncation at the task's horizon (480 intervals). There is no termination: serving does not end.
+
+    ## Arguments
+
+    ```python
+    >>> import gymnasium as gym, helm_gym
+    >>> env = gym.make("helm/Partition-v0", regime="burst", action_mode="absolute")
+    >>> env.action_space
+    Box(-1.0, 1.0, (1,), float32)
+
+    ```
+
+    * `task` or `regime`: a task's name (`helm-gym tasks`) or a `Task`; a regime stands for its task. `mixed-v0` where
+      neither is given. `helm/Steady-v0`, `helm/Trend-v0`, `helm/Burst-v0`, `helm/Mixed-v0` and `helm/Trace-v0` set it.
+    * `profile`: a shipped profile's name, a YAML file or a `Profile`; the task's own where not given.
+    * `backend`: `"modelled"` (deterministic; the default) or `"real"`, which runs and times HSTU and is registered as
+      nondeterministic with `Live` in the id: `helm/PartitionLive-v0`, `helm/BurstLive-v0`, ...
+    * `action_mode`: `"delta"` (default) or `"absolute"`.
+    * `trace`: a recording's path (Azure 2023 CSV or Mooncake JSONL) or a `Trace`; the trace task needs one.
+    * `intervals`: length of an episode; the task's horizon where not given.
+    * `render_mode`: `"ansi"` or `"rgb_array"`.
+
+    ## Vectorized environment
+
+    `gym.make_vec(id, num_envs=n)` opens `PartitionVectorEnv`: n lanes of one control loop, stepped as one batch, each
+    bit-identical to this environment under the same seed.
+
+    ## Version History
+
+    * v0: initial version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        task: str | Task | None = None,
+        regime: str | None = None,
+        profile: PathLike | Profile | None = None,
+        backend: str = "modelled",
+        action_mode: Mode = "delta",
+        trace: PathLike | Trace | None = None,
+        intervals: int | None = None,
+        render_mode: str | None = None,
+    ):
+        """See the class.
+
+        Raises:
+            UnknownNameError: no such task, regime, profile, backend, action_mode or render_mode.
+            InvalidInputError: arguments that do not go together, or a file that cannot be used.
+        """
+        check_render_mode(render_mode)
+        self.render_mode = render_mode
+        self.loop = open_loop(1, task, regime, profile, backend, action_mode, trace, intervals)
+        self.observation_space, self.action_space = lane_spaces(self.loop)
+        self._screen = Screen(self.loop) if render_mode else None
+        self._seed = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Starts the episode of ``seed``, or of the next seed that ``np_random`` draws; ``options`` are not used."""
+        super().reset(seed=seed)
+        self._seed = episode_seed(seed, self.np_random)
+        outcome = self.loop.reset([self._seed])
+        return self._observation(outcome), self._info(outcome)
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
+        """Serves one control interval.
+
+        Raises:
+            InvalidInputError: an action of a wrong shape or not finite, or an episode that is over.
+        """
+        outcome = self.loop.step(np.asarray(action)[None, None])
+        return self._observation(outcome), float(outcome.reward[0]), False, outcome.done, self._info(outcome)
+
+    def render(self) -> Any:
+        """Text (``ansi``), or an image, uint8 (height, width, 3)."""
+        if self._screen is None:
+            gym.logger.warn("render() shows nothing without a render_mode; give one to gym.make.")
+            return None
+        return self._screen.render(self.render_mode, 0)
+
+    def close(self) -> None:
+        self.loop.backend.close()
+
+    def _observation(self, outcome: Step) -> Floats:
+        if self._screen is not None:
+            self._screen.record(outcome)
+        return outcome.observation[0, 0].copy()  # the loop needs its own, unchanged, at the next step
+
+    def _info(self, outcome: Step) -> dict[str, Any]:
+        batched = describe(self.loop, outcome, np.array([self._seed]))
+        return {
+            key: {name: array[0].item() for name, array in value.items()} if isinstance(value, dict) else value.item()
+            for key, value in batched.items()
+        }
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise UnknownNameError("render_mode", render_mode, RENDER_MODES)
+
+
+def open_loop(
+    lanes: int,
+    task: str | Task | None,
+    regime: str | None,
+    profile: PathLike | Profile | None,
+    backend: str,
+    action_mode: Mode,
+    trace: PathLike | Trace | None,
+    intervals: int | None,
+) -> ControlLoop:
+    """Opens the control loop that an environment's arguments ask for; see ``PartitionEnv`` for them."""
+    chosen = _task(task, regime)
+    if action_mode not in get_args(Mode):
+        raise UnknownNameError("action_mode", str(action_mode), get_args(Mode))
+    if (chosen.regime == "trace") is not (trace is not None):
+        given = "has no recording; give one with trace=PATH" if trace is None else "takes no trace; use 'trace-v0'"
+        raise InvalidInputError(f"Task '{chosen.name}' {given}.")
+    if intervals is not None and intervals < 1:
+        raise InvalidInputError(f"An episode needs at least one interval, not {intervals}.")
+    if not isinstance(profile, Profile):
+        profile = profiles.load(os.fspath(profile or chosen.profile))
+    recording = trace if trace is None or isinstance(trace, Trace) else read_trace(trace)
+    return ControlLoop(chosen, open_backend(backend, profile, lanes), action_mode, recording, intervals)
+
+
+def _task(task: str | Task | None, regime: str | None) -> Task:
+    if task is not None and regime is not None:
+        raise InvalidInputError(f"task={task!r} and regime={regime!r} exclude each other; give one of them.")
+    if regime is not None:
+        by_regime = {known.regime: known for known in TASKS.values()}
+        if regime not in by_regime:
+            raise UnknownNameError("regime", regime, by_regime)
+        return by_regime[regime]
+    return task if isinstance(task, Task) else find_task("mixed-v0" if task is None else task)
+
+
+def lane_spaces(loop: ControlLoop) -> tuple[spaces.Box[np.float32], spaces.Box[np.float32]]:
+    """What one lane shows and takes."""
+    layout = loop.layout
+    return spaces.Box(layout.low, layout.high, dtype=np.float32), spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+def episode_seed(seed: int | None, random: np.random.Generator) -> int:
+    """The workload's seed of an episode: the given one, or else a draw that no task publishes (they are small)."""
+    return int(random.integers(2**32, 2**63)) if seed is None else seed
+
+
+def describe(loop: ControlLoop, outcome: Step, seeds: NDArray[np.int64]) -> dict[str, Any]:
+    """``info`` of all lanes: arrays (lanes,) of their own memory, or dicts of them. No measured time is in it."""
+    path, telemetry = loop.path, outcome.telemetry
+    assert path is not None
+    t = max(loop.t - 1, 0)
+    segment = path.segment[:, t]
+    truth = path.values[:, t].T.copy()
+    return {
+        "cost": dict(outcome.terms),
+        "alpha": telemetry["alpha"][:, 0].copy(),
+        "target_alpha": telemetry["target_alpha"][:, 0].copy(),
+        "workload": {parameter.name: truth[i] for i, parameter in enumerate(PARAMETERS)},
+        "segment": np.array([kinds[k] for kinds, k in zip(path.kind, segment, strict=True)], object),
+        "seed": seeds.copy(),
+    }

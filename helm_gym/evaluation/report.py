@@ -1,0 +1,218 @@
+"""The report: one self-contained HTML page of an evaluation, its table and its plots.
+
+The columns are those of the command line's table too, so that a number has one name and one form everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+import pathlib
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from helm_gym.errors import InvalidInputError
+from helm_gym.evaluation import plots
+from helm_gym.evaluation.results import Evaluation
+
+Row = Mapping[str, Any]
+_PAGE = pathlib.Path(__file__).with_name("report.html")
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A figure of the table: its key in the JSON, heading, digits, factor, and which end is good."""
+
+    key: str
+    heading: str
+    doc: str
+    digits: int
+    scale: float = 1.0
+    best: Callable[[Iterable[float]], float] | None = min
+
+    def text(self, figure: Row | None) -> str:
+        """``value [low, high]``; a dash where there is none."""
+        value, low, high = (self._number(figure, end) for end in ("value", "low", "high"))
+        if not math.isfinite(value):
+            return "–"
+        interval = f" [{low:.{self.digits}f}, {high:.{self.digits}f}]" if math.isfinite(low + high) else ""
+        return f"{value:.{self.digits}f}{interval}"
+
+    def value(self, row: Row) -> float:
+        return self._number(row.get(self.key), "value")
+
+    def _number(self, figure: Row | None, end: str) -> float:
+        number = None if figure is None else figure.get(end)
+        return math.nan if number is None else self.scale * float(number)
+
+
+COLUMNS = (
+    Column("mean_latency_ms", "mean ms", "mean latency, arrival to answer", 2),
+    Column("p99_ms", "P99 ms", "99th percentile of latency", 1),
+    Column("slo_satisfaction", "SLO %", "answers within the SLO", 1, 100.0, max),
+    Column("alpha_gap", "alpha gap", "mean distance from the offline optimum alpha*", 3),
+    Column("gain_captured", "gain, mean", "0: best static; 1: regime oracle; on mean latency", 2, best=max),
+    Column("gain_captured_p99", "gain, P99", "the same on P99 latency", 2, best=max),
+    Column("decision_us_p50", "decision µs", "median time from telemetry to action", 1),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One rung of the report.
+
+    Attributes:
+        evaluation: its episodes, for the plots.
+        figures: the object that ``evaluate --json`` prints.
+        heading: of the section; the rung is added.
+        note: one or two sentences for who reads it first.
+    """
+
+    evaluation: Evaluation
+    figures: Row
+    heading: str = "Results"
+    note: str = ""
+
+
+def table_rows(figures: Row) -> list[tuple[Row, bool]]:
+    """Rows of the table, each with whether it only serves as a reference: policies, then references not among them."""
+    asked = [(row, False) for row in figures["policies"]]
+    names = {row["name"] for row, _ in asked}
+    return asked + [(row, True) for row in figures.get("references", ()) if row["name"] not in names]
+
+
+def best_names(figures: Row) -> dict[str, set[str]]:
+    """By column, who is best among the policies that are allowed to win: oracles are not."""
+    result: dict[str, set[str]] = {}
+    rivals = [row for row in figures["policies"] if not plots.is_oracle(str(row["name"]))]
+    for column in COLUMNS:
+        known = [(column.value(row), str(row["name"])) for row in rivals if math.isfinite(column.value(row))]
+        if column.best is not None and len(known) > 1:
+            top = column.best(value for value, _ in known)
+            result[column.key] = {name for value, name in known if value == top}
+    return result
+
+
+def where_and_when(evaluation: Evaluation) -> dict[str, str]:
+    """What every result carries: rung, profile, seeds, machine, versions and date."""
+    seeds = evaluation.seeds
+    run = len(seeds) > 2 and seeds == tuple(range(seeds[0], seeds[0] + len(seeds)))
+    return {
+        "Task": f"{evaluation.task.name} – {evaluation.task.doc}",
+        "Rung": evaluation.rung,
+        "Profile": evaluation.profile,
+        "Episodes": f"{evaluation.path.intervals} scored control intervals of each seed",
+        "Seeds": f"{seeds[0]}–{seeds[-1]}" if run else ", ".join(map(str, seeds)),
+        "SLO": f"{evaluation.slo_ms:.3g} ms",
+        "Machine": evaluation.machine,
+        "Versions": ", ".join(f"{name} {version}" for name, version in evaluation.versions.items()),
+        "Date": evaluation.date,
+    }
+
+
+def write_report(path: pathlib.Path, sections: Sequence[Section], title: str = "", lead: str = "") -> None:
+    """Writes the page.
+
+    Raises:
+        InvalidInputError: the path cannot be written.
+    """
+    text = render(sections, title, lead)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(
+            f"Report {path} cannot be written: {error.strerror}; give a file in a folder that can be."
+        ) from error
+
+
+def render(sections: Sequence[Section], title: str = "", lead: str = "") -> str:
+    """The page as text.
+
+    Args:
+        sections: one a rung, the most telling first.
+        title: of the page; the first section's task where not given.
+        lead: the sentence below it.
+    """
+    title = title or f"HELM-Gym: {sections[0].evaluation.task.name}"
+    body = "\n".join(_section(section, f"s{number}") for number, section in enumerate(sections))
+    page = string.Template(_PAGE.read_text(encoding="utf-8"))
+    lead_html = f'<p class="lead">{html.escape(lead)}</p>' if lead else ""
+    return page.substitute(title=html.escape(title), lead=lead_html, body=body)
+
+
+def _section(section: Section, prefix: str) -> str:
+    evaluation, rung = section.evaluation, section.evaluation.rung
+    rows = sorted((row for row, _ in table_rows(section.figures)), key=COLUMNS[0].value)
+    panels = [
+        (column.heading, [{"name": row["name"], **_numbers(row, column)} for row in rows])
+        for column in COLUMNS
+        if column.key in ("p99_ms", "gain_captured", "gain_captured_p99")
+    ]
+    pictures = [
+        plots.bars(panels, f"{prefix}-bars"),
+        plots.episode(evaluation, f"{prefix}-episode"),
+        plots.against_alpha(evaluation, f"{prefix}-alpha"),
+    ]
+    note = f"<p>{html.escape(section.note)}</p>" if section.note else ""
+    return "\n".join(
+        (
+            f'<section aria-labelledby="{prefix}-heading">',
+            f'<h2 id="{prefix}-heading">{html.escape(section.heading)} {_badge(rung)}</h2>',
+            note,
+            _facts(evaluation),
+            _table(section),
+            *(_figure(picture, rung) for picture in pictures),
+            "</section>",
+        )
+    )
+
+
+def _numbers(row: Row, column: Column) -> dict[str, float]:
+    figure = row.get(column.key) or {}
+    numbers = {end: figure.get(end) for end in ("value", "low", "high")}
+    return {end: math.nan if x is None else column.scale * float(x) for end, x in numbers.items()}
+
+
+def _badge(rung: str) -> str:
+    return f'<span class="rung">{html.escape(rung)} rung</span>'
+
+
+def _facts(evaluation: Evaluation) -> str:
+    items = (f"<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>" for k, v in where_and_when(evaluation).items())
+    return f'<dl class="facts">{"".join(items)}</dl>'
+
+
+def _table(section: Section) -> str:
+    best, names = best_names(section.figures), [str(row["name"]) for row, _ in table_rows(section.figures)]
+    head = "".join(f'<th scope="col" title="{html.escape(c.doc)}">{c.heading}</th>' for c in COLUMNS)
+    lines = []
+    for row, reference in table_rows(section.figures):
+        name = str(row["name"])
+        cells = "".join(_cell(column, row, name in best.get(column.key, ())) for column in COLUMNS)
+        dot = f'<i style="background:{plots.colour(name, names)}"></i>'
+        kind = ' class="reference"' if reference or plots.is_oracle(name) else ""
+        lines.append(f'<tr{kind}><th scope="row">{dot}{html.escape(name)}</th>{cells}</tr>')
+    caption = (
+        f"{html.escape(section.evaluation.task.name)}, {section.evaluation.rung} rung. Small figures: 95% intervals over "
+        "seeds. Bold: the best that is no oracle. Grey rows only serve as references."
+    )
+    return (
+        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr><th scope="col">policy</th>{head}</tr>'
+        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _cell(column: Column, row: Row, best: bool) -> str:
+    value, _, interval = column.text(row.get(column.key)).partition(" ")
+    small = f"<small>{interval}</small>" if interval else ""
+    return f"<td>{f'<b>{value}</b>' if best else value}{small}</td>"
+
+
+def _figure(picture: plots.Picture, rung: str) -> str:
+    return (
+        f"<figure><h3>{html.escape(picture.title)} {_badge(rung)}</h3>{picture.svg}"
+        f"<figcaption><b>How to read this.</b> {html.escape(picture.how_to_read)}</figcaption></figure>"
+    )

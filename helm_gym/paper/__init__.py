@@ -1,0 +1,69 @@
+"""The paper's tables and figures (arXiv 2605.04450), made again: one module each, found in one registry."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from helm_gym.errors import UnknownNameError
+from helm_gym.profile import Profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Tick = Callable[[int, int], None]
+Stage = Callable[[str], Any]  # a context manager that yields a Tick
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+    """A figure made again.
+
+    Attributes:
+        figures: the JSON object; names its rung, machine, versions and date.
+        picture: drawn.
+        markdown: what it shows and how it compares with the paper.
+    """
+
+    figures: dict[str, Any]
+    picture: Figure
+    markdown: str
+
+
+# name -> (where, one line): called with (profile, seeds, stage)
+FIGURES = {
+    "fig4": ("helm_gym.paper.fig4:reproduce", "latency over alpha by regime: the optimum moves"),
+}
+
+
+def reproduce(name: str, profile: Profile, seeds: int, stage: Stage) -> Reproduction:
+    """Makes one figure again.
+
+    Args:
+        name: a key of ``FIGURES``.
+        profile: machine and model to make it on.
+        seeds: episodes a regime.
+        stage: opens a stretch of progress.
+
+    Raises:
+        UnknownNameError: no such figure; the nearest name is given.
+    """
+    if name not in FIGURES:
+        raise UnknownNameError("figure", name, FIGURES)
+    module, _, attribute = FIGURES[name][0].partition(":")
+    made: Reproduction = getattr(importlib.import_module(module), attribute)(profile, seeds, stage)
+    return made
+
+
+def save(made: Reproduction, name: str, folder: pathlib.Path, to_json: Callable[[Any], str]) -> list[pathlib.Path]:
+    """Writes ``name``.svg, .png, .md and .json into ``folder``; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{ending}" for ending in ("svg", "png", "md", "json")]
+    for path in paths[:2]:
+        made.picture.savefig(path, dpi=160)
+    paths[2].write_text(made.markdown, encoding="utf-8")
+    paths[3].write_text(to_json(made.figures) + "\n", encoding="utf-8")
+    return paths

@@ -1,0 +1,96 @@
+"""Fits the cost model to measurements: ``T = base + per_token n + per_pair n L + per_context L``.
+
+Real requests are served on the measured rung, over settings and splits that spread new tokens and history lengths;
+the fit minimises relative error, and is judged on requests of other seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
+
+from helm_gym.evaluation.machine import machine_name
+from helm_gym.profile import CostModel, Profile
+from helm_gym.workload.regimes import make_path
+from real_backend.measured import MeasuredBackend, Sample
+
+Progress = Callable[[int, int], None]
+INTERVALS = 24  # per seed and split
+ALPHAS = (0.2, 0.5, 0.8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """A fitted cost model and how true it is.
+
+    Attributes:
+        cost: the fit, with machine, date and ``mean_error``.
+        samples: micro-batches fitted.
+        held_out_error: relative error of the mean compute time on requests of a seed that was not fitted.
+        measured_ms, predicted_ms: each held-out micro-batch.
+    """
+
+    cost: CostModel
+    samples: int
+    held_out_error: float
+    measured_ms: NDArray[np.float64]
+    predicted_ms: NDArray[np.float64]
+
+
+def calibrate(profile: Profile, seeds: int = 4, device: str | None = None, progress: Progress | None = None) -> Calibration:
+    """Measures and fits; ``seeds`` seeds are fitted and one more is held out. Takes some seconds a seed."""
+    backend = MeasuredBackend(profile, device=device)
+    by_seed: list[list[Sample]] = []
+    for seed in range(seeds + 1):
+        by_seed.append(_serve(backend, profile, 9000 + seed))
+        if progress is not None:
+            progress(seed + 1, seeds + 1)
+    fitted, held_out = [s for samples in by_seed[:-1] for s in samples], by_seed[-1]
+    coefficients = _fit(fitted)
+    predicted, measured = _features(held_out) @ coefficients, _times(held_out)
+    error = float(predicted.mean() / measured.mean() - 1.0)
+    cost = CostModel(
+        *(float(c) for c in coefficients),
+        machine=machine_name(backend.engine.device.type),
+        date=datetime.date.today().isoformat(),
+        mean_error=error,
+    )
+    return Calibration(cost, len(fitted), error, measured, predicted)
+
+
+def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[Sample]:
+    """Every micro-batch of one mixed path, a third of it at each of three splits."""
+    path = make_path("mixed", profile, [seed], INTERVALS * len(ALPHAS))
+    alpha = np.full((1, 1), ALPHAS[0])
+    backend.reset(path.at(0), np.array([seed]), alpha)
+    backend.samples = []
+    for t in range(path.intervals):
+        backend.step(np.full((1, 1), ALPHAS[t // INTERVALS]), path.at(t))
+    samples, backend.samples = backend.samples, None
+    return samples
+
+
+def _features(samples: list[Sample]) -> NDArray[np.float64]:
+    return np.array([(1.0, s.new_tokens, s.pairs, s.context) for s in samples])
+
+
+def _times(samples: list[Sample]) -> NDArray[np.float64]:
+    return np.array([s.compute_ms for s in samples])
+
+
+def _fit(samples: list[Sample], rounds: int = 5) -> NDArray[np.float64]:
+    """Coefficients >= 0 of least relative squares, with what lies far off left out: a shared machine interrupts."""
+    x, y = _features(samples), _times(samples)
+    keep = np.ones(len(y), bool)
+    for _ in range(rounds):
+        scale = x[keep].max(0)
+        solution = lsq_linear(x[keep] / y[keep, None] / scale, np.ones(keep.sum()), bounds=(0, np.inf)).x / scale
+        off = np.abs(x @ solution / y - 1.0)
+        keep = off < max(0.1, 4.0 * float(np.median(off)))
+    # Relative squares favour the fast requests of a noisy clock; one factor restores the mean.
+    return np.asarray(solution * (y[keep].sum() / (x[keep] @ solution).sum()))

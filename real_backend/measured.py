@@ -1,0 +1,136 @@
+"""The measured rung: HSTU really runs, out of the real pool, and each micro-batch is timed.
+
+Requests, caches and plans are the modelled rung's own. What differs is the time of a micro-batch: the engine carries
+its plan out and reports how long that took. Queueing runs on a virtual clock, so an interval costs its service time.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.backend import Rung
+from helm_gym.errors import InvalidInputError
+from helm_gym.profile import Profile
+from helm_gym.workload.state import WorkloadState
+from real_backend.base import ManagedBackend
+from real_backend.engine import Engine, MicroBatch
+from real_backend.memory.layout import REFILLS, Memory, Rules, make_rules
+from real_backend.memory.serve import account, batch_end, batch_ms, open_interval, plan_batch, plan_refill, transfer_ms
+
+SPEED_INTERVALS = 4
+
+
+class Sample(NamedTuple):
+    """One micro-batch as it was served: what the cost model sees of it, and its time."""
+
+    new_tokens: int
+    pairs: int  # sum over requests of new tokens x history
+    context: int  # sum over requests of history
+    compute_ms: float
+
+
+class MeasuredBackend(ManagedBackend):
+    """One lane on one device; not deterministic, because time is not.
+
+    The link and the arrivals of a profile belong to the machine that its cost model was fitted on. At each reset a
+    few intervals are served to find out how fast this machine computes now, and link, arrivals and SLO are scaled by
+    that ``speed``, so that the problem keeps its shape. Measured times themselves are never scaled.
+
+    Attributes:
+        bookkeeping_ms, service_ms: CPU time of the memory manager and service time, since the last reset.
+        speed: this machine's compute time over the cost model's.
+        samples: where it is a list, every micro-batch served is added to it (calibration).
+    """
+
+    name: ClassVar[str] = "real"
+    rung: ClassVar[Rung] = "measured"
+    snapshots: ClassVar[bool] = False  # the pool's contents are not copied
+
+    def __init__(self, profile: Profile, lanes: int = 1, nodes: int = 1, device: str | None = None):
+        if lanes != 1:
+            raise InvalidInputError(f"Backend 'real' runs one episode at a time, not {lanes}; ask for one lane.")
+        super().__init__(profile, lanes, nodes)
+        self.engine = Engine(profile, device)
+        self.samples: list[Sample] | None = None
+        self.speed = 1.0
+        self.bookkeeping_ms = self.service_ms = 0.0
+
+    def reset(self, state: WorkloadState, seeds: NDArray[np.int64], alpha: NDArray[np.float64]) -> None:
+        """See helm_gym.backend.Backend; measures ``speed`` on requests that are drawn again afterwards."""
+        self.rules, self.speed = make_rules(self.profile), 1.0
+        super().reset(state, seeds, alpha)
+        kept, self.samples = self.samples, []
+        for _ in range(SPEED_INTERVALS):
+            self.step(np.asarray(alpha), state)
+        served, self.samples = self.samples, kept
+        modelled = [batch_ms(self.rules, s.new_tokens, s.pairs, s.context) for s in served]
+        # The median of ratios: an interrupted micro-batch must not slow the whole episode down.
+        self.speed = float(np.median([s.compute_ms / m for s, m in zip(served, modelled, strict=True)]))
+        self.rules = _scaled(self.rules, self.speed)
+        super().reset(state, seeds, alpha)
+        self.bookkeeping_ms = self.service_ms = 0.0
+
+    def snapshot(self) -> Any:
+        """Not offered: the pool's contents would have to be copied too."""
+        raise InvalidInputError("Backend 'real' takes no snapshots; replay the same seed on 'modelled' instead.")
+
+    def _serve(self, targets: NDArray[np.int64], state: WorkloadState) -> None:
+        profile, requests, plan, ledger, rules = self.profile, self._requests, self._plan, self._ledger, self.rules
+        unit = Memory(*(array[0] for array in self._memory))
+        items = self._traffic.items[0]
+        place = self._manage(
+            open_interval,
+            unit,
+            self._traffic,
+            0,
+            state.values[0],
+            state.gaps_s[0],
+            targets[0],
+            profile.pool.page_moves_per_interval,
+            requests,
+            plan,
+            ledger,
+            rules,
+        )
+        requests.gap_s[0] *= self.speed
+        self.engine.move(plan)
+        sums = ledger.sums[0, place]
+        first, count = 0, profile.interval.requests
+        while first < count:
+            end = self._manage(batch_end, requests, 0, first, ledger, profile.max_batch)
+            self._manage(plan_batch, unit, items, requests, 0, first, end, plan, ledger, sums, rules)
+            length = requests.length[0, first:end]
+            batch = MicroBatch(
+                length, requests.candidate_count[0, first:end], unit.user_pages[requests.user[0, first:end]]
+            )
+            _, computed, waited = self.engine.timed_execute(plan, batch)
+            if profile.link.modelled:
+                waited = transfer_ms(plan, rules)
+            self.service_ms += computed + waited
+            self._manage(account, requests, 0, first, end, computed, waited, ledger, sums)
+            self._manage(plan_refill, unit, plan, computed + waited, ledger, 0, sums, rules)
+            if plan.count[REFILLS]:
+                self.engine.refill(plan)
+            if self.samples is not None:
+                new = length - plan.cached[: end - first] + batch.candidates
+                self.samples.append(Sample(int(new.sum()), int(new @ length), int(length.sum()), computed))
+            first = end
+        ledger.interval[0, 0] += 1
+
+    def _manage(self, kernel, *arguments):  # type: ignore[no-untyped-def]  # whatever the kernel takes and returns
+        """Calls a kernel of the memory manager on its own clock."""
+        started = time.thread_time()
+        result = kernel(*arguments)
+        self.bookkeeping_ms += 1e3 * (time.thread_time() - started)
+        return result
+
+
+def _scaled(rules: Rules, speed: float) -> Rules:
+    """The rules of a machine whose time runs ``speed`` times slower."""
+    changes = {name: getattr(rules, name) * speed for name in Rules._fields if name.endswith("_ms")}
+    changes["background_rows_per_ms"] = rules.background_rows_per_ms / speed
+    return rules._replace(**changes)

@@ -1,0 +1,220 @@
+"""A device of numpy arrays that carries plans out to the letter, and the pool's invariants, for tests of the manager.
+
+What lies in the pool is not numbers but names: which row a slot holds, which user's which token a place holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from helm_gym.profile import Profile, load
+from helm_gym.workload.sampling import make_requests, make_traffic
+from helm_gym.workload.state import INDEX, at_rest
+from real_backend.memory.layout import (
+    EMB,
+    FILL,
+    FILLS,
+    KV,
+    MOVES,
+    N_EMB,
+    N_FRESH,
+    N_KV_FREE,
+    OFFLOADS,
+    REFILLS,
+    STAGED,
+    Memory,
+    Plan,
+    make_memory,
+    make_plan,
+    make_rules,
+)
+from real_backend.memory.serve import SUMS, make_ledger, open_interval, plan_batch, plan_refill
+
+
+def tiny_profile(
+    pages: int = 24, max_batch: int = 3, host_users: int = 0, tokens_per_page: int = 4, budget: int = 5
+) -> Profile:
+    """A pool in which everything is scarce: histories of up to 32 tokens, 300 items, 24 users."""
+    base = load("cpu-small")
+    token_bytes = base.kv_bytes_per_token
+    return dataclasses.replace(
+        base,
+        name="tiny",
+        model=dataclasses.replace(base.model, max_history=32, max_candidates=6),
+        pool=dataclasses.replace(
+            base.pool,
+            pages=pages,
+            page_bytes=token_bytes * tokens_per_page,
+            min_alpha=0.05,
+            max_alpha=0.6,
+            page_moves_per_interval=budget,
+            shadow_pages=2,
+        ),
+        kv_miss=dataclasses.replace(base.kv_miss, policy="copy" if host_users else "recompute", host_users=host_users),
+        population=dataclasses.replace(
+            base.population, users=24, items=300, hot_users=6, mean_history=14.0, delta_tokens=3.0, candidates=5
+        ),
+        interval=dataclasses.replace(base.interval, requests=10, window=40),
+        max_batch=max_batch,
+    )
+
+
+class NumpyDevice:
+    """Pool and host tier of names; raises AssertionError where a plan would serve something that is not there."""
+
+    def __init__(self, profile: Profile):
+        slots = profile.pool.pages * profile.rows_per_page
+        staging = profile.max_batch * (profile.model.max_history + profile.model.max_candidates)
+        self.rows = np.full(slots + staging, -1)
+        self.tokens = np.full((profile.pool.pages, profile.tokens_per_page, 3), -1)  # user, version, position
+        self.host = np.full((profile.kv_miss.host_users, profile.pages_per_user, profile.tokens_per_page, 3), -1)
+        self.rows_per_page, self.tokens_per_page = profile.rows_per_page, profile.tokens_per_page
+
+    def _page_written(self, page: int, kind: str) -> None:
+        """A page is bytes: what one cache writes the other can no longer read."""
+        if kind == "rows":
+            self.tokens[page] = -2
+        else:
+            self.rows[page * self.rows_per_page : (page + 1) * self.rows_per_page] = -2
+
+    def _write_row(self, slot: int, row: int) -> None:
+        self.rows[slot] = row
+        if slot // self.rows_per_page < len(self.tokens):
+            self._page_written(slot // self.rows_per_page, "rows")
+
+    def move(self, plan: Plan) -> None:
+        for k in range(plan.count[OFFLOADS]):
+            pages = plan.offload_pages[k][plan.offload_pages[k] >= 0]
+            self.host[plan.offload_place[k], : len(pages)] = self.tokens[pages]
+        n = plan.count[MOVES]
+        targets = plan.move_to[:n].tolist()
+        assert len(set(targets)) == n, "two rows are moved to one slot"
+        for slot, row in zip(targets, self.rows[plan.move_from[:n]].tolist(), strict=True):
+            self._write_row(slot, row)
+
+    def serve(self, plan: Plan, memory: Memory, requests: list[tuple[int, int, int, np.ndarray]]) -> None:
+        """requests: (user, version, length, rows of its new tokens and candidates)."""
+        self.move(plan)
+        for b, (user, version, _, _) in enumerate(requests):
+            if plan.upload_place[b] >= 0:
+                pages = -(-plan.cached[b] // self.tokens_per_page)
+                for p in range(pages):
+                    self._page_written(memory.user_pages[user, p], "tokens")
+                    self.tokens[memory.user_pages[user, p]] = self.host[plan.upload_place[b], p]
+        for row, slot in zip(plan.fill_row[: plan.count[FILLS]], plan.fill_slot[: plan.count[FILLS]], strict=True):
+            self._write_row(slot, row)
+        read = 0
+        for b, (user, version, length, rows) in enumerate(requests):
+            found = self.rows[plan.slots[read : read + len(rows)]]
+            assert (found == rows).all(), "a slot holds another row than the one that was asked for"
+            read += len(rows)
+            for position in range(plan.cached[b]):
+                place = self.tokens[memory.user_pages[user, position // self.tokens_per_page]]
+                held = place[position % self.tokens_per_page].tolist()
+                assert held == [user, version, position], "KV of another user, version or position"
+            assert plan.cached[b] + len(rows) >= length
+        for b, (user, version, _, _) in enumerate(requests):
+            for position in range(plan.cached[b], plan.stored[b]):
+                page = memory.user_pages[user, position // self.tokens_per_page]
+                assert memory.owner[page] == KV, "KV is written into a page that KV does not own"
+                self._page_written(page, "tokens")
+                self.tokens[page, position % self.tokens_per_page] = (user, version, position)
+
+    def refill(self, plan: Plan) -> None:
+        for row, slot in zip(plan.refill_row[: plan.count[REFILLS]], plan.refill_slot, strict=False):
+            self._write_row(slot, row)
+
+
+class Node:
+    """One unit of the memory manager, driven request by request, with its plans carried out and checked."""
+
+    def __init__(self, profile: Profile, seed: int = 0, alpha: float = 0.5):
+        self.profile, self.rules, self.plan = profile, make_rules(profile), make_plan(profile)
+        values = at_rest(profile)[None]
+        values[:, INDEX["arrival_rate_rps"]] = 500.0
+        self.values = values[0]
+        self.traffic = make_traffic(profile, values, np.array([seed]))
+        self.requests = make_requests(profile, 1)
+        self.ledger = make_ledger(profile, 1)
+        whole = make_memory(profile, np.array([round(alpha * profile.pool.pages)]))
+        self.memory = Memory(*(array[0] for array in whole))
+        self.device = NumpyDevice(profile)
+        self.gaps = np.full(profile.interval.requests, np.nan)
+        self.staged = 0
+
+    def interval(self, target_pages: int, sizes: list[int]) -> int:
+        """One interval, its requests in micro-batches of ``sizes`` in turn. Returns the pages moved."""
+        m, before = self.memory, int(self.memory.n[N_EMB])
+        budget = self.profile.pool.page_moves_per_interval
+        open_interval(
+            m, self.traffic, 0, self.values, self.gaps, target_pages, budget, self.requests, self.plan, self.ledger, self.rules
+        )  # fmt: skip
+        moved = int(m.n[N_EMB]) - before
+        assert abs(moved) <= budget, "a move exceeds its budget"
+        assert abs(target_pages - before) - abs(target_pages - m.n[N_EMB]) == abs(moved), "a move goes the wrong way"
+        assert self.plan.count[FILLS] == 0, "a move alone fetches rows"
+        self.device.move(self.plan)
+        self.check()
+        first, turn, count = 0, 0, self.profile.interval.requests
+        users = self.requests.user[0]
+        while first < count:
+            end = first + 1
+            while end < min(count, first + sizes[turn % len(sizes)]) and users[end] not in users[first:end]:
+                end += 1
+            self._batch(first, end)
+            first, turn = end, turn + 1
+        self.ledger.interval[0, 0] += 1
+        return moved
+
+    def _batch(self, first: int, end: int) -> None:
+        q, items, sums = self.requests, self.traffic.items[0], np.zeros(SUMS)
+        plan_batch(self.memory, items, q, 0, first, end, self.plan, self.ledger, sums, self.rules)
+        self.staged += int(self.memory.n[STAGED])
+        served = []
+        for b, r in enumerate(range(first, end)):
+            user, length = q.user[0, r], q.length[0, r]
+            new = items[user, self.plan.cached[b] : length]
+            rows = np.concatenate([new, q.candidates[0, r, : q.candidate_count[0, r]]])
+            served.append((int(user), int(q.version[0, r]), int(length), rows))
+        self.device.serve(self.plan, self.memory, served)
+        self.check()
+        plan_refill(self.memory, self.plan, 5.0, self.ledger, 0, sums, self.rules)
+        self.device.refill(self.plan)
+        self.check()
+
+    def check(self) -> None:
+        """A page has one owner, everything adds up, and both directions of every map agree."""
+        m, profile = self.memory, self.profile
+        pages, rows, tokens = profile.pool.pages, profile.rows_per_page, profile.tokens_per_page
+        emb = m.emb_pages[: m.n[N_EMB]]
+        free = m.kv_free[: m.n[N_KV_FREE]]
+        cached = np.flatnonzero(m.cached_length)
+        occupied = [p for u in cached for p in m.user_pages[u, : -(-m.cached_length[u] // tokens)]]
+        everything = np.concatenate([emb, free, np.array(occupied, int)])
+        assert sorted(everything.tolist()) == list(range(pages)), "a page is lost or has two owners"
+        assert (m.owner[emb] == EMB).all()
+        assert (m.owner[free] == KV).all()
+        assert (m.owner[np.array(occupied, int)] == KV).all()
+        assert (m.page_place[emb] == np.arange(len(emb))).all()
+        resident = np.flatnonzero(m.row_slot >= 0)
+        slots = m.row_slot[resident]
+        assert (m.slot_row[slots] == resident).all()
+        assert (m.slot_row >= 0).sum() == len(resident), "a slot holds a row that is not resident"
+        assert (m.owner[slots // rows] == EMB).all(), "a row lies in a page that changed hands"
+        empty = np.concatenate(
+            [np.arange(p * rows, (p + 1) * rows) for p in m.fresh[: m.n[N_FRESH]]] + [np.empty(0, int)]
+        ).astype(int)
+        if m.n[N_FRESH]:
+            top = m.fresh[m.n[N_FRESH] - 1]
+            empty = np.setdiff1d(empty, np.arange(top * rows, top * rows + m.n[FILL]))
+        assert (m.slot_row[empty] == -1).all()
+        assert len(resident) + len(empty) <= len(emb) * rows
+        ring, at, sentinel = [], m.newer[-1], len(m.newer) - 1
+        while at != sentinel:
+            assert m.newer[m.older[at]] == at
+            ring.append(at)
+            at = m.newer[at]
+        assert sorted(ring) == cached.tolist(), "the ring of recency is not the set of cached users"
+        assert (m.origin == -1).all()
