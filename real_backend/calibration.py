@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from helm_gym.evaluation.machine import machine_name
+from helm_gym.evaluation.machine import describe_machine
 from helm_gym.profile import CostModel, Profile
 from helm_gym.workload.regimes import make_path
 from real_backend.measured import MeasuredBackend, Sample
@@ -56,7 +56,7 @@ def calibrate(profile: Profile, seeds: int = 4, device: str | None = None, progr
     error = float(predicted.mean() / measured.mean() - 1.0)
     cost = CostModel(
         *(float(c) for c in coefficients),
-        machine=machine_name(backend.engine.device.type),
+        machine=describe_machine(backend.engine.device.type),
         date=datetime.date.today().isoformat(),
         mean_error=error,
     )

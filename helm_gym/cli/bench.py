@@ -11,7 +11,9 @@ from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table
 
 
 def bench(
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Measure this figure; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Measure this figure; may be repeated.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -23,7 +25,7 @@ def bench(
     """
     from helm_gym import bench as benchmarks
     from helm_gym.errors import UnknownNameError
-    from helm_gym.evaluation.machine import machine_name, versions
+    from helm_gym.evaluation.machine import describe_machine, versions
 
     names = only or list(benchmarks.FIGURES)
     for name in names:
@@ -32,16 +34,17 @@ def bench(
     found = {}
     with Progress(quiet).stage("bench") as tick:
         for done, name in enumerate(names):
-            tick(done, len(names))
+            tick(name, done, len(names))
             found[name] = benchmarks.measure(name)
-    ran_on = {"machine": machine_name(), "versions": versions()}
+    ran_on = {"machine": describe_machine(), "versions": versions()}
     if as_json:
         return print_json({n: dataclasses.asdict(f) | {"ratio": f.ratio} | ran_on for n, f in found.items()})
     rows = [
         (
             name,
-            f"{figure.value:,.3g} [{figure.low:,.3g}, {figure.high:,.3g}]" if figure.value < 1000 else
-            f"{figure.value:,.0f} [{figure.low:,.0f}, {figure.high:,.0f}]",
+            f"{figure.value:,.3g} [{figure.low:,.3g}, {figure.high:,.3g}]"
+            if figure.value < 1000
+            else f"{figure.value:,.0f} [{figure.low:,.0f}, {figure.high:,.0f}]",
             figure.unit,
             str(figure.rung),
             ", ".join(f"{ratio:.3g} x {peer}" for peer, ratio in figure.ratio.items()) or "–",

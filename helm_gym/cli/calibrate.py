@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import pathlib
 from typing import Annotated, Any
@@ -71,7 +72,8 @@ def calibrate(
 def fit(profile: profiles.Profile, seeds: int, tick: Tick | None = None) -> Any:
     """The calibration of ``real_backend``, found by name."""
     module, _, attribute = CALIBRATION.partition(":")
-    return getattr(importlib.import_module(module), attribute)(profile, seeds=seeds, progress=tick)
+    progress = None if tick is None else functools.partial(tick, "")
+    return getattr(importlib.import_module(module), attribute)(profile, seeds=seeds, progress=progress)
 
 
 def on_this_machine(profile: profiles.Profile, cost: CostModel, name: str) -> profiles.Profile:

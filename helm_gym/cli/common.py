@@ -17,14 +17,14 @@ from rich.table import Table
 
 from helm_gym.errors import InvalidInputError
 
-Tick = Callable[[int, int], None]
+Tick = Callable[[str, int, int], None]  # what is under way, how much of all is done, how much there is
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Profile = Annotated[str, typer.Option("--profile", help="A profile's name (`helm-gym profiles`), or a YAML file.")]
 
 MAX_SEEDS = 10_000
-_PIPED_WIDTH = 160
+_PIPED_WIDTH = 200
 _PLAIN_EVERY_S = 10.0
 
 
@@ -83,9 +83,9 @@ class Progress:
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[Tick]:
-        """A stretch of work; the callback takes how much of it is done, and how much there is."""
+        """A stretch of work; the callback says how far it is."""
         if self.quiet:
-            yield lambda done, total: None
+            yield lambda what, done, total: None
         elif self._console.is_terminal:
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
@@ -93,16 +93,20 @@ class Progress:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             with Bars(*columns, console=self._console, transient=True) as bars:
                 task = bars.add_task(label, total=None)
-                yield lambda done, total: bars.update(task, completed=done, total=total)
+
+                def advance(what: str, done: int, total: int) -> None:
+                    bars.update(task, completed=done, total=total, description=f"{label}: {what}" if what else label)
+
+                yield advance
         else:
             self.say(f"{label} ...")
             last = time.monotonic()
 
-            def tick(done: int, total: int) -> None:
+            def tick(what: str, done: int, total: int) -> None:
                 nonlocal last
                 if time.monotonic() - last > _PLAIN_EVERY_S:
                     last = time.monotonic()
-                    self.say(f"{label}: {done} of {total}")
+                    self.say(f"{label}: {done / max(1, total):.0%}{what and f', {what}'}")
 
             yield tick
 

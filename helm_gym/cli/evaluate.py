@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,7 @@ from helm_gym.errors import InvalidInputError
 if TYPE_CHECKING:
     from helm_gym.evaluation.results import Evaluation
 
-_NARROW = 132  # columns of a terminal that intervals need
+_WIDE, _NARROW = 180, 124  # columns that a table needs with intervals beside their values, and below them
 
 
 def evaluate(
@@ -61,8 +60,8 @@ def evaluate(
     opened = shipped.load(profile or found.profile)
     if backend not in BACKENDS:
         raise UnknownNameError("backend", backend, BACKENDS)
-    for name in policies:
-        open_policy(name, ObservationLayout(opened))
+    layout = ObservationLayout(opened)
+    controllers = [open_policy(name, layout) for name in policies]
     if (trace is None) == (found.regime == "trace"):
         raise InvalidInputError(
             f"Task '{task}' needs recorded arrivals; give a file with --trace PATH."
@@ -76,7 +75,7 @@ def evaluate(
     with Progress(quiet).stage(f"evaluate on {task}") as tick:
         evaluation = protocol.evaluate(
             found,
-            policies,
+            controllers,
             backend=backend,
             profile=opened,
             seeds=wanted,
@@ -84,7 +83,7 @@ def evaluate(
             clairvoyant=clairvoyant,
             progress=tick,
         )
-    figures = metrics.summary(evaluation)
+    figures = metrics.to_json(evaluation)
     if html is not None:
         from helm_gym.evaluation.report import Section, write_report
 
@@ -102,7 +101,7 @@ def show(evaluation: Evaluation, figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     from helm_gym.evaluation.plots import is_oracle
-    from helm_gym.evaluation.report import COLUMNS, best_names, table_rows
+    from helm_gym.evaluation.report import best_names, columns, label, table_rows
 
     out, best = console(), best_names(figures)
     caption = f"{evaluation.rung} rung, {len(evaluation.seeds)} seeds, {evaluation.machine}, {evaluation.date}"
@@ -117,17 +116,15 @@ def show(evaluation: Evaluation, figures: dict[str, Any]) -> None:
         header_style="dim",
     )
     table.add_column("policy", no_wrap=True)
-    for column in COLUMNS:
+    for column in columns(figures):
         table.add_column(column.heading, justify="right", no_wrap=True)
     for row, reference in table_rows(figures):
         name = str(row["name"])
-        cells = [f"{name} (best static)" if name == f"static:{evaluation.best_static:g}" else name]
-        for column in COLUMNS:
+        cells = [escape(label(name, figures))]
+        for column in columns(figures):
             text = column.text(row.get(column.key))
-            text = text.partition(" ")[0] if out.width < _NARROW else text
+            if out.width < _WIDE:
+                text = text.partition(" ")[0] if out.width < _NARROW else text.replace(" ", "\n", 1)
             cells.append(f"[bold]{escape(text)}[/]" if name in best.get(column.key, ()) else escape(text))
         table.add_row(*cells, style="dim" if reference or is_oracle(name) else "")
     out.print(table)
-    share = figures.get("alpha_flat_share")
-    if isinstance(share, float) and math.isfinite(share):
-        out.print(f"{share:.0%} of intervals lie where alpha hardly matters.", style="dim")

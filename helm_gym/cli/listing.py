@@ -18,9 +18,7 @@ def tasks(as_json: Json = False) -> None:
 
     if as_json:
         return print_json({"tasks": [dataclasses.asdict(task) for task in TASKS.values()]})
-    rows = [
-        (t.name, t.regime, t.profile, str(t.horizon), f"{t.seeds[0]}-{t.seeds[-1]}", t.doc) for t in TASKS.values()
-    ]
+    rows = [(t.name, t.regime, t.profile, str(t.horizon), f"{t.seeds[0]}-{t.seeds[-1]}", t.doc) for t in TASKS.values()]
     print_table("", ("task", "regime", "profile", "intervals", "seeds", "what it is"), rows)
 
 

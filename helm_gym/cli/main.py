@@ -65,7 +65,8 @@ def _root(
 
 
 for _command in COMMANDS:
-    app.command()(_command)
+    # Given whole: Typer's own short help ends in the middle of a sentence.
+    app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 
 
 def run() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import io
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ KINDS = {
     "trend, many return": "#4E4E10",
     "trace": "#117733",
 }
-RC: Mapping[str, Any] = {
+RC: Any = {  # matplotlib types its keys one by one
     "svg.fonttype": "none",
     "svg.hashsalt": "helm-gym",
     "font.family": "sans-serif",
@@ -113,7 +114,7 @@ def settings(path: WorkloadPath) -> dict[str, NDArray[np.bool_]]:
 
 def svg(figure: Figure, alt: str, prefix: str) -> str:
     """The figure as an ``<svg>`` element for a page: labelled, ids made its own, nothing fixed in size."""
-    with rc_context(dict(RC)), io.StringIO() as out:
+    with rc_context(RC), io.StringIO() as out:
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         text = out.getvalue()
     text = text[text.index("<svg") :]
@@ -149,9 +150,12 @@ def rolling_p99(sojourn_ms: NDArray[np.floating], requests: int = _ROLLING_REQUE
 
 
 def _log_ms(ax: Axes) -> None:
-    """A logarithmic latency axis with plain numbers at 1, 2 and 5 of each decade."""
+    """A logarithmic latency axis with plain numbers, more of them where it spans less than a decade."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(
+        LogLocator(subs=(1.0, 2.0, 5.0) if high > 8 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0))
+    )
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
@@ -160,7 +164,7 @@ def _shade(ax: Axes, path: WorkloadPath, lane: int, label: bool) -> None:
     """Segments as tinted bands; where ``label`` is set, their kinds above them, if a word finds room."""
     segment = path.segment[lane]
     edges = [0, *(np.flatnonzero(np.diff(segment)) + 1).tolist(), len(segment)]
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in itertools.pairwise(edges):
         kind = path.kind[lane][segment[a]]
         ax.axvspan(a, b, color=KINDS.get(kind, "#777777"), alpha=0.04 if kind in ("calm", "steady") else 0.13, lw=0)
         if label and b - a > 0.012 * len(segment) * len(kind):
@@ -187,7 +191,7 @@ def _legend(figure: Figure, ax: Axes) -> None:
 def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
     """One lane: alpha of a few policies against alpha*, and below it their P99, over the same time."""
     names, episodes, path = shown_in_detail(evaluation), all_episodes(evaluation), evaluation.path
-    with rc_context(dict(RC)):
+    with rc_context(RC):
         figure = Figure((_WIDTH, 6.4), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True)
         top.plot(evaluation.optimum.alpha_star[lane], color=INK, alpha=0.28, linewidth=6, label="alpha* (optimum)")
@@ -221,7 +225,7 @@ def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
 
 def against_alpha(evaluation: Evaluation, prefix: str) -> Picture:
     """What a split costs: expected service by setting, and the sojourn of static splits."""
-    with rc_context(dict(RC)):
+    with rc_context(RC):
         figure = Figure((_WIDTH, 4.1), layout="constrained")
         left, right = figure.subplots(1, 2)
         stars = cost_by_setting(left, evaluation, normalise=False)
@@ -275,7 +279,7 @@ def _static_latency(ax: Axes, evaluation: Evaluation) -> None:
         ("P99", "s", lambda e: np.percentile(e.sojourn_ms, 99)),
         ("mean", "o", lambda e: e.sojourn_ms.mean(dtype=np.float64)),
     ):
-        style = {"color": STATIC if label == "mean" else "#4A4F57", "label": f"{label}, static splits"}
+        style: dict[str, Any] = {"color": STATIC if label == "mean" else "#4A4F57", "label": f"{label}, static splits"}
         ax.plot(alphas, [measure(e) for _, e in statics], marker=marker, markersize=5, **style)
         if "oracle" in episodes:
             level = measure(episodes["oracle"])
@@ -294,7 +298,7 @@ def _static_latency(ax: Axes, evaluation: Evaluation) -> None:
 def bars(figures: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], prefix: str) -> Picture:
     """Bars with intervals, one panel a figure: (label, [{name, value, low, high}, ...])."""
     names = [str(row["name"]) for row in figures[0][1]]
-    with rc_context(dict(RC)):
+    with rc_context(RC):
         figure = Figure((_WIDTH, 1.3 + 0.36 * len(names)), layout="constrained")
         axes = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
         for ax, (label, rows) in zip(axes, figures, strict=True):
@@ -319,7 +323,7 @@ def _bar_panel(ax: Axes, label: str, rows: Sequence[Mapping[str, Any]], names: S
     value = np.array([row["value"] for row in rows], float)
     low, high = (np.array([row[end] for row in rows], float) for end in ("low", "high"))
     known = np.flatnonzero(np.isfinite(value))
-    tints = [colour(names[k], names) for k in known]
+    tints = [colour(names[int(k)], names) for k in known]
     ax.barh(known, value[known], color=tints, height=0.66, alpha=0.85)
     spread = np.nan_to_num(np.abs(np.stack([value - low, high - value])))[:, known]
     ax.errorbar(value[known], known, xerr=spread, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)

@@ -76,11 +76,36 @@ class Section:
     note: str = ""
 
 
+def columns(figures: Row) -> list[Column]:
+    """The columns that have a number: there are no gains where no references were run."""
+    rows = [row for row, _ in table_rows(figures)]
+    return [column for column in COLUMNS if any(math.isfinite(column.value(row)) for row in rows)]
+
+
 def table_rows(figures: Row) -> list[tuple[Row, bool]]:
-    """Rows of the table, each with whether it only serves as a reference: policies, then references not among them."""
+    """Rows of the table, each with whether it only serves as a reference.
+
+    Policies come first, then references that are not among them: the best statics and the oracles. The other static
+    splits stand in the JSON and in the plot of latency over alpha.
+    """
     asked = [(row, False) for row in figures["policies"]]
-    names = {row["name"] for row, _ in asked}
-    return asked + [(row, True) for row in figures.get("references", ()) if row["name"] not in names]
+    names, best = {row["name"] for row, _ in asked}, set(_best_statics(figures))
+    beside = (row for row in figures.get("references", ()) if row["name"] not in names)
+    return asked + [(row, True) for row in beside if not plots.is_static(row["name"]) or row["name"] in best]
+
+
+def label(name: str, figures: Row) -> str:
+    """A policy's name, and what it is the best at where it is a static split that gains are counted from."""
+    best = _best_statics(figures).get(name)
+    return f"{name} ({best})" if best else name
+
+
+def _best_statics(figures: Row) -> dict[str, str]:
+    mean, tail = (figures.get(key) for key in ("best_static", "best_static_p99"))
+    if mean is not None and mean == tail:
+        return {f"static:{mean:g}": "best static"}
+    found = {mean: "best static, mean", tail: "best static, P99"}
+    return {f"static:{alpha:g}": text for alpha, text in found.items() if alpha is not None}
 
 
 def best_names(figures: Row) -> dict[str, set[str]]:
@@ -148,7 +173,7 @@ def _section(section: Section, prefix: str) -> str:
     rows = sorted((row for row, _ in table_rows(section.figures)), key=COLUMNS[0].value)
     panels = [
         (column.heading, [{"name": row["name"], **_numbers(row, column)} for row in rows])
-        for column in COLUMNS
+        for column in columns(section.figures)
         if column.key in ("p99_ms", "gain_captured", "gain_captured_p99")
     ]
     pictures = [
@@ -187,17 +212,17 @@ def _facts(evaluation: Evaluation) -> str:
 
 def _table(section: Section) -> str:
     best, names = best_names(section.figures), [str(row["name"]) for row, _ in table_rows(section.figures)]
-    head = "".join(f'<th scope="col" title="{html.escape(c.doc)}">{c.heading}</th>' for c in COLUMNS)
+    head = "".join(f'<th scope="col" title="{html.escape(c.doc)}">{c.heading}</th>' for c in columns(section.figures))
     lines = []
     for row, reference in table_rows(section.figures):
         name = str(row["name"])
-        cells = "".join(_cell(column, row, name in best.get(column.key, ())) for column in COLUMNS)
+        cells = "".join(_cell(column, row, name in best.get(column.key, ())) for column in columns(section.figures))
         dot = f'<i style="background:{plots.colour(name, names)}"></i>'
         kind = ' class="reference"' if reference or plots.is_oracle(name) else ""
-        lines.append(f'<tr{kind}><th scope="row">{dot}{html.escape(name)}</th>{cells}</tr>')
+        lines.append(f'<tr{kind}><th scope="row">{dot}{html.escape(label(name, section.figures))}</th>{cells}</tr>')
     caption = (
-        f"{html.escape(section.evaluation.task.name)}, {section.evaluation.rung} rung. Small figures: 95% intervals over "
-        "seeds. Bold: the best that is no oracle. Grey rows only serve as references."
+        f"{html.escape(section.evaluation.task.name)}, {section.evaluation.rung} rung. Small figures: 95% intervals "
+        "over seeds. Bold: the best that is no oracle. Grey rows only serve as references."
     )
     return (
         f'<div class="scroll"><table><caption>{caption}</caption><thead><tr><th scope="col">policy</th>{head}</tr>'

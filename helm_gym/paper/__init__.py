@@ -14,7 +14,7 @@ from helm_gym.profile import Profile
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Tick = Callable[[int, int], None]
+Tick = Callable[[str, int, int], None]
 Stage = Callable[[str], Any]  # a context manager that yields a Tick
 
 

@@ -179,14 +179,14 @@ def give_page(m, plan, rules):
             evict_row(m, slot)
             continue
         k = plan.count[MOVES]
-        plan.move_from[k] = m.origin[slot] if m.origin[slot] >= 0 else slot
+        plan.move_from[k] = slot
         plan.move_to[k] = target
         plan.move_row[k] = row
         plan.count[MOVES] = k + 1
-        m.origin[target] = plan.move_from[k]
         m.row_slot[row] = target
         m.slot_row[target] = row
-        # Moved as cold: it stays only if it is used again before the hand comes by.
+        # Moved as cold: it stays only if it is used again before the hand comes by, and it is not moved twice in
+        # one plan, so that every row moved still lies where the plan says.
         m.reference[target] = 0
         m.slot_row[slot] = -1
         m.reference[slot] = 0
@@ -195,11 +195,10 @@ def give_page(m, plan, rules):
 
 @kernel
 def settle_moves(m, plan):
-    """Drops moves that later ones overtook, so that every slot is written at most once, from where its row lay."""
+    """Drops moves whose slot was claimed again by a later one, so that every slot is written at most once."""
     kept = 0
     for k in range(plan.count[MOVES]):
         target = plan.move_to[k]
-        m.origin[target] = -1
         if m.slot_row[target] == plan.move_row[k] and m.row_slot[plan.move_row[k]] == target:
             plan.move_from[kept] = plan.move_from[k]
             plan.move_to[kept] = target

@@ -49,7 +49,6 @@ class Memory(NamedTuple):
     fresh: NDArray[np.int32]  # (U, P), stack of pages with empty slots
     row_evicted: NDArray[np.int64]  # (U, I), EVICTED_ROWS when the row left (shadow list), or a large negative number
     evicted_ring: NDArray[np.int32]  # (U, ring), rows in the order they left, for background refill
-    origin: NDArray[np.int32]  # (U, P R), during a move: where the row that goes to a slot lay before it, or -1
     # KV: least recently used users, each with a page table
     kv_free: NDArray[np.int32]  # (U, P), stack
     user_pages: NDArray[np.int32]  # (U, N, pages a user)
@@ -176,7 +175,6 @@ def make_memory(profile: Profile, emb_pages: NDArray[np.int64]) -> Memory:
         "fresh": full((pages,), -1),
         "row_evicted": full((items,), -(1 << 60), np.int64),
         "evicted_ring": full((max(1, profile.pool.shadow_pages * rows),), -1),
-        "origin": full((slots,), -1),
         "kv_free": full((pages,), -1),
         "user_pages": full((users, profile.pages_per_user), -1),
         "cached_length": full((users,), 0),
@@ -249,7 +247,7 @@ def unit_of(m, u):
     """The arrays of one unit, as views."""
     return Memory(
         m.n[u], m.owner[u], m.row_slot[u], m.slot_row[u], m.reference[u], m.emb_pages[u], m.page_place[u],
-        m.fresh[u], m.row_evicted[u], m.evicted_ring[u], m.origin[u], m.kv_free[u], m.user_pages[u], m.cached_length[u],
+        m.fresh[u], m.row_evicted[u], m.evicted_ring[u], m.kv_free[u], m.user_pages[u], m.cached_length[u],
         m.cached_version[u], m.used_batch[u], m.newer[u], m.older[u], m.user_evicted[u], m.evicted_version[u],
         m.evicted_length[u], m.host_place[u], m.host_user[u], m.host_batch[u], m.host_version[u], m.host_length[u],
         m.sim_row_slot[u], m.sim_slot_row[u], m.sim_reference[u], m.sim_hand[u], m.sim_slots[u], m.sim_newer[u],

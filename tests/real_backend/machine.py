@@ -217,4 +217,3 @@ class Node:
             ring.append(at)
             at = m.newer[at]
         assert sorted(ring) == cached.tolist(), "the ring of recency is not the set of cached users"
-        assert (m.origin == -1).all()

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# On a machine with a CUDA GPU: score law, calibration and latency against alpha on the real backend, into one JSON.
+#
+#   benchmarks/gpu_check.sh [OUT.json]          (default: benchmarks/gpu_check.json; at most ten minutes, safe to cut off)
+#
+# Needs torch with CUDA, the fbgemm-gpu of the same release, numba, numpy, scipy, PyYAML. Where no package registry can
+# be reached, carry them: wheels in .wheels/ are put on the path, and fbgemm's operators from .fbgemm/fbgemm_cuda.tgz.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=${1:-benchmarks/gpu_check.json}
+libraries=$(mktemp -d)
+trap 'rm -rf "$libraries"' EXIT
+if [ -f .fbgemm/fbgemm_cuda.tgz ]; then tar xzf .fbgemm/fbgemm_cuda.tgz -C "$libraries"; fi
+for wheel in .wheels/*.whl; do
+  if [ -f "$wheel" ]; then python3 -m zipfile -e "$wheel" "$libraries"; fi
+done
+export PYTHONPATH="$libraries:.${PYTHONPATH:+:$PYTHONPATH}"
+nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
+exec timeout 590 python3 -m benchmarks.gpu_check --out "$out"

@@ -1,0 +1,1 @@
+"""How a policy is judged: the protocol, the offline optimum, metrics, statistics and the report."""

@@ -1,0 +1,262 @@
+"""The evaluation protocol: every policy through the same episodes, beside the references that scale its gains."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym import profile as profiles
+from helm_gym.backend import Rung, open_backend
+from helm_gym.control_loop import ControlLoop, Step
+from helm_gym.errors import HelmError, InvalidInputError
+from helm_gym.evaluation.machine import describe_machine, versions
+from helm_gym.evaluation.metrics import best_static, split_of, static_name
+from helm_gym.evaluation.optimum import GRID, MAX_LANES, cut_optimum, cut_path, offline_optimum
+from helm_gym.evaluation.results import Episodes, Evaluation, Optimum
+from helm_gym.policy import Floats, Oracle, Policy, Truth, open_policy
+from helm_gym.profile import Profile
+from helm_gym.tasks import Task
+from helm_gym.telemetry import ALPHA_GRID
+from helm_gym.workload.regimes import make_path
+from helm_gym.workload.state import WorkloadPath
+from helm_gym.workload.traces import Trace
+
+Progress = Callable[[str, int, int], None]
+
+_MEASURED_SEEDS = 2  # an episode on the measured rung takes minutes
+_TIMED_EVERY = 4  # decisions
+_TELEMETRY = {  # field of Episodes -> field of telemetry
+    "alpha": "alpha",
+    "service_ms": "interval_service_ms",
+    "emb_hit_rate": "emb_hit_rate",
+    "kv_hit_rate": "kv_hit_rate",
+    "moved_bytes": "moved_bytes",
+    "h2d_critical_bytes": "h2d_critical_bytes",
+    "arrival_s": "interval_arrival_s",
+}
+
+
+def evaluate(
+    task: Task,
+    policies: Sequence[Policy],
+    backend: str = "modelled",
+    profile: Profile | None = None,
+    seeds: Sequence[int] | None = None,
+    trace: Trace | None = None,
+    references: bool = True,
+    clairvoyant: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Runs each policy once a seed, and the references that were not asked for themselves.
+
+    On the modelled rung the references are the statics at .1 ... .9 and the regime oracle. On others the best statics,
+    by mean and by P99, are chosen by replay on the modelled rung, and only they and the oracle are run.
+
+    Args:
+        policies: with names that differ.
+        backend: its name; one that serves a single lane takes the seeds one by one.
+        profile: the task's where not given.
+        seeds: the task's where not given; on the measured rung the first two of them.
+        trace: recorded arrivals, for the regime ``trace``.
+        references: False leaves them out, and with them every gain.
+        clairvoyant: also runs the clairvoyant, which takes minutes.
+        progress: told what is under way, and how many intervals of all lanes are done, of how many.
+
+    Raises:
+        InvalidInputError: no seed, a seed twice, or two policies of one name.
+        HelmError: a policy returned what is no action, or the backend reports no requests.
+    """
+    profile = profile or profiles.load(task.profile)
+    chosen = tuple(seeds) if seeds is not None else task.seeds[: _MEASURED_SEEDS if backend == "real" else None]
+    _check_distinct("seed", chosen)
+    _check_distinct("policy", [policy.name for policy in policies], least=0)
+    intervals = task.settle + task.horizon
+    path = make_path(task.regime, profile, chosen, intervals, trace)
+    limits = ["oracle", "clairvoyant"][: 1 + clairvoyant] if references else []
+    statics = [static_name(alpha) for alpha in ALPHA_GRID] if references else []
+
+    # Elsewhere than on the modelled rung, the statics run there first and the best of them once more.
+    apart = len(statics) + 1 if statics and backend != "modelled" else 0
+    runs = {policy.name for policy in policies} | set(limits) | set(() if apart else statics)
+    meter = _Meter(progress, (len(GRID) + len(runs) + apart) * len(chosen) * intervals, label="offline optimum")
+    optimum = offline_optimum(task, profile, path, chosen, advance=meter.advance)
+    episodes = _Case(task, profile, chosen, path, trace, optimum)
+    with contextlib.closing(_Bench(backend, episodes, meter)) as bench:
+        asked = tuple(bench.run(policy) for policy in policies)
+        best, beside = _run_references(bench, statics, limits) if references else (np.nan, {})
+        scored = slice(task.settle, None)
+        return Evaluation(
+            task=task,
+            rung=bench.rung,
+            profile=profile.name,
+            seeds=chosen,
+            slo_ms=bench.slo_ms,
+            path=cut_path(path, intervals=scored),
+            optimum=cut_optimum(optimum, scored),
+            policies=asked,
+            references=beside,
+            best_static=best,
+            machine=describe_machine("cpu" if backend == "modelled" else profile.device),
+            versions=versions(),
+            date=datetime.date.today().isoformat(),
+        )
+
+
+def _run_references(bench: _Bench, statics: Sequence[str], limits: Sequence[str]) -> tuple[float, dict[str, Episodes]]:
+    """The best static split by mean sojourn, and the references' episodes by name."""
+    if bench.backend == "modelled":
+        beside = {name: bench.run_name(name) for name in statics}
+        best = best_static(beside)
+    else:
+        with contextlib.closing(_Bench("modelled", bench.case, bench.meter)) as twin:
+            replayed = {name: twin.run_name(name) for name in statics}
+        best = best_static(replayed)
+        beside = {name: bench.run_name(name) for name in dict.fromkeys([best, best_static(replayed, tail=True)])}
+    return split_of(best), beside | {name: bench.run_name(name) for name in limits}
+
+
+def _check_distinct(kind: str, given: Sequence[object], least: int = 1) -> None:
+    if len(given) < least:
+        raise InvalidInputError(f"An evaluation needs at least one {kind}.")
+    twice = [x for i, x in enumerate(given) if x in given[:i]]
+    if twice:
+        raise InvalidInputError(f"The {kind} '{twice[0]}' was given twice; give each once.")
+
+
+@dataclasses.dataclass
+class _Meter:
+    """Progress over all runs of an evaluation, in intervals of all lanes."""
+
+    report: Progress | None
+    total: int
+    done: int = 0
+    label: str = ""
+
+    def advance(self, count: int) -> None:
+        self.done = min(self.done + count, self.total)
+        if self.report is not None:
+            self.report(self.label, self.done, self.total)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+    """What all runs of an evaluation share; the path and the optimum with settling."""
+
+    task: Task
+    profile: Profile
+    seeds: tuple[int, ...]
+    path: WorkloadPath
+    trace: Trace | None
+    optimum: Optimum
+
+
+class _Bench:
+    """A backend that runs policies through a case, each once."""
+
+    def __init__(self, backend: str, case: _Case, meter: _Meter):
+        self.backend, self.case, self.meter = backend, case, meter
+        self.lanes = 1 if backend == "real" else min(MAX_LANES, len(case.seeds))
+        self._loops: dict[int, ControlLoop] = {}
+        self._done: dict[str, Episodes] = {}
+        first = self._loop(self.lanes).backend
+        self.rung: Rung = first.spec.rung
+        self.slo_ms = first.slo_ms
+
+    def close(self) -> None:
+        for loop in self._loops.values():
+            loop.backend.close()
+
+    def run_name(self, name: str) -> Episodes:
+        """A reference's episodes; those that it has if it was asked for itself."""
+        return self._done[name] if name in self._done else self.run(open_policy(name, self._loop(self.lanes).layout))
+
+    def run(self, policy: Policy) -> Episodes:
+        """The policy's episodes, all seeds."""
+        self.meter.label = policy.name
+        seeds = len(self.case.seeds)
+        parts = [self._run_block(policy, slice(first, first + self.lanes)) for first in range(0, seeds, self.lanes)]
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._done[policy.name] = Episodes(policy.name, **arrays)
+        return self._done[policy.name]
+
+    def _loop(self, lanes: int) -> ControlLoop:
+        """The control loop for so many lanes; opened once, for the measured backend takes long to open."""
+        if lanes not in self._loops:
+            case = self.case
+            backend = open_backend(self.backend, case.profile, lanes=lanes)
+            self._loops[lanes] = ControlLoop(case.task, backend, trace=case.trace, intervals=case.path.intervals)
+        return self._loops[lanes]
+
+    def _run_block(self, policy: Policy, lanes: slice) -> dict[str, Any]:
+        """One episode a lane, side by side; the arrays of ``Episodes`` by name."""
+        case, seeds = self.case, self.case.seeds[lanes]
+        loop = self._loop(len(seeds))
+        if isinstance(policy, Oracle):
+            star = case.optimum.alpha_star[lanes]
+            policy.prepare(Truth(case.task, case.profile, cut_path(case.path, lanes), seeds, star))
+        step = loop.reset(seeds)
+        state = policy.initial_state(len(seeds))
+        kept: list[dict[str, NDArray[np.floating]]] = []
+        decision_us: list[float] = []
+        for t in range(loop.intervals):
+            observation = step.observation[:, 0]
+            scored = t >= case.task.settle
+            if scored and len(kept) % _TIMED_EVERY == 0:
+                decision_us.append(_time_one(policy, observation, state))
+            action, state = _decide(policy, observation, state, t, seeds)
+            step = loop.step(action[:, :, None])
+            if scored:
+                kept.append(_record(step, self.backend))
+            self.meter.advance(len(seeds))
+        arrays = {name: np.stack([interval[name] for interval in kept], axis=1) for name in kept[0]}
+        return arrays | {"decision_us": np.array(decision_us)}
+
+
+def _time_one(policy: Policy, observation: Floats, state: Floats) -> float:
+    """Time of one node's decision (us), which a batch's share would flatter. Its result is dropped: ``act`` is pure."""
+    observation, state = observation[:1].copy(), state[:1].copy()
+    start = time.perf_counter_ns()
+    policy.act(observation, state)
+    return (time.perf_counter_ns() - start) / 1e3
+
+
+def _decide(policy: Policy, observation: Floats, state: Floats, t: int, seeds: Sequence[int]) -> tuple[Floats, Floats]:
+    """The policy's actions (lanes, 1) and next state.
+
+    Raises:
+        HelmError: an action of a wrong shape or not finite; it names the policy, the interval and the lane.
+    """
+    action, state = policy.act(observation, state)
+    action = np.asarray(action)
+    if action.shape != (len(seeds), 1):
+        raise HelmError(
+            f"Policy '{policy.name}' returned actions of shape {action.shape} at interval {t} for {len(seeds)} "
+            f"lanes from lane 0 (seed {seeds[0]}) on; {(len(seeds), 1)} is needed."
+        )
+    bad = np.flatnonzero(~np.isfinite(action[:, 0]))
+    if len(bad):
+        raise HelmError(
+            f"Policy '{policy.name}' returned {action[bad[0], 0]} at interval {t} in lane {bad[0]} "
+            f"(seed {seeds[bad[0]]}); an action must be finite."
+        )
+    return action, state
+
+
+def _record(step: Step, backend: str) -> dict[str, NDArray[np.floating]]:
+    """One interval of ``Episodes``, each (lanes,) or (lanes, requests)."""
+    telemetry = step.telemetry
+    if telemetry.sojourn_ms is None:
+        raise HelmError(
+            f"Backend '{backend}' reports no single requests, so P99 is unknown; evaluate on 'modelled' or 'real'."
+        )
+    interval: dict[str, NDArray[np.floating]] = {
+        name: telemetry[field][:, 0].copy() for name, field in _TELEMETRY.items()
+    }
+    return interval | {"sojourn_ms": telemetry.sojourn_ms[:, 0].astype(np.float32), "cost": -step.reward}
