@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from helm_gym.errors import UnknownNameError
 from helm_gym.profile import Profile
-from helm_gym.telemetry import ALPHA_GRID, Telemetry
+from helm_gym.telemetry import ALPHA_GRID, COLUMN, Telemetry
 
 LAYOUT_VERSION = 1
 
@@ -23,7 +23,7 @@ LAYOUT_VERSION = 1
 class Scales:
     """What makes telemetry dimensionless; all from the profile.
 
-    ``service_ms``: an eighth of the SLO, the mean service time at the steady optimum.
+    ``service_ms``: an eighth of the SLO, about the mean service time at the steady optimum.
     """
 
     slo_ms: float
@@ -31,86 +31,75 @@ class Scales:
     row_bytes: float
     max_history: float
     backlog_rows: float
+    pages: float
     page_budget: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column, or one a grid point: ``value(telemetry, scales)``, clipped to [low, high]."""
+    """One column, or one a grid point, of one telemetry field, clipped to [low, high].
+
+    linear: ``field / scale``. log (``log_top``): ``log1p(field / scale) / log1p(log_top)``, 0 at 0 and 1 at ``log_top``
+    scales, since latencies span three decades. ratio (``over``): ``log10(field / over)``.
+    """
 
     name: str
+    field: str
     low: float
     high: float
     doc: str
-    value: Callable[[Telemetry, Scales], NDArray[np.float64]]
+    scale: Callable[[Scales], float] = lambda s: 1.0
+    log_top: float = 0.0
+    over: str = ""
     width: int = 1
 
 
-def _plain(name: str) -> Callable[[Telemetry, Scales], NDArray[np.float64]]:
-    return lambda t, s: t[name]
+def _slo(s: Scales) -> float:
+    return s.slo_ms
 
 
-def _log(x: NDArray[np.float64], top: float) -> NDArray[np.float64]:
-    """0 at 0, 1 at ``top``, logarithmic between: latencies span three decades."""
-    return np.log1p(np.maximum(x, 0.0)) / np.log1p(top)
+def _saving(s: Scales) -> float:
+    return 0.2 * s.service_ms
 
 
-def _saving(name: str) -> Callable[[Telemetry, Scales], NDArray[np.float64]]:
-    return lambda t, s: t[name] / (0.2 * s.service_ms)
+def _history(s: Scales) -> float:
+    return s.max_history
 
 
-def _latency(name: str) -> Callable[[Telemetry, Scales], NDArray[np.float64]]:
-    return lambda t, s: _log(t[name] / s.slo_ms, 50.0)
-
-
-def _ratio(now: str, window: str) -> Callable[[Telemetry, Scales], NDArray[np.float64]]:
-    return lambda t, s: np.log(np.maximum(t[now], 1e-6) / np.maximum(t[window], 1e-6)) / np.log(10.0)
-
-
+_GRID = f"simulated service at alpha {ALPHA_GRID[0]} ... {ALPHA_GRID[-1]}, / 4 service"
 COLUMNS = (
-    Column("alpha", 0, 1, "EMB's share of the pool", _plain("alpha")),
-    Column("target_alpha", 0, 1, "the split being moved towards", _plain("target_alpha")),
-    Column("moving", -1, 1, "target minus alpha", lambda t, s: t["target_alpha"] - t["alpha"]),
-    Column("moved", -1, 1, "pages moved over the budget, towards EMB", lambda t, s: t["moved_pages"] / s.page_budget),
-    Column("emb_hit_rate", 0, 1, "row look-ups that hit", _plain("emb_hit_rate")),
-    Column("kv_hit_rate", 0, 1, "requests whose user hit", _plain("kv_hit_rate")),
-    Column(
-        "emb_miss", 0, 1, "rows missed a request / 200", lambda t, s: t["emb_miss_bytes"] / s.row_bytes / 200
-    ),
-    Column(
-        "kv_recomputed", 0, 1, "tokens again / longest history", lambda t, s: t["kv_recomputed_tokens"] / s.max_history
-    ),
-    Column("compute_share", 0, 1, "of service time", _plain("compute_share")),
-    Column("transfer_share", 0, 1, "of service time", _plain("transfer_share")),
-    Column("emb_gain", 0, 1, "EMB one shadow depth larger saves, / .2 service", _saving("emb_gain_ms")),
-    Column("emb_loss", 0, 1, "EMB one shadow depth smaller loses, / .2 service", _saving("emb_loss_ms")),
-    Column("kv_gain", 0, 1, "KV one shadow depth larger saves, / .2 service", _saving("kv_gain_ms")),
-    Column("kv_loss", 0, 1, "KV one shadow depth smaller loses, / .2 service", _saving("kv_loss_ms")),
-    Column(
-        "predicted",
-        0,
-        1,
-        f"simulated service at alpha {ALPHA_GRID[0]} ... {ALPHA_GRID[-1]}, / 4 service",
-        lambda t, s: t["predicted_ms"] / (4 * s.service_ms),
-        len(ALPHA_GRID),
-    ),
-    Column("returning_share", 0, 1, "requests of users seen again in the window", _plain("returning_share")),
-    Column("unique_users", 0, 1, "distinct users a request", _plain("unique_users")),
-    Column("mean_history", 0, 1, "history / longest history", lambda t, s: t["mean_history"] / s.max_history),
-    Column("load", 0, 1, "arrival rate x service / 2", lambda t, s: t["arrival_rate_rps"] * s.service_ms / 2000),
-    Column("utilisation", 0, 1, "busy time over time / 2", lambda t, s: t["utilisation"] / 2),
-    Column("queue_depth", 0, 1, "log, 1 at 200 requests", lambda t, s: _log(t["queue_depth"], 200.0)),
-    Column("emb_empty", 0, 1, "EMB slots not filled", _plain("emb_empty_share")),
-    Column("kv_empty", 0, 1, "KV pages not occupied", _plain("kv_empty_share")),
-    Column("backlog", 0, 1, "rows to be refilled / shadow depth", lambda t, s: t["backlog_rows"] / s.backlog_rows),
-    Column("service_mean", 0, 1, "/ 4 service", lambda t, s: t["service_mean_ms"] / (4 * s.service_ms)),
-    Column("service_p99", 0, 1, "/ 16 service", lambda t, s: t["service_p99_ms"] / (16 * s.service_ms)),
-    Column("sojourn_mean", 0, 1, "log of / SLO, 1 at 50 SLO", _latency("sojourn_mean_ms")),
-    Column("sojourn_p50", 0, 1, "log of / SLO, 1 at 50 SLO", _latency("sojourn_p50_ms")),
-    Column("sojourn_p99", 0, 1, "log of / SLO, 1 at 50 SLO", _latency("sojourn_p99_ms")),
-    Column("slo_violations", 0, 1, "share of answers", _plain("slo_violations")),
-    Column("service_trend", -1, 1, "log10 of interval / window", _ratio("interval_service_ms", "service_mean_ms")),
-    Column("sojourn_trend", -1, 1, "log10 of interval / window", _ratio("interval_sojourn_ms", "sojourn_mean_ms")),
+    Column("alpha", "alpha", 0, 1, "EMB's share of the pool"),
+    Column("target_alpha", "target_alpha", 0, 1, "the split being moved towards"),
+    Column("moving", "pending_pages", -1, 1, "pages still to be moved / pool, towards EMB", lambda s: s.pages),
+    Column("moved", "moved_pages", -1, 1, "pages moved / budget, towards EMB", lambda s: s.page_budget),
+    Column("emb_hit_rate", "emb_hit_rate", 0, 1, "row look-ups that hit"),
+    Column("kv_hit_rate", "kv_hit_rate", 0, 1, "requests whose user hit"),
+    Column("emb_miss", "emb_miss_bytes", 0, 1, "rows missed a request / 200", lambda s: 200 * s.row_bytes),
+    Column("kv_recomputed", "kv_recomputed_tokens", 0, 1, "tokens again a request / longest history", _history),
+    Column("compute_share", "compute_share", 0, 1, "of service time"),
+    Column("transfer_share", "transfer_share", 0, 1, "of service time"),
+    Column("emb_gain", "emb_gain_ms", 0, 1, "what EMB saves one shadow depth larger, / .2 service", _saving),
+    Column("emb_loss", "emb_loss_ms", 0, 1, "what EMB loses one shadow depth smaller, / .2 service", _saving),
+    Column("kv_gain", "kv_gain_ms", 0, 1, "what KV saves one shadow depth larger, / .2 service", _saving),
+    Column("kv_loss", "kv_loss_ms", 0, 1, "what KV loses one shadow depth smaller, / .2 service", _saving),
+    Column("predicted", "predicted_ms", 0, 1, _GRID, lambda s: 4 * s.service_ms, width=len(ALPHA_GRID)),
+    Column("returning_share", "returning_share", 0, 1, "requests of users seen again in the window"),
+    Column("unique_users", "unique_users", 0, 1, "distinct users a request"),
+    Column("mean_history", "mean_history", 0, 1, "history / longest history", _history),
+    Column("load", "arrival_rate_rps", 0, 1, "arrival rate x service / 2", lambda s: 2000 / s.service_ms),
+    Column("utilisation", "utilisation", 0, 1, "busy time over time / 2", lambda s: 2.0),
+    Column("queue_depth", "queue_depth", 0, 1, "log, 1 at 200 requests", log_top=200.0),
+    Column("emb_empty", "emb_empty_share", 0, 1, "EMB slots not filled"),
+    Column("kv_empty", "kv_empty_share", 0, 1, "KV pages not occupied"),
+    Column("backlog", "backlog_rows", 0, 1, "rows to be refilled / shadow depth", lambda s: s.backlog_rows),
+    Column("service_mean", "service_mean_ms", 0, 1, "/ 4 service", lambda s: 4 * s.service_ms),
+    Column("service_p99", "service_p99_ms", 0, 1, "/ 16 service", lambda s: 16 * s.service_ms),
+    Column("sojourn_mean", "sojourn_mean_ms", 0, 1, "log of / SLO, 1 at 50 SLO", _slo, 50.0),
+    Column("sojourn_p50", "sojourn_p50_ms", 0, 1, "log of / SLO, 1 at 50 SLO", _slo, 50.0),
+    Column("sojourn_p99", "sojourn_p99_ms", 0, 1, "log of / SLO, 1 at 50 SLO", _slo, 50.0),
+    Column("slo_violations", "slo_violations", 0, 1, "share of answers"),
+    Column("service_trend", "interval_service_ms", -1, 1, "log10 of interval / window", over="service_mean_ms"),
+    Column("sojourn_trend", "interval_sojourn_ms", -1, 1, "log10 of interval / window", over="sojourn_mean_ms"),
 )
 FAST = ("emb_hit_rate", "kv_hit_rate", "returning_share", "unique_users", "mean_history", "load")
 
@@ -138,6 +127,14 @@ class ObservationLayout:
         self.low = np.array(low, np.float32)
         self.high = np.array(high, np.float32)
         self.width = len(self.names)
+        # Where each column comes from and goes to, so that an observation is a few operations over whole arrays.
+        self._source = np.array([COLUMN[c.field] + k for c in COLUMNS for k in range(c.width)])
+        self._logs = np.array([self._start[c.name] for c in COLUMNS if c.log_top])
+        self._tops = np.log1p([c.log_top for c in COLUMNS if c.log_top])
+        self._ratios = np.array([self._start[c.name] for c in COLUMNS if c.over])
+        self._over = np.array([COLUMN[c.over] for c in COLUMNS if c.over])
+        self._fast = np.array([self._start[name] for name in FAST])
+        self._scales: dict[float, NDArray[np.float64]] = {}
 
     def column(self, name: str) -> int | slice:
         """Where a column stands; a slice where it is one a grid point.
@@ -154,20 +151,28 @@ class ObservationLayout:
         self, telemetry: Telemetry, slo_ms: float, previous: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """The observation, (lanes, nodes, width); ``previous`` is the last interval's, None in the first."""
-        pool = self.profile.pool
-        scales = Scales(
-            slo_ms=slo_ms,
-            service_ms=slo_ms / 8,
-            row_bytes=self.profile.row_bytes,
-            max_history=self.profile.model.max_history,
-            backlog_rows=pool.shadow_pages * self.profile.rows_per_page,
-            page_budget=pool.page_moves_per_interval,
-        )
-        lanes, nodes = telemetry.values.shape[:2]
-        out = np.zeros((lanes, nodes, self.width))
-        for column in COLUMNS:
-            out[:, :, self.column(column.name)] = column.value(telemetry, scales)
+        values, count = telemetry.values, len(self._source)
+        out = np.zeros((*values.shape[:2], self.width))
+        out[..., :count] = values[..., self._source] / self._scale(slo_ms)
+        out[..., self._logs] = np.log1p(np.maximum(out[..., self._logs], 0.0)) / self._tops
+        ratio = np.maximum(out[..., self._ratios], 1e-6) / np.maximum(values[..., self._over], 1e-6)
+        out[..., self._ratios] = np.log10(ratio)
         if previous is not None:
-            for name in FAST:
-                out[:, :, self.column(f"change_{name}")] = out[:, :, self.column(name)] - previous[:, :, self.column(name)]
+            out[..., count:] = out[..., self._fast] - previous[..., self._fast]
         return np.clip(out, self.low, self.high).astype(np.float32)
+
+    def _scale(self, slo_ms: float) -> NDArray[np.float64]:
+        """Each source column's scale, (columns,); an SLO is fixed for an episode at least."""
+        if slo_ms not in self._scales:
+            profile = self.profile
+            scales = Scales(
+                slo_ms=slo_ms,
+                service_ms=slo_ms / 8,
+                row_bytes=profile.row_bytes,
+                max_history=profile.model.max_history,
+                backlog_rows=profile.pool.shadow_pages * profile.rows_per_page,
+                pages=profile.pool.pages,
+                page_budget=profile.pool.page_moves_per_interval,
+            )
+            self._scales = {slo_ms: np.array([c.scale(scales) for c in COLUMNS for _ in range(c.width)])}
+        return self._scales[slo_ms]

@@ -30,6 +30,7 @@ _INF = float("inf")
 FIELDS = (
     Field("alpha", "share of pool", 0, 1, "now", "pages that EMB owns"),
     Field("target_alpha", "share of pool", 0, 1, "now", "the split that the memory manager moves towards"),
+    Field("pending_pages", "pages", -_INF, _INF, "now", "pages still to be moved, positive towards EMB"),
     Field("moved_pages", "pages", -_INF, _INF, "interval", "pages moved, positive towards EMB"),
     Field("moved_bytes", "B", 0, _INF, "interval", "bytes of the pages that changed hands"),
     Field("emb_hit_rate", "", 0, 1, "window", "row look-ups served from the pool"),

@@ -79,7 +79,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            self._console.print(text, markup=False)
+            print(text, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def stage(self, label: str) -> Iterator[Tick]:

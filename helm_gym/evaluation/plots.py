@@ -285,8 +285,8 @@ def _static_latency(ax: Axes, evaluation: Evaluation) -> None:
             level = measure(episodes["oracle"])
             ax.axhline(level, color=_OWN["oracle"], linestyle=(0, (2, 1.2)), linewidth=1.2)
             ax.annotate(
-                f"{label}, oracle", (0.99, level), xycoords=("axes fraction", "data"), xytext=(0, 4),
-                textcoords="offset points", ha="right", fontsize=9,
+                f"{label}, oracle", (0.01, level), xycoords=("axes fraction", "data"), xytext=(0, 4),
+                textcoords="offset points", fontsize=9,
             )  # fmt: skip
     _log_ms(ax)
     ax.set(xlabel="alpha held", ylabel="latency (ms)", xlim=(0, 1))
@@ -326,7 +326,6 @@ def _bar_panel(ax: Axes, label: str, rows: Sequence[Mapping[str, Any]], names: S
     tints = [colour(names[int(k)], names) for k in known]
     ax.barh(known, value[known], color=tints, height=0.66, alpha=0.85)
     spread = np.nan_to_num(np.abs(np.stack([value - low, high - value])))[:, known]
-    ax.errorbar(value[known], known, xerr=spread, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3)
     reach = [*value[known], *(value[known] - spread[0]), *(value[known] + spread[1])]
     if label.startswith("gain"):
         left, right = max(-1.0, min([-0.1, *reach])), min(2.0, max([1.1, *reach]))
@@ -335,7 +334,12 @@ def _bar_panel(ax: Axes, label: str, rows: Sequence[Mapping[str, Any]], names: S
     else:
         left, right = 0.0, min(max(reach, default=1.0), 4.0 * float(np.median(value[known])))
     ax.set_xlim(1.06 * left, 1.06 * right)
-    for k in known[(value[known] < left) | (value[known] > right)]:
+    cut = (value[known] < left) | (value[known] > right)
+    whole = ~cut
+    ax.errorbar(
+        value[known][whole], known[whole], xerr=spread[:, whole], fmt="none", ecolor=INK, elinewidth=1.1, capsize=3
+    )
+    for k in known[cut]:
         # One bar that is far off must not hide the others: it is cut, and its number stands in it.
         low_end = value[k] < left
         ax.annotate(

@@ -210,7 +210,7 @@ class _Bench:
             scored = t >= case.task.settle
             if scored and len(kept) % _TIMED_EVERY == 0:
                 decision_us.append(_time_one(policy, observation, state))
-            action, state = _decide(policy, observation, state, t, seeds)
+            action, state = _decide(policy, observation, state, f"interval {t}", lanes.start, seeds)
             step = loop.step(action[:, :, None])
             if scored:
                 kept.append(_record(step, self.backend))
@@ -227,8 +227,10 @@ def _time_one(policy: Policy, observation: Floats, state: Floats) -> float:
     return (time.perf_counter_ns() - start) / 1e3
 
 
-def _decide(policy: Policy, observation: Floats, state: Floats, t: int, seeds: Sequence[int]) -> tuple[Floats, Floats]:
-    """The policy's actions (lanes, 1) and next state.
+def _decide(
+    policy: Policy, observation: Floats, state: Floats, when: str, first: int, seeds: Sequence[int]
+) -> tuple[Floats, Floats]:
+    """The policy's actions (lanes, 1) and next state; the lanes are those from ``first`` on.
 
     Raises:
         HelmError: an action of a wrong shape or not finite; it names the policy, the interval and the lane.
@@ -237,13 +239,13 @@ def _decide(policy: Policy, observation: Floats, state: Floats, t: int, seeds: S
     action = np.asarray(action)
     if action.shape != (len(seeds), 1):
         raise HelmError(
-            f"Policy '{policy.name}' returned actions of shape {action.shape} at interval {t} for {len(seeds)} "
-            f"lanes from lane 0 (seed {seeds[0]}) on; {(len(seeds), 1)} is needed."
+            f"Policy '{policy.name}' returned actions of shape {action.shape} at {when} for {len(seeds)} lanes from "
+            f"lane {first} (seed {seeds[0]}) on; {(len(seeds), 1)} is needed."
         )
     bad = np.flatnonzero(~np.isfinite(action[:, 0]))
     if len(bad):
         raise HelmError(
-            f"Policy '{policy.name}' returned {action[bad[0], 0]} at interval {t} in lane {bad[0]} "
+            f"Policy '{policy.name}' returned {action[bad[0], 0]} at {when} in lane {first + bad[0]} "
             f"(seed {seeds[bad[0]]}); an action must be finite."
         )
     return action, state

@@ -206,7 +206,10 @@ def _badge(rung: str) -> str:
 
 
 def _facts(evaluation: Evaluation) -> str:
-    items = (f"<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>" for k, v in where_and_when(evaluation).items())
+    items = (
+        f'<div class="{"wide" if len(v) > 34 else "short"}"><dt>{k}</dt><dd>{html.escape(v)}</dd></div>'
+        for k, v in where_and_when(evaluation).items()
+    )
     return f'<dl class="facts">{"".join(items)}</dl>'
 
 

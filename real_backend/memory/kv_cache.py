@@ -59,7 +59,7 @@ def _offload(m, plan, user, tokens_per_page):
                 break
             place = (place + 1) % places
         if m.host_batch[place] == m.n[BATCH]:
-            return  # this micro-batch reads or writes every place
+            return  # this micro-batch reads every place
         m.n[HOST_NEXT] = (place + 1) % places
         if m.host_user[place] >= 0:
             m.host_place[m.host_user[place]] = -1
@@ -67,7 +67,6 @@ def _offload(m, plan, user, tokens_per_page):
         m.host_place[user] = place
     elif m.host_version[user] == m.cached_version[user] and m.host_length[user] == m.cached_length[user]:
         return  # the copy there is still the same
-    m.host_batch[place] = m.n[BATCH]
     m.host_version[user] = m.cached_version[user]
     m.host_length[user] = m.cached_length[user]
     k = plan.count[OFFLOADS]

@@ -63,7 +63,7 @@ class Memory(NamedTuple):
     # Host tier for KV: places of a whole user
     host_place: NDArray[np.int32]  # (U, N), -1: not there
     host_user: NDArray[np.int32]  # (U, places)
-    host_batch: NDArray[np.int64]  # (U, places), the last micro-batch that read or wrote a place
+    host_batch: NDArray[np.int64]  # (U, places), the last micro-batch that reads a place
     host_version: NDArray[np.int32]  # (U, N)
     host_length: NDArray[np.int32]  # (U, N)
     # Miniature simulations at SIM_ALPHAS: users exactly, one row in SAMPLING

@@ -35,7 +35,8 @@ from real_backend.memory.serve import (
 )
 from real_backend.memory.layout import FILL
 
-_ALPHA, _TARGET, _MOVED, _MOVED_BYTES = (COLUMN[n] for n in ("alpha", "target_alpha", "moved_pages", "moved_bytes"))
+_ALPHA, _TARGET, _PENDING = COLUMN["alpha"], COLUMN["target_alpha"], COLUMN["pending_pages"]
+_MOVED, _MOVED_BYTES = COLUMN["moved_pages"], COLUMN["moved_bytes"]
 _EMB_HIT, _KV_HIT = COLUMN["emb_hit_rate"], COLUMN["kv_hit_rate"]
 _EMB_MISS, _RECOMPUTED = COLUMN["emb_miss_bytes"], COLUMN["kv_recomputed_tokens"]
 _COMPUTE_SHARE, _TRANSFER_SHARE = COLUMN["compute_share"], COLUMN["transfer_share"]
@@ -156,6 +157,7 @@ def report(memory, ledger, ordered, targets, rules, row_bytes, page_bytes, kv_by
         _users(row, ordered.user[u])
 
         row[_ALPHA], row[_TARGET] = m.n[N_EMB] / pages, targets[u] / pages
+        row[_PENDING] = targets[u] - m.n[N_EMB]
         row[_MOVED], row[_MOVED_BYTES] = last[MOVED_PAGES], abs(last[MOVED_PAGES]) * page_bytes
         row[_EMB_HIT] = 1.0 - total[ROW_MISSES] / max(1.0, total[LOOKUPS])
         row[_KV_HIT] = total[KV_HITS] / requests
