@@ -86,9 +86,10 @@ def demo(
     show(measured, confirmed)
 
     learned = lesson(modelled, figures, confirmed, best[0])
+    error = calibration.held_out_error
     held_out = (
-        f"The cost model behind the modelled rung was fitted to this machine first: on held-out requests its mean "
-        f"service time is {calibration.held_out_error:+.1%} off."
+        f"The cost model behind the modelled rung was fitted to this machine first; on held-out requests its mean "
+        f"compute time is {abs(error):.1%} {'above' if error > 0 else 'below'} the measured one."
     )
     sections = [
         Section(modelled, figures, "Controllers on bursts", held_out),

@@ -104,7 +104,8 @@ def show(evaluation: Evaluation, figures: dict[str, Any]) -> None:
     from helm_gym.evaluation.report import best_names, columns, label, table_rows
 
     out, best = console(), best_names(figures)
-    caption = f"{evaluation.rung} rung, {len(evaluation.seeds)} seeds, {evaluation.machine}, {evaluation.date}"
+    count = len(evaluation.seeds)
+    caption = f"{evaluation.rung} rung, {count} seed{'s' * (count > 1)}, {evaluation.machine}, {evaluation.date}"
     if out.width < _NARROW:
         caption += "; intervals: --json, or a wider window"
     table = Table(

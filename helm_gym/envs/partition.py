@@ -49,18 +49,18 @@ class PartitionEnv(gym.Env[Floats, Floats]):
     |-----|-------------|-----|-----|---------|
     | 0 | alpha | 0 | 1 | EMB's share of the pool |
     | 1 | target_alpha | 0 | 1 | the split being moved towards |
-    | 2 | moving | -1 | 1 | target minus alpha |
-    | 3 | moved | -1 | 1 | pages moved over the budget, towards EMB |
+    | 2 | moving | -1 | 1 | pages still to be moved / pool, towards EMB |
+    | 3 | moved | -1 | 1 | pages moved / budget, towards EMB |
     | 4 | emb_hit_rate | 0 | 1 | row look-ups that hit |
     | 5 | kv_hit_rate | 0 | 1 | requests whose user hit |
     | 6 | emb_miss | 0 | 1 | rows missed a request / 200 |
-    | 7 | kv_recomputed | 0 | 1 | tokens again / longest history |
+    | 7 | kv_recomputed | 0 | 1 | tokens again a request / longest history |
     | 8 | compute_share | 0 | 1 | of service time |
     | 9 | transfer_share | 0 | 1 | of service time |
-    | 10 | emb_gain | 0 | 1 | EMB one shadow depth larger saves, / .2 service |
-    | 11 | emb_loss | 0 | 1 | EMB one shadow depth smaller loses, / .2 service |
-    | 12 | kv_gain | 0 | 1 | KV one shadow depth larger saves, / .2 service |
-    | 13 | kv_loss | 0 | 1 | KV one shadow depth smaller loses, / .2 service |
+    | 10 | emb_gain | 0 | 1 | what EMB saves one shadow depth larger, / .2 service |
+    | 11 | emb_loss | 0 | 1 | what EMB loses one shadow depth smaller, / .2 service |
+    | 12 | kv_gain | 0 | 1 | what KV saves one shadow depth larger, / .2 service |
+    | 13 | kv_loss | 0 | 1 | what KV loses one shadow depth smaller, / .2 service |
     | 14–22 | predicted | 0 | 1 | simulated service at alpha 0.1 ... 0.9, / 4 service |
     | 23 | returning_share | 0 | 1 | requests of users seen again in the window |
     | 24 | unique_users | 0 | 1 | distinct users a request |

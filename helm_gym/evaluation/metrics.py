@@ -47,7 +47,7 @@ def _throughput_rps(episodes: Episodes) -> Values:
 METRICS: dict[str, Callable[[Evaluation, Episodes], Values]] = {
     "mean_latency_ms": lambda evaluation, episodes: mean_latency_ms(episodes),
     "p99_ms": lambda evaluation, episodes: p99_ms(episodes),
-    "slo_satisfaction": lambda evaluation, episodes: (episodes.sojourn_ms <= evaluation.slo_ms).mean(axis=(1, 2)),
+    "slo_satisfaction": lambda evaluation, episodes: 1.0 - episodes.violations.mean(axis=1),
     "throughput_rps": lambda evaluation, episodes: _throughput_rps(episodes),
     "alpha_gap": lambda evaluation, episodes: np.abs(episodes.alpha - evaluation.optimum.alpha_star).mean(axis=1),
     "alpha_near_optimal": lambda evaluation, episodes: near_optimal(evaluation.optimum, episodes.alpha).mean(axis=1),

@@ -194,7 +194,9 @@ def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
     with rc_context(RC):
         figure = Figure((_WIDTH, 6.4), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True)
-        top.plot(evaluation.optimum.alpha_star[lane], color=INK, alpha=0.28, linewidth=6, label="alpha* (optimum)")
+        top.plot(
+            evaluation.optimum.alpha_star[lane], color=INK, alpha=0.28, linewidth=6, label="alpha* (modelled rung)"
+        )
         for name in names:
             top.plot(episodes[name].alpha[lane], **_line(name, names))
             bottom.plot(rolling_p99(episodes[name].sojourn_ms[lane]), **_line(name, names))
@@ -224,13 +226,13 @@ def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
 
 
 def against_alpha(evaluation: Evaluation, prefix: str) -> Picture:
-    """What a split costs: expected service by setting, and the sojourn of static splits."""
+    """What a split costs: expected service by setting (always by replay), and the sojourn of static splits."""
     with rc_context(RC):
         figure = Figure((_WIDTH, 4.1), layout="constrained")
         left, right = figure.subplots(1, 2)
         stars = cost_by_setting(left, evaluation, normalise=False)
         left.set(xlabel="alpha (EMB's share)", ylabel="expected service (ms)", xlim=(0, 1))
-        left.set_title("Service by kind of segment, dot = alpha*")
+        left.set_title("Service by kind of segment, modelled rung; dot = alpha*")
         _static_latency(right, evaluation)
     told = "; ".join(f"{name} {star:.2f}" for name, star in stars.items())
     alt = f"Left: expected service time against alpha by kind of segment; optimum at {told}. Right: latency of statics."
@@ -290,7 +292,7 @@ def _static_latency(ax: Axes, evaluation: Evaluation) -> None:
             )  # fmt: skip
     _log_ms(ax)
     ax.set(xlabel="alpha held", ylabel="latency (ms)", xlim=(0, 1))
-    ax.set_title("Latency of one split for all")
+    ax.set_title("Latency of one split held throughout")
     if statics:
         ax.legend(loc="best", fontsize=9)
 
@@ -309,13 +311,18 @@ def bars(figures: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], prefix: str
         f"{label}: " + ", ".join(f"{r['name']} {r['value']:.3g}" for r in rows if np.isfinite(r["value"])) + "."
         for label, rows in figures
     )
+    gain = (
+        "Gain captured: 0 is the best single split in hindsight, 1 an oracle that is told the regime; beyond 1 lies "
+        "what only foresight wins, below 0 it had been better to stand still. "
+        if len(figures) > 1
+        else "Shorter is better. "
+    )
     return Picture(
         "The policies compared",
         svg(figure, alt, prefix),
         alt,
-        "Gain captured: 0 is the best single split in hindsight, 1 an oracle that is told the regime; beyond 1 lies "
-        "what only foresight wins, below 0 it had been better to stand still. Whiskers: 95% bootstrap intervals over "
-        "seeds; two policies whose whiskers overlap are not told apart by this run.",
+        f"{gain}Whiskers: 95% bootstrap intervals over seeds, where there is more than one; two policies whose "
+        "whiskers overlap may still differ, for all ran on the same workloads, but this picture does not show it.",
     )
 
 

@@ -40,6 +40,7 @@ _TELEMETRY = {  # field of Episodes -> field of telemetry
     "moved_bytes": "moved_bytes",
     "h2d_critical_bytes": "h2d_critical_bytes",
     "arrival_s": "interval_arrival_s",
+    "violations": "interval_violations",
 }
 
 
@@ -165,9 +166,13 @@ class _Bench:
         self.lanes = 1 if backend == "real" else min(MAX_LANES, len(case.seeds))
         self._loops: dict[int, ControlLoop] = {}
         self._done: dict[str, Episodes] = {}
-        first = self._loop(self.lanes).backend
-        self.rung: Rung = first.spec.rung
-        self.slo_ms = first.slo_ms
+        self._slo_ms: list[float] = []
+        self.rung: Rung = self._loop(self.lanes).backend.spec.rung
+
+    @property
+    def slo_ms(self) -> float:
+        """The SLO of this rung; a backend that measures sets it at each reset, and then it is their mean."""
+        return float(np.mean(self._slo_ms or self._loop(self.lanes).backend.slo_ms))
 
     def close(self) -> None:
         for loop in self._loops.values():
@@ -202,6 +207,7 @@ class _Bench:
             star = case.optimum.alpha_star[lanes]
             policy.prepare(Truth(case.task, case.profile, cut_path(case.path, lanes), seeds, star))
         step = loop.reset(seeds)
+        self._slo_ms += [loop.backend.slo_ms] * len(seeds)
         state = policy.initial_state(len(seeds))
         kept: list[dict[str, NDArray[np.floating]]] = []
         decision_us: list[float] = []

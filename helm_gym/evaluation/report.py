@@ -179,8 +179,9 @@ def _section(section: Section, prefix: str) -> str:
     pictures = [
         plots.bars(panels, f"{prefix}-bars"),
         plots.episode(evaluation, f"{prefix}-episode"),
-        plots.against_alpha(evaluation, f"{prefix}-alpha"),
     ]
+    if prefix == "s0" or sum(map(plots.is_static, plots.all_episodes(evaluation))) > 2:
+        pictures.append(plots.against_alpha(evaluation, f"{prefix}-alpha"))
     note = f"<p>{html.escape(section.note)}</p>" if section.note else ""
     return "\n".join(
         (

@@ -38,6 +38,8 @@ class Episodes:
         moved_bytes, h2d_critical_bytes: bytes of each interval.
         arrival_s: time from the first to the last arrival of each interval.
         decision_us: (decisions,), time of ``policy.act`` a row, telemetry to action.
+        violations: share of answers later than the SLO in force; the measured rung scales its SLO with the machine's
+            speed at each reset, so it cannot be told from sojourn afterwards. NaN where it was not kept.
     """
 
     policy: str
@@ -51,6 +53,7 @@ class Episodes:
     h2d_critical_bytes: NDArray[np.float64]
     arrival_s: NDArray[np.float64]
     decision_us: NDArray[np.float64]
+    violations: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.full((1, 1), np.nan))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Evaluation:
         references: those that only serve to scale gains (static grid or best static, oracle, clairvoyant).
         best_static: the single alpha that is best in hindsight over all lanes, by mean sojourn.
         path, optimum: of the scored intervals.
-        slo_ms: that violations were counted against on this rung.
+        slo_ms: that violations were counted against on this rung; the mean over episodes where it varies.
         machine: what it ran on; versions: of Python and the libraries; date: ISO, day.
     """
 
