@@ -36,7 +36,7 @@ class Pid:
         self.layout = layout
         self.kp, self.ki, self.kd = kp, ki, kd
         self.slope_filter, self.floor = slope_filter, floor
-        self._marginals = [layout.column(name) for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")]
+        self._marginals = np.array([layout.column(n) for n in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")])
         self._target = layout.column("target_alpha")
 
     def initial_state(self, rows: int) -> Floats:

@@ -1,26 +1,39 @@
-"""The miss-ratio-curve controller: what a controller without learning has to be beaten by."""
+"""The miss-ratio-curve controller: without learning, the one to beat."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
 from helm_gym.telemetry import ALPHA_GRID
 
+_STEP = 0.0125
+_FINE = np.arange(ALPHA_GRID[0], ALPHA_GRID[-1] + _STEP / 2, _STEP).astype(np.float32)
+# Interpolation is linear in the values, so a matrix does it for all rows: (grid,) -> (fine,).
+_REFINE = CubicSpline(ALPHA_GRID, np.eye(len(ALPHA_GRID)))(_FINE).T.astype(np.float32)
+
 
 class MissRatioCurve:
-    def __init__(
-        self,
-        layout: ObservationLayout,
-        smoothing: float = 0.5,
-        dead_band: float = 0.03,
-        gain: float = 1.0,
-    ):
+    """Goes where the simulated cost is least, and no further than it has to.
+
+    The nine predicted costs are smoothed over decisions and refined to steps of .0125 by a cubic spline. Every alpha
+    whose cost is within ``tolerance`` of the least will do, and the nearest of them to the present target is taken:
+    a dead band in cost and not in alpha, wide where the curve is flat and a move buys nothing.
+
+    State: the smoothed curve, and whether there is one yet.
+
+    Args:
+        layout: of the observations to come.
+        smoothing: weight of the new curve; 1 takes it as it is.
+        tolerance: share of the least cost that is not worth a move.
+    """
+
+    def __init__(self, layout: ObservationLayout, smoothing: float = 0.7, tolerance: float = 0.015):
         self.name = "miss-ratio-curve"
         self.layout = layout
-        self.smoothing, self.dead_band, self.gain = smoothing, dead_band, gain
+        self.smoothing, self.tolerance = np.float32(smoothing), np.float32(tolerance)
         self._predicted, self._target = layout.column("predicted"), layout.column("target_alpha")
 
     def initial_state(self, rows: int) -> Floats:
@@ -28,25 +41,14 @@ class MissRatioCurve:
 
     def act(self, observation: Floats, state: Floats) -> tuple[Floats, Floats]:
         curve, started = state[:, :-1], state[:, -1:]
-        weight = np.where(started > 0, np.float32(self.smoothing), np.float32(1.0))
+        weight = np.where(started > 0, self.smoothing, np.float32(1.0))
         curve = curve + weight * (observation[:, self._predicted] - curve)
+
         present = observation[:, self._target]
-        best = lowest(curve)
-        pool = self.layout.profile.pool
-        moves = np.abs(best - present) > self.dead_band
-        target = np.where(moves, present + self.gain * (best - present), present)
-        target = np.clip(target, pool.min_alpha, pool.max_alpha)
+        cost = curve @ _REFINE
+        will_do = cost <= (1 + self.tolerance) * cost.min(axis=1, keepdims=True)
+        distance = np.abs(_FINE - present[:, None])
+        nearest = _FINE[np.where(will_do, distance, np.inf).argmin(axis=1)]
+        # Closer than the refined grid is there already; the grid must not make it move.
+        target = np.where(np.abs(nearest - present) <= _STEP / 2, present, nearest)
         return towards(self.layout, observation, target), np.hstack([curve, np.ones_like(started)])
-
-
-def lowest(curve: Floats) -> NDArray[np.float32]:
-    """Alpha (rows,) where a curve (rows, grid) is least: the grid's argmin, refined by the parabola through its
-    neighbours."""
-    last = len(ALPHA_GRID) - 2
-    middle = np.clip(curve.argmin(axis=1), 1, last)
-    rows = np.arange(len(curve))
-    left, here, right = (curve[rows, middle + d] for d in (-1, 0, 1))
-    bend = np.maximum(left - 2.0 * here + right, 1e-6)
-    offset = np.clip(0.5 * (left - right) / bend, -1.0, 1.0)
-    step = ALPHA_GRID[1] - ALPHA_GRID[0]
-    return (ALPHA_GRID[0] + step * (middle + offset)).astype(np.float32)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.actions import apply_action
 from helm_gym.backend import Backend, open_backend
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, Truth, towards
+
+_NEXT = np.array([0.0, 1.0], np.float32)  # same lane, one interval on
 
 
 class _Scripted:
@@ -45,7 +46,7 @@ class _Scripted:
     def act(self, observation: Floats, state: Floats) -> tuple[Floats, Floats]:
         lane, t = state.astype(np.int64).T
         target = self.script[lane, np.minimum(t, self.script.shape[1] - 1)]
-        return towards(self.layout, observation, target), state + np.float32([0.0, 1.0])
+        return towards(self.layout, observation, target), state + _NEXT
 
 
 class RegimeOracle(_Scripted):
@@ -76,24 +77,30 @@ class RegimeOracle(_Scripted):
 class Clairvoyant(_Scripted):
     """Looks ahead with the true future requests: the limit that nothing online can be expected to beat.
 
-    A receding horizon. A twin on the modelled rung goes through the episode first: every ``hold`` intervals it tries,
-    from a snapshot and for all lanes at once, each candidate split for ``horizon`` intervals of the requests to come, and goes
-    on with the one of the least mean sojourn. Moves and cold caches are paid for in the twin as they will be in the
-    episode, so it starts to move before a burst arrives. On the modelled rung the episode repeats the twin's, bit by
-    bit; on others the script stays what was best on the modelled one.
+    A receding horizon. A twin on the modelled rung goes through the episode first: every ``hold`` intervals it tries
+    each candidate split, from a snapshot and for all lanes at once, on the requests of the next ``horizon`` intervals,
+    and goes on with the one of the least mean sojourn. Moves and cold caches are paid for in the twin as they will be
+    in the episode, so it starts to move before a burst arrives. On the modelled rung the episode repeats the twin's
+    bit by bit; on others the script stays what was best on the modelled one.
+
+    Args:
+        layout: of the observations to come.
+        hold: intervals between looks ahead.
+        horizon: intervals that a look ahead sees.
+        leads: how many intervals ahead the alpha* that are tried lie.
+        nudge: change of the target that is tried either way, so that it is not bound to alpha*.
     """
 
     def __init__(
         self,
         layout: ObservationLayout,
-        hold: int = 4,
+        hold: int = 6,
         horizon: int = 14,
-        leads: tuple[int, ...] = (0, 8, 16),
-        spread: float = 0.06,
-        moves: tuple[float, ...] = (),
+        leads: tuple[int, ...] = (0, 10),
+        nudge: float = 0.1,
     ):
         super().__init__(layout, "clairvoyant")
-        self.hold, self.horizon, self.leads, self.spread, self.moves = hold, horizon, leads, spread, moves
+        self.hold, self.horizon, self.leads, self.nudge = hold, horizon, leads, nudge
 
     def prepare(self, truth: Truth) -> None:
         """See helm_gym.policy.Oracle. Takes minutes for many lanes."""
@@ -128,10 +135,10 @@ class Clairvoyant(_Scripted):
         return candidates[np.argmin(costs, axis=0), np.arange(len(target))]
 
     def _candidates(self, truth: Truth, target: NDArray[np.float64], t: int) -> NDArray[np.float64]:
-        star = truth.alpha_star
-        ahead = [star[:, min(t + lead, star.shape[1] - 1), None] for lead in self.leads]
-        near = [ahead[0] - self.spread, ahead[0] + self.spread] if self.spread else []
-        return np.stack([target, *ahead, *near, *(target + m for m in self.moves)])
+        """To stay, to go where alpha* is or will be, and a nudge either way; (candidates, lanes, 1)."""
+        star, last = truth.alpha_star, truth.alpha_star.shape[1] - 1
+        ahead = [star[:, min(t + lead, last), None] for lead in self.leads]
+        return np.stack([target, *ahead, target - self.nudge, target + self.nudge])
 
     def _step_towards(self, goal: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
         """As far as one action goes, in whole pages, so that the episode rounds a target as its twin did."""

@@ -36,10 +36,10 @@ class Threshold:
 
 
 class ShadowGradient:
-    """Follows the sign of the shadow lists' marginals: what a shadow depth of pages gains there, less what it costs here.
+    """Follows the shadow lists' marginals: what a shadow depth of pages gains on one side less what the other loses.
 
-    State: the smoothed advantage of EMB. The marginals give direction and not distance, so it goes in constant steps
-    and rests while neither direction pays by more than the hysteresis.
+    State: what growing EMB and growing KV would gain, smoothed. The marginals give direction and not distance, so it
+    goes in constant steps, and it rests while neither direction pays by more than the hysteresis.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ShadowGradient:
     ):
         self.name = "shadow-gradient"
         self.smoothing, self.hysteresis, self.step = smoothing, hysteresis, step
-        self._columns = [layout.column(name) for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")]
+        self._columns = np.array([layout.column(n) for n in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")])
 
     def initial_state(self, rows: int) -> Floats:
         return np.zeros((rows, 2), np.float32)
@@ -76,7 +76,7 @@ class MissBytes:
         self.name = "miss-bytes"
         self.layout, self.smoothing = layout, smoothing
         profile = layout.profile
-        self._columns = [layout.column("emb_miss"), layout.column("kv_recomputed")]
+        self._columns = np.array([layout.column("emb_miss"), layout.column("kv_recomputed")])
         kv_bytes = profile.model.max_history * profile.kv_bytes_per_token
         self._bytes = np.array([200.0 * profile.row_bytes, kv_weight * kv_bytes], np.float32)
 
@@ -86,7 +86,9 @@ class MissBytes:
     def act(self, observation: Floats, state: Floats) -> tuple[Floats, Floats]:
         missed = observation[:, self._columns] * self._bytes
         started = state[:, 2:]
-        missed = state[:, :2] + np.where(started > 0, np.float32(self.smoothing), np.float32(1)) * (missed - state[:, :2])
+        missed = state[:, :2] + np.where(started > 0, np.float32(self.smoothing), np.float32(1)) * (
+            missed - state[:, :2]
+        )
         pool = self.layout.profile.pool
         share = missed[:, 0] / np.maximum(missed.sum(axis=1), 1.0)
         target = np.clip(share, pool.min_alpha, pool.max_alpha)

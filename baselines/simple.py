@@ -9,6 +9,8 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
 
+_NEXT = np.array([0.0, 1.0], np.float32)  # same row, one step on
+
 
 class Static:
     """One split, held. Stateless.
@@ -55,7 +57,7 @@ class Random:
     def act(self, observation: Floats, state: Floats) -> tuple[Floats, Floats]:
         row, step = state.astype(np.uint64).T
         action = _uniform((row << np.uint64(32)) | step) * 2.0 - 1.0
-        return action.astype(np.float32)[:, None], state + np.float32([0.0, 1.0])
+        return action.astype(np.float32)[:, None], state + _NEXT
 
 
 def _uniform(key: NDArray[np.uint64]) -> NDArray[np.float64]:

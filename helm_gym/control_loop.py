@@ -85,7 +85,8 @@ class ControlLoop:
         self.path, self.t = path, 0
         self.target = np.full(self.shape, self.task.start_alpha)
         self.backend.reset(path.at(0), np.asarray(seeds, np.int64), self.target)
-        for _ in range(max(1, self.task.warmup)):
+        telemetry = self.backend.step(self.target, path.at(0))
+        for _ in range(self.task.warmup - 1):
             telemetry = self.backend.step(self.target, path.at(0))
         self._observation = self.layout.observe(telemetry, self.backend.slo_ms)
         return self._outcome(telemetry)
@@ -106,5 +107,5 @@ class ControlLoop:
 
     def _outcome(self, telemetry: Telemetry) -> Step:
         terms = cost_terms(telemetry, self.backend.slo_ms, self.task.weights, self.profile.pool.pages)
-        reward = -np.sum(list(terms.values()), axis=0)
+        reward = -sum(terms.values(), np.zeros(self.shape[0]))
         return Step(self._observation, reward, terms, telemetry, self.t >= self.intervals)

@@ -15,7 +15,7 @@ class UnknownNameError(HelmError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         names = sorted(known)
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}."
         super().__init__(f"Unknown {kind} '{name}'; {hint}")
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.telemetry import Telemetry
+from helm_gym.telemetry import COLUMN, Telemetry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +19,15 @@ class CostWeights:
     move: float = 0.5
 
 
+TERMS = ("mean", "tail", "slo", "move")
+_PAID = [COLUMN[n] for n in ("interval_sojourn_ms", "interval_p99_ms", "interval_violations", "moved_pages")]
+
+
 def cost_terms(telemetry: Telemetry, slo_ms: float, weights: CostWeights, pages: int) -> dict[str, NDArray[np.float64]]:
     """Each term of ``c = mean / SLO + w_tail P99 / SLO + w_slo violations + w_move |moved share|``, (lanes,).
 
     All over the last interval, averaged over nodes.
     """
-    terms = {
-        "mean": telemetry["interval_sojourn_ms"] / slo_ms,
-        "tail": weights.tail * telemetry["interval_p99_ms"] / slo_ms,
-        "slo": weights.slo * telemetry["interval_violations"],
-        "move": weights.move * np.abs(telemetry["moved_pages"]) / pages,
-    }
-    return {name: term.mean(axis=1) for name, term in terms.items()}
+    weight = np.array([1 / slo_ms, weights.tail / slo_ms, weights.slo, weights.move / pages])
+    terms = (np.abs(telemetry.values[:, :, _PAID]) * weight).mean(axis=1)  # (lanes, terms)
+    return dict(zip(TERMS, terms.T, strict=True))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from helm_gym import profile as profiles
-from helm_gym.cli.common import Json, Profile, Progress, Quiet, Tick, print_json, print_table
+from helm_gym.cli.common import Json, Profile, Progress, Quiet, Tick, check_writable, print_json, print_table
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import CostModel
 
@@ -35,15 +35,12 @@ def calibrate(
     opened = profiles.load(profile)
     if out is not None and out.suffix not in (".yaml", ".yml"):
         raise InvalidInputError(f"--out {out} must end in .yaml, as profiles do.")
+    if out is not None:
+        check_writable("--out", out)
     with Progress(quiet).stage(f"calibrate {opened.name}") as tick:
         result = fit(opened, seeds, tick)
     if out is not None:
-        fitted = on_this_machine(opened, result.cost, out.stem)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            profiles.save(fitted, out)
-        except OSError as error:
-            raise InvalidInputError(f"--out {out} cannot be written: {error.strerror}; name another file.") from error
+        profiles.save(on_this_machine(opened, result.cost, out.stem), out)
     cost = dataclasses.asdict(result.cost)
     if as_json:
         return print_json(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import pathlib
 import re
 import sys
 import time
@@ -45,6 +46,18 @@ def to_json(value: Any) -> str:
 
 def print_json(value: Any) -> None:
     typer.echo(to_json(value))
+
+
+def check_writable(option: str, path: pathlib.Path) -> None:
+    """Makes the folder; raises InvalidInputError before the work, and not behind it, where ``path`` cannot be written."""
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise InvalidInputError(f"{option} {path} cannot be written: {error.strerror}; give another path.") from error
+    if not there:
+        path.unlink()
 
 
 def console() -> Console:

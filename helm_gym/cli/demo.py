@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from helm_gym.cli.common import Progress, Quiet, to_json
-from helm_gym.errors import InvalidInputError
+from helm_gym.cli.common import Progress, Quiet, check_writable, to_json
 
 if TYPE_CHECKING:
     from helm_gym.evaluation.results import Evaluation
@@ -33,10 +32,7 @@ def demo(
     Example:
       helm-gym demo --out runs/demo
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"--out {out} cannot be made: {error.strerror}; name another folder.") from error
+    check_writable("--out", out / "report.html")
     from helm_gym import profile as profiles
     from helm_gym.cli.calibrate import fit, on_this_machine
     from helm_gym.cli.evaluate import show
@@ -86,10 +82,10 @@ def demo(
     show(measured, confirmed)
 
     learned = lesson(modelled, figures, confirmed, best[0])
-    error = calibration.held_out_error
+    off = calibration.held_out_error
     held_out = (
         f"The cost model behind the modelled rung was fitted to this machine first; on held-out requests its mean "
-        f"compute time is {abs(error):.1%} {'above' if error > 0 else 'below'} the measured one."
+        f"compute time is {abs(off):.1%} {'above' if off > 0 else 'below'} the measured one."
     )
     sections = [
         Section(modelled, figures, "Controllers on bursts", held_out),

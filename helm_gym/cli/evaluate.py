@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from helm_gym.cli.common import Json, Progress, Quiet, console, parse_seeds, print_json
+from helm_gym.cli.common import Json, Progress, Quiet, check_writable, console, parse_seeds, print_json
 from helm_gym.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def evaluate(
             if trace is None
             else f"Task '{task}' draws its own arrivals; leave --trace out, or take trace-v0."
         )
+    if html is not None:
+        check_writable("--html", html)
     recorded = None if trace is None else read_trace(trace)
 
     from helm_gym.evaluation import metrics, protocol

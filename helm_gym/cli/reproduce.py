@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from helm_gym import profile as profiles
-from helm_gym.cli.common import Json, Profile, Progress, Quiet, print_json, to_json
-from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.cli.common import Json, Profile, Progress, Quiet, check_writable, print_json, to_json
+from helm_gym.errors import UnknownNameError
 
 
 def reproduce(
     figure: Annotated[str, typer.Argument(metavar="FIGURE", help="fig4")],
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder for plot, Markdown and JSON; runs/FIGURE.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Episodes of each regime.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Episodes of each regime.")] = 6,
     profile: Profile = "cpu-small",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -24,18 +24,16 @@ def reproduce(
 
     \b
     Example:
-      helm-gym reproduce fig4 --seeds 4 --out runs/fig4
+      helm-gym reproduce fig4 --seeds 6 --out runs/fig4
     """
     from helm_gym import paper
 
     if figure not in paper.FIGURES:
         raise UnknownNameError("figure", figure, paper.FIGURES)
-    made = paper.reproduce(figure, profiles.load(profile), seeds, Progress(quiet).stage)
     folder = out or pathlib.Path("runs") / figure
-    try:
-        paths = paper.save(made, figure, folder, to_json)
-    except OSError as error:
-        raise InvalidInputError(f"--out {folder} cannot be written: {error.strerror}; name another folder.") from error
+    check_writable("--out", folder / f"{figure}.json")
+    made = paper.reproduce(figure, profiles.load(profile), seeds, Progress(quiet).stage)
+    paths = paper.save(made, figure, folder, to_json)
     if as_json:
         return print_json(made.figures)
     typer.echo(made.markdown)

@@ -232,7 +232,7 @@ def against_alpha(evaluation: Evaluation, prefix: str) -> Picture:
         left, right = figure.subplots(1, 2)
         stars = cost_by_setting(left, evaluation, normalise=False)
         left.set(xlabel="alpha (EMB's share)", ylabel="expected service (ms)", xlim=(0, 1))
-        left.set_title("Service by kind of segment, modelled rung; dot = alpha*")
+        left.set_title("Service (modelled rung); dot = alpha*")
         _static_latency(right, evaluation)
     told = "; ".join(f"{name} {star:.2f}" for name, star in stars.items())
     alt = f"Left: expected service time against alpha by kind of segment; optimum at {told}. Right: latency of statics."
@@ -268,8 +268,8 @@ def _label_ends(ax: Axes, x: float, ends: Iterable[tuple[float, str, str]]) -> N
     for y, name, tint in sorted(ends):
         last = max(y, last + gap)
         ax.annotate(
-            name, (x, last), xytext=(6, 0), textcoords="offset points", color=tint, va="center", fontsize=9.5,
-            annotation_clip=False,
+            name.replace(", ", ",\n"), (x, last), xytext=(6, 0), textcoords="offset points", color=tint,
+            va="center", fontsize=9.5, linespacing=0.95, annotation_clip=False,
         )  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def _static_latency(ax: Axes, evaluation: Evaluation) -> None:
             )  # fmt: skip
     _log_ms(ax)
     ax.set(xlabel="alpha held", ylabel="latency (ms)", xlim=(0, 1))
-    ax.set_title("Latency of one split held throughout")
+    ax.set_title(f"Latency of one split ({evaluation.rung} rung)")
     if statics:
         ax.legend(loc="best", fontsize=9)
 

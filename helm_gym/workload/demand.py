@@ -16,23 +16,26 @@ from helm_gym.workload.state import INDEX
 
 ALPHAS = np.linspace(0.05, 0.95, 19)
 _BUCKETS = 160
+_TIMES = np.logspace(-3, 9, 97)
 
 
 def _characteristic_time(
     rates: NDArray[np.float64], sizes: NDArray[np.float64], streamed: float, capacity: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """T for each capacity, by bisection in its logarithm.
+    """T for each capacity: read off a grid of T, then three Newton steps in its logarithm.
 
     rates, sizes: (entries,), request rate and size of each entry times its multiplicity; streamed: size that enters
     per unit of time and is never asked for again; capacity: (alphas,). Returns (alphas,).
     """
-    low, high = np.full(len(capacity), -3.0), np.full(len(capacity), 9.0)
-    for _ in range(40):
-        middle = 0.5 * (low + high)
-        time = 10.0**middle
-        filled = ((1.0 - np.exp(-rates[:, None] * time)) * sizes[:, None]).sum(0) + streamed * time
-        low, high = np.where(filled < capacity, middle, low), np.where(filled < capacity, high, middle)
-    return np.asarray(10.0**low)
+    filled = sizes @ -np.expm1(-rates[:, None] * _TIMES) + streamed * _TIMES
+    x = np.interp(capacity, filled, np.log(_TIMES))
+    for _ in range(3):
+        time = np.exp(x)
+        left = np.exp(-rates[:, None] * time)
+        excess = sizes @ (1.0 - left) + streamed * time - capacity
+        slope = ((sizes * rates) @ left + streamed) * time
+        x = x - np.clip(excess / np.maximum(slope, 1e-300), -0.3, 0.3)
+    return np.clip(np.exp(x), _TIMES[0], _TIMES[-1])
 
 
 def _kv(
@@ -107,4 +110,5 @@ def rate_for_load(profile: Profile, values: NDArray[np.float64], load: NDArray[n
 
     values: (settings, parameters); load: (settings,). Returns (settings,).
     """
-    return load / (service_ms(profile, values).min(1) * 1e-3)
+    settings, which = np.unique(values, axis=0, return_inverse=True)  # segments hold their setting: few are distinct
+    return load / (service_ms(profile, settings).min(1)[which.ravel()] * 1e-3)

@@ -12,6 +12,7 @@ import copy
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from helm_gym import profile as profiles
 from helm_gym.observation import ObservationLayout
@@ -27,7 +28,9 @@ def make_layout() -> ObservationLayout:
     return ObservationLayout(profiles.load("cpu-small"))
 
 
-def make_truth(layout: ObservationLayout, lanes: int = ROWS, intervals: int = INTERVALS, task: str = "burst-v0") -> Truth:
+def make_truth(
+    layout: ObservationLayout, lanes: int = ROWS, intervals: int = INTERVALS, task: str = "burst-v0"
+) -> Truth:
     """A truth whose alpha* is arbitrary: different in each lane and at each interval."""
     rng = np.random.default_rng(7)
     seeds = tuple(range(1000, 1000 + lanes))
@@ -46,6 +49,26 @@ def observations(layout: ObservationLayout, steps: int = 12, rows: int = ROWS) -
     return drawn
 
 
+def observe(layout: ObservationLayout, rows: int = 1, /, **columns: ArrayLike) -> Floats:
+    """An observation (rows, D) with these columns, each a number, (rows,) or (rows, width), and nought elsewhere."""
+    seen = np.zeros((rows, layout.width), np.float32)
+    for name, value in columns.items():
+        seen[:, layout.column(name)] = value
+    return seen
+
+
+def settle(
+    policy: Policy, layout: ObservationLayout, start: float = 0.5, steps: int = 60, /, **columns: ArrayLike
+) -> Floats:
+    """The targets (steps,) that a node goes through while all but the split stays the same."""
+    state, target, targets = policy.initial_state(1), start, []
+    for _ in range(steps):
+        action, state = policy.act(observe(layout, target_alpha=target, alpha=target, **columns), state)
+        target = float(np.clip(target + action[0, 0] * layout.profile.max_step, 0.05, 0.95))
+        targets.append(target)
+    return np.array(targets, np.float32)
+
+
 def follow(policy: Policy, seen: list[Floats], state: Floats) -> tuple[list[Floats], list[Floats]]:
     """Actions and states, one a step."""
     actions, states = [], []
@@ -62,12 +85,14 @@ class PolicyConformance:
     name: str
 
     @pytest.fixture(scope="class")
-    def layout(self) -> ObservationLayout:
+    @classmethod
+    def layout(cls) -> ObservationLayout:
         return make_layout()
 
     @pytest.fixture(scope="class")
-    def policy(self, layout: ObservationLayout) -> Policy:
-        policy = open_policy(self.name, layout)
+    @classmethod
+    def policy(cls, layout: ObservationLayout) -> Policy:
+        policy = open_policy(cls.name, layout)
         if isinstance(policy, Oracle):
             policy.prepare(make_truth(layout))
         return policy

@@ -32,7 +32,7 @@ def strict_json(text: str) -> Any:
 
 
 def evaluate(*policies: str, **options: str | pathlib.Path) -> tuple[str | pathlib.Path, ...]:
-    options = {"task": "burst-v0"} | options
+    options = {"task": "burst-v0", **options}
     return ("evaluate", *policies, *(x for name, value in options.items() for x in (f"--{name}", value)))
 
 
@@ -54,6 +54,7 @@ def evaluate(*policies: str, **options: str | pathlib.Path) -> tuple[str | pathl
         (evaluate("pid", trace="x.csv"), "leave --trace out"),
         (evaluate("pid", task="trace-v0", trace="no/such.csv"), "no/such.csv"),
         (evaluate("pid", profile="no/such.yaml"), "no/such.yaml"),
+        (evaluate("pid", html="/dev/null/report.html"), "--html /dev/null/report.html"),
         (("reproduce", "fig44"), "did you mean 'fig4'?"),
         (("bench", "--only", "env_step_per_s"), "did you mean 'env_steps_per_s'?"),
         (("calibrate", "--out", "profile.json"), ".yaml"),
@@ -105,6 +106,31 @@ def test_evaluate_prints_strict_json_and_writes_a_report(tmp_path: pathlib.Path)
     assert [row["name"] for row in figures["policies"]] == ["static:0.5", "miss-ratio-curve"]
     assert all(set(row["p99_ms"]) == {"value", "low", "high"} for row in figures["policies"])
     assert "miss-ratio-curve" in page.read_text(encoding="utf-8")
+
+
+def test_reproduce_writes_plot_text_and_strict_json(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from helm_gym.paper import fig4
+
+    monkeypatch.setattr(fig4, "HORIZON", 60)
+    result = helm("reproduce", "fig4", "--seeds", "1", "--out", tmp_path, "--json", "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    figures = strict_json(result.stdout)
+    assert {"steady", "trend, few return", "trend, many return", "calm"} <= set(figures["alpha_star"])
+    stars = figures["alpha_star"].values()
+    assert figures["alpha_star_span"] == pytest.approx(max(stars) - min(stars))
+    assert set(figures["burst_best_static_p99_loss"]) == {"value", "low", "high"}
+    assert figures["rung"] == "modelled" and figures["machine"] and figures["date"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fig4.json", "fig4.md", "fig4.png", "fig4.svg"]
+
+
+@pytest.mark.long
+def test_demo_compares_confirms_and_says_what_was_learned(tmp_path: pathlib.Path) -> None:
+    result = helm("demo", "--out", tmp_path, "--quiet")
+    assert (result.exit_code, result.stderr) == (0, "")
+    results = strict_json((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["modelled"]["rung"] == "modelled" and results["measured"]["rung"] == "measured"
+    assert results["learned"] in result.stdout
+    assert "measured rung" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_seeds() -> None:

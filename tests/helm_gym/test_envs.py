@@ -60,7 +60,7 @@ def arguments(spec: EnvSpec, profile: Profile, trace: pathlib.Path) -> dict[str,
     if spec.kwargs.get("backend") == "real":
         pytest.importorskip("torch")
     task = dataclasses.replace(find_task(spec.kwargs.get("task", "mixed-v0")), warmup=2)
-    return {"task": task, "profile": profile} | ({"trace": trace} if task.regime == "trace" else {})
+    return {"task": task, "profile": profile, "intervals": 40} | ({"trace": trace} if task.regime == "trace" else {})
 
 
 def actions(steps: int, *shape: int) -> Iterator[np.ndarray]:
