@@ -24,6 +24,11 @@ class MissRatioCurve:
 
     State: the smoothed curve, and whether there is one yet.
 
+    Tuned on seeds 1000 ... 1009 of profile cpu-small (gain captured on bursts, mean / P99; then on trends):
+    - a dead band of .03 in alpha about the parabola's argmin, smoothing .5: .66 / .77; .57 / .47.
+    - ``tolerance`` .015 in its place: .78 / .86; .86 / .92, with half the moves. At .01 it chatters, at .035 it lags.
+    - ``smoothing`` .7: within .02 of none on bursts. At tolerance .02, .3 gained .08 less than none: it lags.
+
     Args:
         layout: of the observations to come.
         smoothing: weight of the new curve; 1 takes it as it is.

@@ -108,7 +108,8 @@ def check_allocation(profile: Profile, allocation: NDArray[np.float64], shape: t
     if allocation.shape != shape:
         raise InvalidInputError(f"Allocation has shape {allocation.shape}; {shape} (lanes, nodes) is needed.")
     if not np.isfinite(allocation).all():
-        raise InvalidInputError(f"Allocation has an alpha that is not finite: {allocation[~np.isfinite(allocation)][0]}.")
+        bad = allocation[~np.isfinite(allocation)][0]
+        raise InvalidInputError(f"Allocation has an alpha that is not finite: {bad}.")
     slack = 0.5 / pool.pages  # a target is a whole number of pages
     outside = (allocation < pool.min_alpha - slack) | (allocation > pool.max_alpha + slack)
     if outside.any():

@@ -98,7 +98,9 @@ class ControlLoop:
             InvalidInputError: not reset, past the end, or an action of a wrong shape or not finite.
         """
         if self.path is None or self.t >= self.intervals:
-            raise InvalidInputError("The control loop must be reset before it is stepped, and again at an episode's end.")
+            raise InvalidInputError(
+                "The control loop must be reset before it is stepped, and again after its last step."
+            )
         self.target = apply_action(self.profile, self.target, action, self.mode)
         telemetry = self.backend.step(self.target, self.path.at(self.t))
         self.t += 1

@@ -120,7 +120,11 @@ def _number(text: str, argument: str) -> float:
 
 
 def towards(layout: ObservationLayout, observation: Floats, target: NDArray[np.floating]) -> Floats:
-    """The action (rows, 1) that brings the target alpha to ``target`` (rows,), as far as one step reaches."""
-    present = observation[:, layout.column("target_alpha")]
-    step = (target - present) / layout.profile.max_step
+    """The action (rows, 1) that brings the target alpha to ``target`` (rows,), as far as one step reaches.
+
+    Targets within half a page of the present one are the same: observed splits are whole pages.
+    """
+    change = target - observation[:, layout.column("target_alpha")]
+    change = np.where(np.abs(change) * layout.profile.pool.pages <= 0.5, 0.0, change)
+    step = change / layout.profile.max_step
     return np.clip(step, -1.0, 1.0).astype(np.float32)[:, None]

@@ -55,7 +55,7 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class KvMiss:
-    """How a KV miss is served: ``recompute``, ``copy`` from the host tier where it holds the user, or the ``cheapest``."""
+    """How a KV miss is served: ``recompute``, ``copy`` from the host tier if it holds the user, or the ``cheapest``."""
 
     policy: Literal["recompute", "copy", "cheapest"] = "recompute"
     host_users: int = 0
@@ -222,7 +222,8 @@ def _build(kind: Any, data: object, where: str, key: str) -> Any:
     hints = typing.get_type_hints(kind)
     for name in data:
         if name not in hints:
-            raise UnknownNameError(f"key in {where}", f"{key}.{name}".lstrip("."), [f"{key}.{h}".lstrip(".") for h in hints])
+            known = [f"{key}.{hint}".lstrip(".") for hint in hints]
+            raise UnknownNameError(f"key in {where}", f"{key}.{name}".lstrip("."), known)
     values = {}
     for field in dataclasses.fields(kind):
         full = f"{key}.{field.name}".lstrip(".")

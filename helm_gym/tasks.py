@@ -28,7 +28,7 @@ class Task:
     horizon: int = 480
     start_alpha: float = 0.5
     seeds: tuple[int, ...] = tuple(range(10))
-    weights: CostWeights = CostWeights()
+    weights: CostWeights = dataclasses.field(default_factory=CostWeights)
 
 
 TASKS = {

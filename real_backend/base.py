@@ -81,7 +81,7 @@ class ManagedBackend:
 
     def snapshot(self) -> Any:
         """Copies of all arrays; the compiled manager keeps nothing elsewhere."""
-        return tuple(type(part)(*(a.copy() for a in part)) for part in (self._memory, self._traffic, self._ledger))
+        return tuple([array.copy() for array in part] for part in (self._memory, self._traffic, self._ledger))
 
     def restore(self, snapshot: Any) -> None:
         """See helm_gym.backend.Backend."""

@@ -42,7 +42,9 @@ class Calibration:
     predicted_ms: NDArray[np.float64]
 
 
-def calibrate(profile: Profile, seeds: int = 4, device: str | None = None, progress: Progress | None = None) -> Calibration:
+def calibrate(
+    profile: Profile, seeds: int = 4, device: str | None = None, progress: Progress | None = None
+) -> Calibration:
     """Measures and fits; ``seeds`` seeds are fitted and one more is held out. Takes some seconds a seed."""
     backend = MeasuredBackend(profile, device=device)
     by_seed: list[list[Sample]] = []
@@ -54,8 +56,12 @@ def calibrate(profile: Profile, seeds: int = 4, device: str | None = None, progr
     coefficients = _fit(fitted)
     predicted, measured = _features(held_out) @ coefficients, _times(held_out)
     error = float(predicted.mean() / measured.mean() - 1.0)
+    base, token, pair, context = coefficients.tolist()
     cost = CostModel(
-        *(float(c) for c in coefficients),
+        base,
+        token,
+        pair,
+        context,
         machine=describe_machine(backend.engine.device.type),
         date=datetime.date.today().isoformat(),
         mean_error=error,
@@ -86,7 +92,7 @@ def _times(samples: list[Sample]) -> NDArray[np.float64]:
 def _fit(samples: list[Sample], rounds: int = 5) -> NDArray[np.float64]:
     """Coefficients >= 0 of least relative squares, with what lies far off left out: a shared machine interrupts."""
     x, y = _features(samples), _times(samples)
-    keep = np.ones(len(y), bool)
+    keep, solution = np.ones(len(y), bool), np.zeros(x.shape[1])
     for _ in range(rounds):
         scale = x[keep].max(0)
         solution = lsq_linear(x[keep] / y[keep, None] / scale, np.ones(keep.sum()), bounds=(0, np.inf)).x / scale

@@ -133,7 +133,7 @@ class Engine:
         marks.append(self._mark())
         with self._on_copy_stream():
             self._upload(plan, batch)
-            self._fill(plan.fill_row[: plan.count[FILLS]], plan.fill_slot[: plan.count[FILLS]])
+            self._fill(plan.fill_row[: plan.counts[FILLS]], plan.fill_slot[: plan.counts[FILLS]])
         self._join()
         marks.append(self._mark())
         scores = self._score(plan, batch)
@@ -154,7 +154,7 @@ class Engine:
 
     def refill(self, plan: Plan) -> None:
         """Background traffic: rows of the table into the slots that the plan chose. The next micro-batch finds them."""
-        n = plan.count[REFILLS]
+        n = plan.counts[REFILLS]
         with self._on_copy_stream():
             self._fill(plan.refill_row[:n], plan.refill_slot[:n])
 
@@ -162,18 +162,18 @@ class Engine:
         """Compiles the index kernel and lets the libraries set themselves up, off the first request's clock."""
         plan, one = make_plan(self.profile), np.ones(1, np.int32)
         plan.cached[0] = plan.stored[0] = plan.slots[0] = plan.slots[1] = 0
-        plan.count[TOKENS] = 2
+        plan.counts[TOKENS] = 2
         self.execute(plan, MicroBatch(one, one, np.full((1, self.profile.pages_per_user), -1, np.int32)))
 
     def _offload(self, plan: Plan) -> None:
-        n = int(plan.count[OFFLOADS])
+        n = int(plan.counts[OFFLOADS])
         # One by one, since a later one may overwrite the place of an earlier one.
         for place, pages in zip(plan.offload_place[:n], plan.offload_pages[:n], strict=True):
             pages = pages[pages >= 0]
             self.host[place, : len(pages)].copy_(self.pages.index_select(0, self._send(pages)), non_blocking=True)
 
     def _move(self, plan: Plan) -> None:
-        if n := plan.count[MOVES]:
+        if n := plan.counts[MOVES]:
             moving = self.rows.index_select(0, self._send(plan.move_from[:n]))
             self.rows.index_copy_(0, self._send(plan.move_to[:n]), moving)
 
@@ -196,7 +196,7 @@ class Engine:
         pages = -(-max(length) // page_tokens)
         places = pages * page_tokens
         new, kept = _locate(plan.slots, plan.cached, plan.stored, *batch, page_tokens, places, self._index_array)
-        counts = (int(plan.count[TOKENS]), new, new, kept, kept)
+        counts = (int(plan.counts[TOKENS]), new, new, kept, kept)
         slot, position, row, source, place = (
             index.narrow(0, 0, n).to(self.device, non_blocking=True)
             for index, n in zip(self._index, counts, strict=True)
@@ -277,5 +277,5 @@ def _check_batch(profile: Profile, plan: Plan, batch: MicroBatch) -> None:
     if any(not (0 <= c <= n and s <= n) for c, s, n in zip(cached, stored, length, strict=True)):
         raise InvalidInputError("A plan reads or stores more history tokens than the request has.")
     tokens = sum(length) - sum(cached) + sum(candidates)
-    if tokens != plan.count[TOKENS]:
-        raise InvalidInputError(f"A plan has {plan.count[TOKENS]} slots for a micro-batch of {tokens} tokens.")
+    if tokens != plan.counts[TOKENS]:
+        raise InvalidInputError(f"A plan has {plan.counts[TOKENS]} slots for a micro-batch of {tokens} tokens.")

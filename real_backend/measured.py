@@ -80,7 +80,7 @@ class MeasuredBackend(ManagedBackend):
 
     def _serve(self, targets: NDArray[np.int64], state: WorkloadState) -> None:
         profile, requests, plan, ledger, rules = self.profile, self._requests, self._plan, self._ledger, self.rules
-        unit = Memory(*(array[0] for array in self._memory))
+        unit = Memory._make(array[0] for array in self._memory)
         items = self._traffic.items[0]
         place = self._manage(
             open_interval,
@@ -113,7 +113,7 @@ class MeasuredBackend(ManagedBackend):
             self.service_ms += computed + waited
             self._manage(account, requests, 0, first, end, computed, waited, ledger, sums)
             self._manage(plan_refill, unit, plan, computed + waited, ledger, 0, sums, rules)
-            if plan.count[REFILLS]:
+            if plan.counts[REFILLS]:
                 self.engine.refill(plan)
             if self.samples is not None:
                 new = length - plan.cached[: end - first] + batch.candidates

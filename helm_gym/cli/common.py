@@ -49,7 +49,7 @@ def print_json(value: Any) -> None:
 
 
 def check_writable(option: str, path: pathlib.Path) -> None:
-    """Makes the folder; raises InvalidInputError before the work, and not behind it, where ``path`` cannot be written."""
+    """Makes the folder; raises InvalidInputError before the work, not behind it, where ``path`` cannot be written."""
     there = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -342,7 +342,7 @@ def _bar_panel(ax: Axes, label: str, rows: Sequence[Mapping[str, Any]], names: S
         left, right = 0.0, min(max(reach, default=1.0), 4.0 * float(np.median(value[known])))
     ax.set_xlim(1.06 * left, 1.06 * right)
     cut = (value[known] < left) | (value[known] > right)
-    whole = ~cut
+    whole = ~cut & np.isfinite(low[known] + high[known])  # one seed has no interval
     ax.errorbar(
         value[known][whole], known[whole], xerr=spread[:, whole], fmt="none", ecolor=INK, elinewidth=1.1, capsize=3
     )

@@ -85,8 +85,8 @@ def captured_share(
     """How much of what ``limit`` gains over ``baseline`` the policy gains: 0 as the baseline, 1 as the limit.
 
     The ratio of the two gains, each the IQM of the seeds' paired differences: ratios of single seeds would be ruled by
-    those in which there is next to nothing to gain. Where the limit gains nothing the share has no value; where it
-    gains nothing in some resamples, the interval is open at the end towards which the ratio diverges.
+    those in which there is next to nothing to gain. Where the limit's own gain cannot be told from nothing, the ratio
+    is unbounded at the interval's end, and the share has no value.
 
     Args:
         baseline, policy, limit: (n,), one entry a seed, lower is better.
@@ -100,4 +100,5 @@ def captured_share(
         return np.where(some, gain / np.where(some, best, 1.0), np.where(gain == 0, 0.0, np.copysign(np.inf, gain)))
 
     figure = bootstrap((baseline, policy, limit), share, rng)
-    return figure if math.isfinite(figure.value) else Figure(math.nan)
+    bounded = len(baseline) < 2 or math.isfinite(figure.low + figure.high)
+    return figure if bounded and math.isfinite(figure.value) else Figure(math.nan)

@@ -95,9 +95,7 @@ def steady(profile: Profile, rng: np.random.Generator, intervals: int) -> Script
     return script
 
 
-def _drift(
-    script: Script, profile: Profile, rng: np.random.Generator, start: int, stop: int, anchors: int
-) -> None:
+def _drift(script: Script, profile: Profile, rng: np.random.Generator, start: int, stop: int, anchors: int) -> None:
     """Hot share, history length and item popularity drift from anchor to anchor."""
     stop = min(stop, len(script.load))
     p = profile.population

@@ -70,11 +70,11 @@ def _zipf_tables(items: int) -> NDArray[np.float32]:
 
 
 def make_traffic(profile: Profile, values: NDArray[np.float64], seeds: NDArray[np.int64]) -> Traffic:
-    """Draws the users of each unit under its parameters ``values`` (units, parameters), seeded by ``seeds`` (units,)."""
+    """Draws each unit's users under its parameters ``values`` (units, parameters), seeded by ``seeds`` (units,)."""
     units, p = len(seeds), profile.population
-    rng = np.stack([np.random.SeedSequence([int(s), 0x48454C4D]).generate_state(4, np.uint64) for s in seeds])
+    states = [np.random.SeedSequence([int(s), 0x48454C4D]).generate_state(4, np.uint64) for s in seeds]
     traffic = Traffic(
-        rng=rng,
+        rng=np.stack(states).astype(np.uint64),
         items=np.zeros((units, p.users, profile.model.max_history), np.int32),
         length=np.zeros((units, p.users), np.int32),
         version=np.zeros((units, p.users), np.int32),

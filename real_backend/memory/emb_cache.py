@@ -107,10 +107,10 @@ def lookup_row(m, plan, row, rules):
         m.row_slot[row] = slot
         m.slot_row[slot] = row
         m.reference[slot] = tag
-    k = plan.count[FILLS]
+    k = plan.counts[FILLS]
     plan.fill_row[k] = row
     plan.fill_slot[k] = slot
-    plan.count[FILLS] = k + 1
+    plan.counts[FILLS] = k + 1
     return slot, SHADOW_MISS if shadow else MISS
 
 
@@ -178,11 +178,11 @@ def give_page(m, plan, rules):
         if target < 0:
             evict_row(m, slot)
             continue
-        k = plan.count[MOVES]
+        k = plan.counts[MOVES]
         plan.move_from[k] = slot
         plan.move_to[k] = target
         plan.move_row[k] = row
-        plan.count[MOVES] = k + 1
+        plan.counts[MOVES] = k + 1
         m.row_slot[row] = target
         m.slot_row[target] = row
         # Moved as cold: it stays only if it is used again before the hand comes by, and it is not moved twice in
@@ -197,14 +197,14 @@ def give_page(m, plan, rules):
 def settle_moves(m, plan):
     """Drops moves whose slot was claimed again by a later one, so that every slot is written at most once."""
     kept = 0
-    for k in range(plan.count[MOVES]):
+    for k in range(plan.counts[MOVES]):
         target = plan.move_to[k]
         if m.slot_row[target] == plan.move_row[k] and m.row_slot[plan.move_row[k]] == target:
             plan.move_from[kept] = plan.move_from[k]
             plan.move_to[kept] = target
             plan.move_row[kept] = plan.move_row[k]
             kept += 1
-    plan.count[MOVES] = kept
+    plan.counts[MOVES] = kept
 
 
 @kernel
@@ -222,7 +222,7 @@ def refill_backlog(m, rules):
 def refill(m, plan, rules, rows):
     """Plans background copies of up to ``rows`` rows into empty slots, the latest evicted first."""
     n = m.n
-    plan.count[REFILLS] = 0
+    plan.counts[REFILLS] = 0
     ring = m.evicted_ring.shape[0]
     oldest = max(0, n[EVICTED_ROWS] - ring)
     k = 0
@@ -238,5 +238,5 @@ def refill(m, plan, rules, rows):
         plan.refill_row[k] = row
         plan.refill_slot[k] = slot
         k += 1
-    plan.count[REFILLS] = k
+    plan.counts[REFILLS] = k
     return k

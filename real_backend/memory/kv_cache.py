@@ -69,13 +69,13 @@ def _offload(m, plan, user, tokens_per_page):
         return  # the copy there is still the same
     m.host_version[user] = m.cached_version[user]
     m.host_length[user] = m.cached_length[user]
-    k = plan.count[OFFLOADS]
+    k = plan.counts[OFFLOADS]
     plan.offload_user[k] = user
     plan.offload_place[k] = place
     pages = _pages_of(m.cached_length[user], tokens_per_page)
     for p in range(plan.offload_pages.shape[1]):
         plan.offload_pages[k, p] = m.user_pages[user, p] if p < pages else -1
-    plan.count[OFFLOADS] = k + 1
+    plan.counts[OFFLOADS] = k + 1
 
 
 @kernel
@@ -90,7 +90,6 @@ def evict_oldest_user(m, plan, rules):
     m.n[EVICTED_PAGES] += _pages_of(m.cached_length[user], rules.tokens_per_page)
     m.user_evicted[user] = m.n[EVICTED_PAGES]
     m.evicted_version[user] = m.cached_version[user]
-    m.evicted_length[user] = m.cached_length[user]
     _free_user(m, user, rules.tokens_per_page)
     return True
 
@@ -149,9 +148,8 @@ def admit(m, plan, b, user, version, length, rules):
     if cached > 0:
         outcome = COLD_HIT if _among_coldest(m, user, rules) else HIT
         unlink(m.newer, m.older, user)
-    elif m.evicted_version[user] == version and m.evicted_length[user] > 0:
-        if m.n[EVICTED_PAGES] - m.user_evicted[user] <= rules.shadow_pages:
-            outcome = SHADOW_MISS
+    elif m.evicted_version[user] == version and m.n[EVICTED_PAGES] - m.user_evicted[user] <= rules.shadow_pages:
+        outcome = SHADOW_MISS
     plan.upload_place[b] = -1
     m.used_batch[user] = m.n[BATCH]
     have = _pages_of(cached, rules.tokens_per_page)
@@ -169,7 +167,7 @@ def admit(m, plan, b, user, version, length, rules):
             cached = held
             plan.upload_place[b] = m.host_place[user]
             m.host_batch[m.host_place[user]] = m.n[BATCH]
-            plan.count[UPLOAD_TOKENS] += held
+            plan.counts[UPLOAD_TOKENS] += held
             outcome = UPLOAD
     m.cached_length[user] = stored
     m.cached_version[user] = version

@@ -6,7 +6,7 @@ rows that found no slot. An embedding slot is ``page * rows_per_page + offset``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,6 @@ class Memory(NamedTuple):
     older: NDArray[np.int32]  # (U, N + 1)
     user_evicted: NDArray[np.int64]  # (U, N), EVICTED_PAGES when the user left
     evicted_version: NDArray[np.int32]  # (U, N)
-    evicted_length: NDArray[np.int32]  # (U, N)
     # Host tier for KV: places of a whole user
     host_place: NDArray[np.int32]  # (U, N), -1: not there
     host_user: NDArray[np.int32]  # (U, places)
@@ -85,7 +84,7 @@ class Plan(NamedTuple):
     Copies are carried out in this order: offloads, moves of rows, uploads, fills; then slots are read.
     """
 
-    count: NDArray[np.int64]  # (PLAN_COUNTS,)
+    counts: NDArray[np.int64]  # (PLAN_COUNTS,)
     slots: NDArray[np.int32]  # (tokens,), slot of each new history token's and candidate's row, request by request
     cached: NDArray[np.int32]  # (batch,), history tokens whose KV is read from the pool
     stored: NDArray[np.int32]  # (batch,), history tokens whose KV is in the pool afterwards; fewer: it found no room
@@ -161,10 +160,10 @@ def make_memory(profile: Profile, emb_pages: NDArray[np.int64]) -> Memory:
     sim_rows = rows_in_simulation(items)
     sim_slots = np.maximum(1, np.round(SIM_ALPHAS * pages) * rows / SAMPLING).astype(np.int32)
 
-    def full(shape: tuple[int, ...], value: int, dtype: type = np.int32) -> NDArray[np.generic]:
+    def full(shape: tuple[int, ...], value: int, dtype: type = np.int32) -> NDArray[Any]:
         return np.full((units, *shape), value, dtype)
 
-    arrays: dict[str, NDArray[np.generic]] = {
+    arrays: dict[str, NDArray[Any]] = {
         "n": full((SCALARS,), 0, np.int64),
         "owner": full((pages,), KV, np.int8),
         "row_slot": full((items,), -1),
@@ -184,7 +183,6 @@ def make_memory(profile: Profile, emb_pages: NDArray[np.int64]) -> Memory:
         "older": full((users + 1,), -1),
         "user_evicted": full((users,), -(1 << 60), np.int64),
         "evicted_version": full((users,), -1),
-        "evicted_length": full((users,), 0),
         "host_place": full((users,), -1),
         "host_user": full((profile.kv_miss.host_users,), -1),
         "host_batch": full((profile.kv_miss.host_users,), -1, np.int64),
@@ -202,8 +200,8 @@ def make_memory(profile: Profile, emb_pages: NDArray[np.int64]) -> Memory:
         "sim_free": np.tile((pages - np.round(SIM_ALPHAS * pages)).astype(np.int32), (units, 1)),
     }
     for name in ("newer", "older", "sim_newer", "sim_older"):
-        arrays[name][..., users] = users  # type: ignore[index]  # an empty ring: the sentinel points to itself
-    memory = Memory(**arrays)  # type: ignore[arg-type]
+        arrays[name][..., users] = users  # an empty ring: the sentinel points to itself
+    memory = Memory(**arrays)
     for u, emb in enumerate(emb_pages):
         memory.owner[u, :emb] = EMB
         memory.n[u, N_EMB], memory.n[u, N_FRESH], memory.n[u, N_KV_FREE] = emb, emb, pages - emb
@@ -248,8 +246,7 @@ def unit_of(m, u):
     return Memory(
         m.n[u], m.owner[u], m.row_slot[u], m.slot_row[u], m.reference[u], m.emb_pages[u], m.page_place[u],
         m.fresh[u], m.row_evicted[u], m.evicted_ring[u], m.kv_free[u], m.user_pages[u], m.cached_length[u],
-        m.cached_version[u], m.used_batch[u], m.newer[u], m.older[u], m.user_evicted[u], m.evicted_version[u],
-        m.evicted_length[u], m.host_place[u], m.host_user[u], m.host_batch[u], m.host_version[u], m.host_length[u],
+        m.cached_version[u], m.used_batch[u], m.newer[u], m.older[u], m.user_evicted[u], m.evicted_version[u],  m.host_place[u], m.host_user[u], m.host_batch[u], m.host_version[u], m.host_length[u],
         m.sim_row_slot[u], m.sim_slot_row[u], m.sim_reference[u], m.sim_hand[u], m.sim_slots[u], m.sim_newer[u],
         m.sim_older[u], m.sim_length[u], m.sim_version[u], m.sim_free[u],
     )  # fmt: skip

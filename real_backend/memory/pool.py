@@ -12,7 +12,7 @@ def begin(m, plan):
     """A new micro-batch (or move): an empty plan, and nothing pinned yet."""
     m.n[BATCH] += 1
     m.n[STAGED] = 0
-    plan.count[:] = 0
+    plan.counts[:] = 0
 
 
 @kernel
@@ -34,4 +34,3 @@ def move_towards(m, plan, target_pages, budget, rules):
         moved -= 1
     emb_cache.settle_moves(m, plan)
     return moved
-

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from helm_gym.compiled import kernel
 from helm_gym.telemetry import COLUMN
 from real_backend.memory.emb_cache import refill_backlog
-from real_backend.memory.layout import N_EMB, N_FRESH, N_KV_FREE, unit_of
+from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, unit_of
 from real_backend.memory.serve import (
     COMPUTE_MS,
     EMB_GAIN,
@@ -33,7 +33,6 @@ from real_backend.memory.serve import (
     UPLOADED_TOKENS,
     Ledger,
 )
-from real_backend.memory.layout import FILL
 
 _ALPHA, _TARGET, _PENDING = COLUMN["alpha"], COLUMN["target_alpha"], COLUMN["pending_pages"]
 _MOVED, _MOVED_BYTES = COLUMN["moved_pages"], COLUMN["moved_bytes"]

@@ -168,18 +168,18 @@ def plan_batch(m, items, requests, u, first, end, plan, ledger, sums, rules):
             m, user, version, length, items[user], requests.candidates[u, r, :count],
             ledger.positions[u], ledger.sampled[u], rules, sums[SIMULATED:],
         )  # fmt: skip
-    plan.count[TOKENS] = tokens
-    sums[UPLOADED_TOKENS] += plan.count[UPLOAD_TOKENS]
+    plan.counts[TOKENS] = tokens
+    sums[UPLOADED_TOKENS] += plan.counts[UPLOAD_TOKENS]
 
 
 @kernel
 def transfer_ms(plan, rules):
     """Time on the host link that the batch waits for: missed rows in one transfer, KV copied up in another."""
     ms = 0.0
-    if plan.count[FILLS] > 0:
-        ms += rules.latency_ms + plan.count[FILLS] * rules.row_ms
-    if plan.count[UPLOAD_TOKENS] > 0:
-        ms += rules.latency_ms + plan.count[UPLOAD_TOKENS] * rules.kv_token_ms
+    if plan.counts[FILLS] > 0:
+        ms += rules.latency_ms + plan.counts[FILLS] * rules.row_ms
+    if plan.counts[UPLOAD_TOKENS] > 0:
+        ms += rules.latency_ms + plan.counts[UPLOAD_TOKENS] * rules.kv_token_ms
     return ms
 
 
@@ -241,9 +241,7 @@ def serve_interval(memory, traffic, values, gaps_s, targets, budget, limit, requ
     """
     for u in range(values.shape[0]):
         m = unit_of(memory, u)
-        place = open_interval(
-            m, traffic, u, values[u], gaps_s[u], targets[u], budget, requests, plan, ledger, rules
-        )
+        place = open_interval(m, traffic, u, values[u], gaps_s[u], targets[u], budget, requests, plan, ledger, rules)
         sums = ledger.sums[u, place]
         first = 0
         while first < requests.user.shape[1]:
@@ -261,5 +259,3 @@ def serve_interval(memory, traffic, values, gaps_s, targets, budget, limit, requ
             plan_refill(m, plan, computed + waited, ledger, u, sums, rules)
             first = end
         ledger.interval[u, 0] += 1
-
-

@@ -65,7 +65,7 @@ def _simulated_cached(m, s, user, version, length, tokens_per_page):
 def simulate(m, user, version, length, history, candidates, positions, sampled, rules, cost_ms):
     """Adds to ``cost_ms`` (S,) what this request would have cost at each simulated alpha.
 
-    history: (length,) rows, oldest first; candidates: (candidates,) rows; positions, sampled: scratch for the sampled rows.
+    history: (length,) rows, oldest first; candidates: (candidates,) rows; positions, sampled: scratch.
     """
     count = 0
     for i in range(length):

@@ -38,19 +38,19 @@ def test_threshold_moves_towards_the_starving_side(emb: float, kv: float, direct
 def test_shadow_gradient_follows_the_side_where_a_page_is_worth_more() -> None:
     up = {"emb_gain": 0.3, "emb_loss": 0.35, "kv_gain": 0.1, "kv_loss": 0.1}
     down = {"emb_gain": 0.1, "emb_loss": 0.1, "kv_gain": 0.3, "kv_loss": 0.35}
-    policy = ShadowGradient(LAYOUT)
+    policy = ShadowGradient(LAYOUT, emb_weight=1.0)
     assert settle(policy, LAYOUT, **up)[-1] == pytest.approx(0.95)
     assert settle(policy, LAYOUT, **down)[-1] == pytest.approx(0.05)
 
 
 def test_shadow_gradient_rests_where_neither_way_pays() -> None:
     at_optimum = {"emb_gain": 0.2, "emb_loss": 0.3, "kv_gain": 0.2, "kv_loss": 0.3}
-    assert set(settle(ShadowGradient(LAYOUT), LAYOUT, **at_optimum)) == {0.5}
+    assert set(settle(ShadowGradient(LAYOUT, emb_weight=1.0), LAYOUT, **at_optimum)) == {0.5}
 
 
 def test_shadow_gradient_is_not_moved_by_one_noisy_window() -> None:
-    policy = ShadowGradient(LAYOUT)
-    quiet, noisy = observe(LAYOUT, emb_gain=0.1, kv_loss=0.2), observe(LAYOUT, emb_gain=0.22, kv_loss=0.2)
+    policy = ShadowGradient(LAYOUT, emb_weight=1.0)
+    quiet, noisy = observe(LAYOUT, emb_gain=0.1, kv_loss=0.2), observe(LAYOUT, emb_gain=0.45, kv_loss=0.2)
     state = policy.initial_state(1)
     for seen in (quiet, quiet, quiet, noisy):
         action, state = policy.act(seen, state)

@@ -1,7 +1,7 @@
 """What every backend must do, measured, modelled or learned: a suite to inherit.
 
-    class TestModelled(BackendConformance):
-        name = "modelled"
+class TestModelled(BackendConformance):
+    name = "modelled"
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def test_an_action_moves_the_target_by_its_share_of_the_largest_step():
     loop.reset([1, 2])
     step = loop.step(np.array([[[0.5]], [[-1.0]]]))
     column = LAYOUT.column("target_alpha")
-    np.testing.assert_allclose(step.observation[:, 0, column], [0.5 + 0.5 * PROFILE.max_step, 0.5 - PROFILE.max_step], atol=1e-3)
+    np.testing.assert_allclose(
+        step.observation[:, 0, column], [0.5 + 0.5 * PROFILE.max_step, 0.5 - PROFILE.max_step], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("delta", 0.95), ("absolute", 0.95)])

@@ -85,10 +85,10 @@ class NumpyDevice:
             self._page_written(slot // self.rows_per_page, "rows")
 
     def move(self, plan: Plan) -> None:
-        for k in range(plan.count[OFFLOADS]):
+        for k in range(plan.counts[OFFLOADS]):
             pages = plan.offload_pages[k][plan.offload_pages[k] >= 0]
             self.host[plan.offload_place[k], : len(pages)] = self.tokens[pages]
-        n = plan.count[MOVES]
+        n = plan.counts[MOVES]
         targets = plan.move_to[:n].tolist()
         assert len(set(targets)) == n, "two rows are moved to one slot"
         for slot, row in zip(targets, self.rows[plan.move_from[:n]].tolist(), strict=True):
@@ -97,13 +97,13 @@ class NumpyDevice:
     def serve(self, plan: Plan, memory: Memory, requests: list[tuple[int, int, int, np.ndarray]]) -> None:
         """requests: (user, version, length, rows of its new tokens and candidates)."""
         self.move(plan)
-        for b, (user, version, _, _) in enumerate(requests):
+        for b, (user, _, _, _) in enumerate(requests):
             if plan.upload_place[b] >= 0:
                 pages = -(-plan.cached[b] // self.tokens_per_page)
                 for p in range(pages):
                     self._page_written(memory.user_pages[user, p], "tokens")
                     self.tokens[memory.user_pages[user, p]] = self.host[plan.upload_place[b], p]
-        for row, slot in zip(plan.fill_row[: plan.count[FILLS]], plan.fill_slot[: plan.count[FILLS]], strict=True):
+        for row, slot in zip(plan.fill_row[: plan.counts[FILLS]], plan.fill_slot[: plan.counts[FILLS]], strict=True):
             self._write_row(slot, row)
         read = 0
         for b, (user, version, length, rows) in enumerate(requests):
@@ -123,7 +123,7 @@ class NumpyDevice:
                 self.tokens[page, position % self.tokens_per_page] = (user, version, position)
 
     def refill(self, plan: Plan) -> None:
-        for row, slot in zip(plan.refill_row[: plan.count[REFILLS]], plan.refill_slot, strict=False):
+        for row, slot in zip(plan.refill_row[: plan.counts[REFILLS]], plan.refill_slot, strict=False):
             self._write_row(slot, row)
 
 
@@ -139,7 +139,7 @@ class Node:
         self.requests = make_requests(profile, 1)
         self.ledger = make_ledger(profile, 1)
         whole = make_memory(profile, np.array([round(alpha * profile.pool.pages)]))
-        self.memory = Memory(*(array[0] for array in whole))
+        self.memory = Memory._make(array[0] for array in whole)
         self.device = NumpyDevice(profile)
         self.gaps = np.full(profile.interval.requests, np.nan)
         self.staged = 0
@@ -148,13 +148,12 @@ class Node:
         """One interval, its requests in micro-batches of ``sizes`` in turn. Returns the pages moved."""
         m, before = self.memory, int(self.memory.n[N_EMB])
         budget = self.profile.pool.page_moves_per_interval
-        open_interval(
-            m, self.traffic, 0, self.values, self.gaps, target_pages, budget, self.requests, self.plan, self.ledger, self.rules
-        )  # fmt: skip
+        workload = (self.traffic, 0, self.values, self.gaps)
+        open_interval(m, *workload, target_pages, budget, self.requests, self.plan, self.ledger, self.rules)
         moved = int(m.n[N_EMB]) - before
         assert abs(moved) <= budget, "a move exceeds its budget"
         assert abs(target_pages - before) - abs(target_pages - m.n[N_EMB]) == abs(moved), "a move goes the wrong way"
-        assert self.plan.count[FILLS] == 0, "a move alone fetches rows"
+        assert self.plan.counts[FILLS] == 0, "a move alone fetches rows"
         self.device.move(self.plan)
         self.check()
         first, turn, count = 0, 0, self.profile.interval.requests

@@ -74,7 +74,7 @@ class Manager:
             lengths.append(length)
         for k, (user, place) in enumerate(offloads):
             plan.offload_user[k], plan.offload_place[k], plan.offload_pages[k] = user, place, self.pages[user]
-        plan.count[[OFFLOADS, TOKENS, FILLS]] = len(offloads), len(rows), len(rows)
+        plan.counts[[OFFLOADS, TOKENS, FILLS]] = len(offloads), len(rows), len(rows)
         # Every row is filled anew, half of them into staging slots.
         staging = profile.pool.pages * profile.rows_per_page
         free = np.concatenate([np.arange(EMB_PAGES * profile.rows_per_page), staging + np.arange(4 * 30)])
@@ -91,7 +91,7 @@ def fresh_scores(engine: Engine, requests: list[tuple[np.ndarray, np.ndarray]]) 
     for history, candidates in requests:
         rows = np.concatenate([history, candidates])
         plan = make_plan(profile)
-        plan.count[[TOKENS, FILLS]] = len(rows)
+        plan.counts[[TOKENS, FILLS]] = len(rows)
         plan.cached[0] = plan.stored[0] = 0
         plan.fill_row[: len(rows)] = rows
         plan.slots[: len(rows)] = plan.fill_slot[: len(rows)] = np.arange(len(rows))
@@ -140,7 +140,7 @@ def test_kv_beyond_stored_is_not_written():
 def test_moves_read_every_source_before_they_write():
     engine, plan = Engine(small()), make_plan(small())
     engine.rows[:10] = torch.arange(10.0)[:, None]
-    plan.count[MOVES] = 3
+    plan.counts[MOVES] = 3
     plan.move_from[:3], plan.move_to[:3] = [1, 2, 3], [2, 3, 1]
     engine._move(plan)
     assert engine.rows[:5, 0].tolist() == [0, 3, 1, 2, 4]
@@ -148,7 +148,7 @@ def test_moves_read_every_source_before_they_write():
 
 def test_refills_copy_rows_of_the_table():
     engine, plan = Engine(small()), make_plan(small())
-    plan.count[REFILLS] = 2
+    plan.counts[REFILLS] = 2
     plan.refill_row[:2], plan.refill_slot[:2] = [400, 3], [5, 9]
     engine.refill(plan)
     assert torch.equal(engine.rows[[5, 9]], engine.table[[400, 3]])
@@ -159,7 +159,7 @@ def test_an_evicted_user_comes_back_from_the_host_tier_bit_for_bit():
     plan, pages, others = make_plan(engine.profile), np.arange(20, 32), np.arange(50, 62)
     kv = torch.randn(12, engine.pages.shape[1])
     engine.pages[20:32] = kv
-    plan.count[OFFLOADS], plan.offload_place[0], plan.offload_pages[0] = 1, 2, pages
+    plan.counts[OFFLOADS], plan.offload_place[0], plan.offload_pages[0] = 1, 2, pages
     engine._offload(plan)
     engine.pages[20:32] = 0
     plan.upload_place[0], plan.cached[0] = 2, 23
@@ -193,7 +193,7 @@ def one_request(length: int, candidates: int) -> MicroBatch:
 def test_what_does_not_fit_the_model_is_refused(length, candidates, tokens, sentence):
     engine, plan = Engine(small()), make_plan(small())
     plan.cached[0] = plan.stored[0] = 0
-    plan.count[TOKENS] = tokens
+    plan.counts[TOKENS] = tokens
     with pytest.raises(InvalidInputError, match=sentence):
         engine.execute(plan, one_request(length, candidates))
 

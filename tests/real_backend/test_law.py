@@ -60,7 +60,9 @@ def small_model(profile: Profile) -> Profile:
     hot_share=st.floats(0.3, 1.0),
     seed=st.integers(0, 2**31),
 )
-def test_scores_with_caches_equal_scores_without(alphas, spare_pages, tokens_per_page, batch, host_users, hot_share, seed):
+def test_scores_with_caches_equal_scores_without(
+    alphas, spare_pages, tokens_per_page, batch, host_users, hot_share, seed
+):
     profile = small_model(tiny_profile(spare_pages + 88 // tokens_per_page, batch, host_users, tokens_per_page))
     path = make_path("steady", profile, [seed], 1)
     state = WorkloadState(path.values[:, 0].copy(), path.gaps_s[:, 0])

@@ -1,0 +1,1 @@
+"""Regimes, request sampling and recorded traces: what arrives, fixed by seeds."""
