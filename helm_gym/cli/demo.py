@@ -18,7 +18,7 @@ STATICS = ("static:0.2", "static:0.5", "static:0.8")
 CONTROLLERS = ("threshold", "shadow-gradient", "miss-bytes", "pid", "miss-ratio-curve")
 MODELLED_HORIZON, MODELLED_SEEDS = 240, (0, 1, 2, 3)
 MEASURED_HORIZON, MEASURED_SEEDS, MEASURED_SETTLE = 100, (0,), 10
-STEADY_MACHINE = 0.08  # a change of speed that queueing at load .7 does not yet turn into another ranking
+STEADY_MACHINE = 0.08  # a choice: beyond it, queueing at load .7 can outweigh what a better split gains in service
 
 
 def demo(

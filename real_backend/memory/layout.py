@@ -246,7 +246,8 @@ def unit_of(m, u):
     return Memory(
         m.n[u], m.owner[u], m.row_slot[u], m.slot_row[u], m.reference[u], m.emb_pages[u], m.page_place[u],
         m.fresh[u], m.row_evicted[u], m.evicted_ring[u], m.kv_free[u], m.user_pages[u], m.cached_length[u],
-        m.cached_version[u], m.used_batch[u], m.newer[u], m.older[u], m.user_evicted[u], m.evicted_version[u],  m.host_place[u], m.host_user[u], m.host_batch[u], m.host_version[u], m.host_length[u],
+        m.cached_version[u], m.used_batch[u], m.newer[u], m.older[u], m.user_evicted[u], m.evicted_version[u],
+        m.host_place[u], m.host_user[u], m.host_batch[u], m.host_version[u], m.host_length[u],
         m.sim_row_slot[u], m.sim_slot_row[u], m.sim_reference[u], m.sim_hand[u], m.sim_slots[u], m.sim_newer[u],
         m.sim_older[u], m.sim_length[u], m.sim_version[u], m.sim_free[u],
     )  # fmt: skip
