@@ -20,6 +20,8 @@ from real_backend.memory.layout import (
     REFILL_AT,
     REFILLS,
     STAGED,
+    SWEPT,
+    SWEPT_COLD,
 )
 
 TAGS = 127
@@ -68,8 +70,13 @@ def _claim_slot(m, rows_per_page, tag):
         slot = m.emb_pages[place] * rows_per_page + offset
         offset += 1
         reference = m.reference[slot]
+        n[SWEPT] += 1
         if reference == 0:
             n[HAND_PLACE], n[HAND_OFFSET] = place, offset
+            n[SWEPT_COLD] += 1
+            if n[SWEPT] > n[N_EMB] * rows_per_page:  # one round weighs half as much as the next
+                n[SWEPT] //= 2
+                n[SWEPT_COLD] //= 2
             evict_row(m, slot)
             return slot
         if reference != tag:
@@ -79,9 +86,13 @@ def _claim_slot(m, rows_per_page, tag):
 
 @kernel
 def _near_the_hand(m, slot, rows_per_page, shadow_pages):
-    """Whether the hand is less than the shadow list's depth away from ``slot``."""
-    ahead = m.page_place[slot // rows_per_page] - m.n[HAND_PLACE]
-    return (ahead if ahead >= 0 else ahead + m.n[N_EMB]) < shadow_pages
+    """Whether a cold ``slot`` is among the next ones to be evicted, as many as the shadow list is deep.
+
+    Only a part of the slots before the hand is cold, so it looks as much further as that part is small.
+    """
+    n = m.n
+    ahead = m.page_place[slot // rows_per_page] - n[HAND_PLACE]
+    return (ahead if ahead >= 0 else ahead + n[N_EMB]) * n[SWEPT_COLD] < shadow_pages * n[SWEPT]
 
 
 @kernel

@@ -29,7 +29,9 @@ EVICTED_PAGES = 8  # KV pages evicted so far
 STAGED = 9  # staging slots in use by this micro-batch
 HOST_NEXT = 10  # next host-tier place to be overwritten
 REFILL_AT = 11  # background refill goes backwards through the evicted rows from here
-SCALARS = 12
+SWEPT = 12  # slots that the hand passed of late, and
+SWEPT_COLD = 13  # how many of them it found cold
+SCALARS = 14
 
 SIM_ALPHAS = np.linspace(0.1, 0.9, 9)
 SAMPLING = 32  # one row in 32 is simulated
