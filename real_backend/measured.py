@@ -18,10 +18,11 @@ from helm_gym.profile import Profile
 from helm_gym.workload.state import WorkloadState
 from real_backend.base import ManagedBackend
 from real_backend.engine import Engine, MicroBatch
-from real_backend.memory.layout import REFILLS, Memory, Rules, make_rules
+from real_backend.memory.layout import REFILLS, Memory, Rules
 from real_backend.memory.serve import account, batch_end, batch_ms, open_interval, plan_batch, plan_refill, transfer_ms
 
 SPEED_INTERVALS = 4
+SPEED_SMOOTHING = 0.25  # of one interval; a shared machine changes its speed within seconds
 
 
 class Sample(NamedTuple):
@@ -38,7 +39,8 @@ class MeasuredBackend(ManagedBackend):
 
     The link and the arrivals of a profile belong to the machine that its cost model was fitted on. At each reset a
     few intervals are served to find out how fast this machine computes now, and link, arrivals and SLO are scaled by
-    that ``speed``, so that the problem keeps its shape. Measured times themselves are never scaled.
+    that ``speed``, so that the problem keeps its shape; it is followed from interval to interval, or a neighbour on a
+    shared machine would change the load. Measured times themselves are never scaled.
 
     Attributes:
         bookkeeping_ms, service_ms: CPU time of the memory manager and service time, since the last reset.
@@ -55,22 +57,17 @@ class MeasuredBackend(ManagedBackend):
             raise InvalidInputError(f"Backend 'real' runs one episode at a time, not {lanes}; ask for one lane.")
         super().__init__(profile, lanes, nodes)
         self.engine = Engine(profile, device)
+        self._fitted = self.rules
         self.samples: list[Sample] | None = None
         self.speed = 1.0
         self.bookkeeping_ms = self.service_ms = 0.0
 
     def reset(self, state: WorkloadState, seeds: NDArray[np.int64], alpha: NDArray[np.float64]) -> None:
         """See helm_gym.backend.Backend; measures ``speed`` on requests that are drawn again afterwards."""
-        self.rules, self.speed = make_rules(self.profile), 1.0
+        self.rules, self.speed = self._fitted, 1.0
         super().reset(state, seeds, alpha)
-        kept, self.samples = self.samples, []
         for _ in range(SPEED_INTERVALS):
             self.step(np.asarray(alpha), state)
-        served, self.samples = self.samples, kept
-        modelled = [batch_ms(self.rules, s.new_tokens, s.pairs, s.context) for s in served]
-        # The median of ratios: an interrupted micro-batch must not slow the whole episode down.
-        self.speed = float(np.median([s.compute_ms / m for s, m in zip(served, modelled, strict=True)]))
-        self.rules = _scaled(self.rules, self.speed)
         super().reset(state, seeds, alpha)
         self.bookkeeping_ms = self.service_ms = 0.0
 
@@ -99,7 +96,7 @@ class MeasuredBackend(ManagedBackend):
         requests.gap_s[0] *= self.speed
         self.engine.move(plan)
         sums = ledger.sums[0, place]
-        first, count = 0, profile.interval.requests
+        first, count, ratios = 0, profile.interval.requests, []
         while first < count:
             end = self._manage(batch_end, requests, 0, first, ledger, profile.max_batch)
             self._manage(plan_batch, unit, items, requests, 0, first, end, plan, ledger, sums, rules)
@@ -115,11 +112,17 @@ class MeasuredBackend(ManagedBackend):
             self._manage(plan_refill, unit, plan, computed + waited, ledger, 0, sums, rules)
             if plan.counts[REFILLS]:
                 self.engine.refill(plan)
+            new = length - plan.cached[: end - first] + batch.candidates
+            sample = Sample(int(new.sum()), int(new @ length), int(length.sum()), computed)
+            ratios.append(computed / batch_ms(self._fitted, sample.new_tokens, sample.pairs, sample.context))
             if self.samples is not None:
-                new = length - plan.cached[: end - first] + batch.candidates
-                self.samples.append(Sample(int(new.sum()), int(new @ length), int(length.sum()), computed))
+                self.samples.append(sample)
             first = end
         ledger.interval[0, 0] += 1
+        # The median of ratios: an interrupted micro-batch must not change the load.
+        weight = 1.0 if ledger.interval[0, 0] <= SPEED_INTERVALS else SPEED_SMOOTHING
+        self.speed += weight * (float(np.median(ratios)) - self.speed)
+        self.rules = _scaled(self._fitted, self.speed)
 
     def _manage(self, kernel, *arguments):  # type: ignore[no-untyped-def]  # whatever the kernel takes and returns
         """Calls a kernel of the memory manager on its own clock."""

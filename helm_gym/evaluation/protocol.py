@@ -87,9 +87,10 @@ def evaluate(
     apart = len(statics) + 1 if statics and backend != "modelled" else 0
     runs = {policy.name for policy in policies} | set(limits) | set(() if apart else statics)
     meter = _Meter(progress, (len(GRID) + len(runs) + apart) * len(chosen) * intervals, label="offline optimum")
-    optimum = offline_optimum(task, profile, path, chosen, advance=meter.advance)
-    episodes = _Case(task, profile, chosen, path, trace, optimum)
-    with contextlib.closing(_Bench(backend, episodes, meter)) as bench:
+    case = _Case(task, profile, chosen, path, trace)
+    # Opened before the replay: a backend that this machine cannot have must not cost minutes first.
+    with contextlib.closing(_Bench(backend, case, meter)) as bench:
+        case.optimum = optimum = offline_optimum(task, profile, path, chosen, advance=meter.advance)
         asked = tuple(bench.run(policy) for policy in policies)
         best, beside = _run_references(bench, statics, limits) if references else (np.nan, {})
         scored = slice(task.settle, None)
@@ -146,7 +147,7 @@ class _Meter:
             self.report(self.label, self.done, self.total)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Case:
     """What all runs of an evaluation share; the path and the optimum with settling."""
 
@@ -155,7 +156,7 @@ class _Case:
     seeds: tuple[int, ...]
     path: WorkloadPath
     trace: Trace | None
-    optimum: Optimum
+    optimum: Optimum | None = None
 
 
 class _Bench:
@@ -204,6 +205,7 @@ class _Bench:
         case, seeds = self.case, self.case.seeds[lanes]
         loop = self._loop(len(seeds))
         if isinstance(policy, Oracle):
+            assert case.optimum is not None
             star = case.optimum.alpha_star[lanes]
             policy.prepare(Truth(case.task, case.profile, cut_path(case.path, lanes), seeds, star))
         step = loop.reset(seeds)
