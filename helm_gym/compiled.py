@@ -41,7 +41,8 @@ def kernel(function: F) -> F:
 
     Kernels work in the arrays they are given and allocate none, so they are compiled without numba's reference
     counts: with them, each call that passes a tuple of forty arrays makes eighty atomic increments, and a request
-    took 200 us instead of 5. What needs an allocation (a sort, say) is done by numpy before the call.
+    took 200 us instead of 5. Kernels are inlined into those that call them for the same reason: handing such a tuple on
+    costs more than what most of them do. What needs an allocation (a sort, say) is done by numpy before the call.
     """
-    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
+    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
     return compiled

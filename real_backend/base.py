@@ -12,7 +12,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.telemetry import WIDTH, Telemetry
 from helm_gym.workload.sampling import make_requests, make_traffic
-from helm_gym.workload.state import INDEX, WorkloadState
+from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadState
 from real_backend.memory.layout import make_memory, make_plan, make_rules
 from real_backend.memory.report import last_interval, order, report
 from real_backend.memory.serve import make_ledger
@@ -37,6 +37,10 @@ class ManagedBackend:
         self.rules = make_rules(profile)
         self._plan = make_plan(profile)
         self._requests = make_requests(profile, lanes)
+        self._limits = np.array([parameter.high for parameter in PARAMETERS], np.float64)
+        self._limits[INDEX["mean_history"]] = profile.model.max_history
+        self._limits[INDEX["candidates"]] = profile.model.max_candidates
+        self._limits[INDEX["hot_users"]] = profile.population.users // 2
         self._started = False
 
     @property
@@ -94,17 +98,12 @@ class ManagedBackend:
 
     def _check_state(self, state: WorkloadState) -> None:
         """Raises InvalidInputError for a workload that this profile's model or tables cannot take."""
-        model, population = self.profile.model, self.profile.population
-        limits = {
-            "mean_history": model.max_history,
-            "candidates": model.max_candidates,
-            "hot_users": population.users // 2,
-        }
-        for name, limit in limits.items():
-            worst = state.values[:, INDEX[name]].max()
-            if worst > limit:
-                raise InvalidInputError(
-                    f"Workload asks for {name} {worst:g}; profile '{self.profile.name}' allows at most {limit}."
-                )
-        if not np.isfinite(state.values).all() or (state.values[:, INDEX["arrival_rate_rps"]] <= 0).any():
+        worst = state.values.max(axis=0)
+        if (worst > self._limits).any():
+            k = int(np.argmax(worst > self._limits))
+            raise InvalidInputError(
+                f"Workload asks for {PARAMETERS[k].name} {worst[k]:g}; profile '{self.profile.name}' allows at most "
+                f"{self._limits[k]:g}."
+            )
+        if not np.isfinite(worst).all() or (state.values[:, INDEX["arrival_rate_rps"]] <= 0).any():
             raise InvalidInputError("A workload's parameters must be finite and its arrival rate positive.")

@@ -22,10 +22,10 @@ from real_backend.memory.layout import (
     STAGED,
     SWEPT,
     SWEPT_COLD,
+    TOKENS,
 )
 
 TAGS = 127
-HIT, COLD_HIT, MISS, SHADOW_MISS = 0, 1, 2, 3
 
 
 @kernel
@@ -96,19 +96,8 @@ def _near_the_hand(m, slot, rows_per_page, shadow_pages):
 
 
 @kernel
-def lookup_row(m, plan, row, rules):
-    """Makes ``row`` resident and pins it. Returns (slot, one of HIT, COLD_HIT, MISS, SHADOW_MISS).
-
-    COLD_HIT: a pool smaller by the shadow depth would have missed; SHADOW_MISS: a larger one would have hit.
-    """
-    tag = 1 + m.n[BATCH] % TAGS
-    slot = m.row_slot[row]
-    if slot >= 0:
-        outcome = HIT
-        if m.reference[slot] == 0 and _near_the_hand(m, slot, rules.rows_per_page, rules.shadow_pages):
-            outcome = COLD_HIT
-        m.reference[slot] = tag
-        return slot, outcome
+def _fetch_row(m, plan, row, rules, tag):
+    """Plans the fetch of a missing ``row``. Returns its slot and whether a larger pool would still have held it."""
     shadow = m.n[EVICTED_ROWS] - m.row_evicted[row] <= rules.shadow_pages * rules.rows_per_page
     slot = _claim_slot(m, rules.rows_per_page, tag)
     if slot < 0:
@@ -122,7 +111,36 @@ def lookup_row(m, plan, row, rules):
     plan.fill_row[k] = row
     plan.fill_slot[k] = slot
     plan.counts[FILLS] = k + 1
-    return slot, SHADOW_MISS if shadow else MISS
+    return slot, shadow
+
+
+@kernel
+def lookup_rows(m, plan, rows, start, stop, rules):
+    """Makes rows[start:stop] resident, pins them, and appends their slots to the plan's.
+
+    Returns (misses, cold, shadow): rows fetched; hits that a pool smaller by the shadow depth would have missed;
+    misses that a larger one would have hit.
+    """
+    # Arrays as locals: the manager's tuple is too large to be handed to a function for each row that hits.
+    row_slot, reference, slots = m.row_slot, m.reference, plan.slots
+    tag = 1 + m.n[BATCH] % TAGS
+    misses, cold, shadow = 0, 0, 0
+    token = plan.counts[TOKENS]
+    for i in range(start, stop):
+        row = rows[i]
+        slot = row_slot[row]
+        if slot < 0:
+            slot, held = _fetch_row(m, plan, row, rules, tag)
+            misses += 1
+            shadow += held
+        else:
+            if reference[slot] == 0 and _near_the_hand(m, slot, rules.rows_per_page, rules.shadow_pages):
+                cold += 1
+            reference[slot] = tag
+        slots[token] = slot
+        token += 1
+    plan.counts[TOKENS] = token
+    return misses, cold, shadow
 
 
 @kernel

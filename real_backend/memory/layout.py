@@ -35,6 +35,8 @@ SCALARS = 14
 
 SIM_ALPHAS = np.linspace(0.1, 0.9, 9)
 SAMPLING = 32  # one row in 32 is simulated
+NEWER, OLDER, LENGTH, VERSION = range(4)  # of a simulated user
+SIM_FIELDS = 4
 
 
 class Memory(NamedTuple):
@@ -68,15 +70,12 @@ class Memory(NamedTuple):
     host_version: NDArray[np.int32]  # (U, N)
     host_length: NDArray[np.int32]  # (U, N)
     # Miniature simulations at SIM_ALPHAS: users exactly, one row in SAMPLING
-    sim_row_slot: NDArray[np.int32]  # (U, S, I / SAMPLING)
+    # (all simulations of a user, and of a row, lie side by side: a request touches each of them)
+    sim_row: NDArray[np.int32]  # (U, I / SAMPLING, S), 2 slot + 1 where used since the hand passed; -1: not resident
     sim_slot_row: NDArray[np.int32]  # (U, S, slots)
-    sim_reference: NDArray[np.uint8]  # (U, S, slots)
     sim_hand: NDArray[np.int32]  # (U, S)
     sim_slots: NDArray[np.int32]  # (U, S), capacity in sampled rows
-    sim_newer: NDArray[np.int32]  # (U, S, N + 1)
-    sim_older: NDArray[np.int32]  # (U, S, N + 1)
-    sim_length: NDArray[np.int32]  # (U, S, N)
-    sim_version: NDArray[np.int32]  # (U, S, N)
+    sim_user: NDArray[np.int32]  # (U, N + 1, S, SIM_FIELDS), recency, length and version; N is the sentinel
     sim_free: NDArray[np.int32]  # (U, S), KV pages free
 
 
@@ -190,19 +189,16 @@ def make_memory(profile: Profile, emb_pages: NDArray[np.int64]) -> Memory:
         "host_batch": full((profile.kv_miss.host_users,), -1, np.int64),
         "host_version": full((users,), -1),
         "host_length": full((users,), 0),
-        "sim_row_slot": full((sims, sim_rows), -1),
+        "sim_row": full((sim_rows, sims), -1),
         "sim_slot_row": full((sims, int(sim_slots.max())), -1),
-        "sim_reference": full((sims, int(sim_slots.max())), 0, np.uint8),
         "sim_hand": full((sims,), 0),
         "sim_slots": np.tile(sim_slots, (units, 1)),
-        "sim_newer": full((sims, users + 1), -1),
-        "sim_older": full((sims, users + 1), -1),
-        "sim_length": full((sims, users), 0),
-        "sim_version": full((sims, users), -1),
+        "sim_user": full((users + 1, sims, SIM_FIELDS), 0),
         "sim_free": np.tile((pages - np.round(SIM_ALPHAS * pages)).astype(np.int32), (units, 1)),
     }
-    for name in ("newer", "older", "sim_newer", "sim_older"):
-        arrays[name][..., users] = users  # an empty ring: the sentinel points to itself
+    # Empty rings: the sentinel points to itself.
+    arrays["newer"][:, users] = arrays["older"][:, users] = users
+    arrays["sim_user"][:, users, :, [NEWER, OLDER]] = users
     memory = Memory(**arrays)
     for u, emb in enumerate(emb_pages):
         memory.owner[u, :emb] = EMB
@@ -250,6 +246,5 @@ def unit_of(m, u):
         m.fresh[u], m.row_evicted[u], m.evicted_ring[u], m.kv_free[u], m.user_pages[u], m.cached_length[u],
         m.cached_version[u], m.used_batch[u], m.newer[u], m.older[u], m.user_evicted[u], m.evicted_version[u],
         m.host_place[u], m.host_user[u], m.host_batch[u], m.host_version[u], m.host_length[u],
-        m.sim_row_slot[u], m.sim_slot_row[u], m.sim_reference[u], m.sim_hand[u], m.sim_slots[u], m.sim_newer[u],
-        m.sim_older[u], m.sim_length[u], m.sim_version[u], m.sim_free[u],
+        m.sim_row[u], m.sim_slot_row[u], m.sim_hand[u], m.sim_slots[u], m.sim_user[u], m.sim_free[u],
     )  # fmt: skip

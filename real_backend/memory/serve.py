@@ -18,7 +18,6 @@ from real_backend.memory import emb_cache, kv_cache
 from real_backend.memory.layout import (
     FILLS,
     SIM_ALPHAS,
-    TOKENS,
     UPLOAD_TOKENS,
     unit_of,
 )
@@ -126,38 +125,23 @@ def plan_batch(m, items, requests, u, first, end, plan, ledger, sums, rules):
     m: the unit's Memory; items: (users, max_history), the users' histories; sums: (SUMS,).
     """
     begin(m, plan)
-    tokens = 0
     for r in range(first, end):
         b = r - first
         user, version, length = requests.user[u, r], requests.version[u, r], requests.length[u, r]
         outcome = kv_cache.admit(m, plan, b, user, version, length, rules)
         cached = plan.cached[b]
         count = requests.candidate_count[u, r]
-        misses, cold, shadow = 0, 0, 0
-        for i in range(cached, length):
-            slot, found = emb_cache.lookup_row(m, plan, items[user, i], rules)
-            plan.slots[tokens] = slot
-            tokens += 1
-            misses += found >= emb_cache.MISS
-            cold += found == emb_cache.COLD_HIT
-            shadow += found == emb_cache.SHADOW_MISS
-        history_misses = misses
-        for i in range(count):
-            slot, found = emb_cache.lookup_row(m, plan, requests.candidates[u, r, i], rules)
-            plan.slots[tokens] = slot
-            tokens += 1
-            misses += found >= emb_cache.MISS
-            cold += found == emb_cache.COLD_HIT
-            shadow += found == emb_cache.SHADOW_MISS
+        history_misses, cold, shadow = emb_cache.lookup_rows(m, plan, items[user], cached, length, rules)
+        misses, more_cold, more_shadow = emb_cache.lookup_rows(m, plan, requests.candidates[u, r], 0, count, rules)
         delta = requests.delta[u, r]
         sums[REQUESTS] += 1
         sums[KV_HITS] += outcome <= kv_cache.COLD_HIT
         sums[LOOKUPS] += length - cached + count
-        sums[ROW_MISSES] += misses
+        sums[ROW_MISSES] += history_misses + misses
         sums[RECOMPUTED] += length - cached - delta
         sums[HISTORY] += length
-        sums[EMB_GAIN] += shadow * rules.row_ms
-        sums[EMB_LOSS] += cold * rules.row_ms
+        sums[EMB_GAIN] += (shadow + more_shadow) * rules.row_ms
+        sums[EMB_LOSS] += (cold + more_cold) * rules.row_ms
         # A KV miss costs the recomputation and the rows that it fetched for it.
         if outcome == kv_cache.SHADOW_MISS:
             sums[KV_GAIN] += compute_ms(rules, length - delta, length) + history_misses * rules.row_ms
@@ -168,7 +152,6 @@ def plan_batch(m, items, requests, u, first, end, plan, ledger, sums, rules):
             m, user, version, length, items[user], requests.candidates[u, r, :count],
             ledger.positions[u], ledger.sampled[u], rules, sums[SIMULATED:],
         )  # fmt: skip
-    plan.counts[TOKENS] = tokens
     sums[UPLOADED_TOKENS] += plan.counts[UPLOAD_TOKENS]
 
 

@@ -8,56 +8,66 @@ that a KV miss looks up are counted where the miss is.
 from __future__ import annotations
 
 from helm_gym.compiled import kernel
-from real_backend.memory.kv_cache import link_newest, unlink
-from real_backend.memory.layout import SAMPLING
+from real_backend.memory.layout import LENGTH, NEWER, OLDER, SAMPLING, VERSION
 
 
 @kernel
 def _simulated_row_miss(m, s, row):
-    """Looks a sampled row up in simulation ``s``'s clock; whether it missed."""
-    slot = m.sim_row_slot[s, row]
-    if slot >= 0:
-        m.sim_reference[s, slot] = 1
-        return False
+    """A sampled row that simulation ``s`` does not hold: it takes the slot that the clock's hand finds cold."""
+    sim_row, slot_row = m.sim_row, m.sim_slot_row[s]
     hand, slots = m.sim_hand[s], m.sim_slots[s]
-    while m.sim_reference[s, hand] != 0:
-        m.sim_reference[s, hand] = 0
+    while True:
+        old = slot_row[hand]
+        if old < 0:
+            break
+        if sim_row[old, s] & 1 == 0:
+            sim_row[old, s] = -1
+            break
+        sim_row[old, s] -= 1
         hand = hand + 1 if hand + 1 < slots else 0
-    old = m.sim_slot_row[s, hand]
-    if old >= 0:
-        m.sim_row_slot[s, old] = -1
-    m.sim_slot_row[s, hand] = row
-    m.sim_row_slot[s, row] = hand
-    m.sim_reference[s, hand] = 1
+    slot_row[hand] = row
+    sim_row[row, s] = 2 * hand + 1
     m.sim_hand[s] = hand + 1 if hand + 1 < slots else 0
-    return True
 
 
 @kernel
-def _simulated_cached(m, s, user, version, length, tokens_per_page):
-    """Tokens of the user's history that simulation ``s`` had cached; the whole history is cached afterwards."""
-    newer, older = m.sim_newer[s], m.sim_older[s]
-    sentinel = newer.shape[0] - 1
-    held = m.sim_length[s, user]
+def _unlink(users, s, user):
+    """Takes ``user`` out of simulation ``s``'s ring of recency."""
+    a, b = users[user, s, OLDER], users[user, s, NEWER]
+    users[a, s, NEWER] = b
+    users[b, s, OLDER] = a
+
+
+@kernel
+def _simulated_cached(users, free, s, user, version, length, tokens_per_page):
+    """Tokens of the user's history that simulation ``s`` had cached; the whole history is cached afterwards.
+
+    users: (N + 1, S, SIM_FIELDS); free: (S,), KV pages not occupied.
+    """
+    sentinel = users.shape[0] - 1
+    held = users[user, s, LENGTH]
     cached = 0
     if held > 0:
-        unlink(newer, older, user)
-        m.sim_free[s] += (held + tokens_per_page - 1) // tokens_per_page
-        if m.sim_version[s, user] == version:
+        _unlink(users, s, user)
+        free[s] += (held + tokens_per_page - 1) // tokens_per_page
+        if users[user, s, VERSION] == version:
             cached = held
     need = (length + tokens_per_page - 1) // tokens_per_page
-    while m.sim_free[s] < need:
-        out = newer[sentinel]
+    while free[s] < need:
+        out = users[sentinel, s, NEWER]
         if out == sentinel:
-            m.sim_length[s, user] = 0
+            users[user, s, LENGTH] = 0
             return cached
-        unlink(newer, older, out)
-        m.sim_free[s] += (m.sim_length[s, out] + tokens_per_page - 1) // tokens_per_page
-        m.sim_length[s, out] = 0
-    m.sim_free[s] -= need
-    m.sim_length[s, user] = length
-    m.sim_version[s, user] = version
-    link_newest(newer, older, user)
+        _unlink(users, s, out)
+        free[s] += (users[out, s, LENGTH] + tokens_per_page - 1) // tokens_per_page
+        users[out, s, LENGTH] = 0
+    free[s] -= need
+    users[user, s, LENGTH] = length
+    users[user, s, VERSION] = version
+    newest = users[sentinel, s, OLDER]
+    users[user, s, OLDER], users[user, s, NEWER] = newest, sentinel
+    users[newest, s, NEWER] = user
+    users[sentinel, s, OLDER] = user
     return cached
 
 
@@ -78,12 +88,19 @@ def simulate(m, user, version, length, history, candidates, positions, sampled, 
         if row % SAMPLING == 0:
             positions[count], sampled[count] = length, row // SAMPLING
             count += 1
+    users, free, sim_row = m.sim_user, m.sim_free, m.sim_row
     for s in range(cost_ms.shape[0]):
-        cached = _simulated_cached(m, s, user, version, length, rules.tokens_per_page)
+        cached = _simulated_cached(users, free, s, user, version, length, rules.tokens_per_page)
         missed = 0
         for k in range(count):
-            if positions[k] >= cached and _simulated_row_miss(m, s, sampled[k]):
+            if positions[k] < cached:
+                continue
+            row = sampled[k]
+            if sim_row[row, s] < 0:
                 missed += 1
+                _simulated_row_miss(m, s, row)
+            else:
+                sim_row[row, s] |= 1
         n = length - cached + candidates.shape[0]
         cost_ms[s] += (
             rules.base_ms
