@@ -1,7 +1,8 @@
 """Fits the cost model to measurements: ``T = base + per_token n + per_pair n L + per_context L``.
 
-Real requests are served on the measured rung, over settings and splits that spread new tokens and history lengths;
-the fit minimises relative error, and is judged on requests of other seeds.
+Real requests are served on the measured rung, over settings and splits that spread new tokens and history lengths.
+The fit minimises relative error, and is judged on every fourth interval, which it has not seen: a shared machine changes
+its speed from minute to minute, and what is compared must have run side by side.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from real_backend.measured import MeasuredBackend, Sample
 
 Progress = Callable[[int, int], None]
 INTERVALS = 24  # per seed and split
+HELD_OUT_EVERY = 4
 ALPHAS = (0.2, 0.5, 0.8)
 
 
@@ -31,7 +33,7 @@ class Calibration:
     Attributes:
         cost: the fit, with machine, date and ``mean_error``.
         samples: micro-batches fitted.
-        held_out_error: relative error of the mean compute time on requests of a seed that was not fitted.
+        held_out_error: relative error of the mean compute time on intervals that were not fitted.
         measured_ms, predicted_ms: each held-out micro-batch.
     """
 
@@ -45,14 +47,15 @@ class Calibration:
 def calibrate(
     profile: Profile, seeds: int = 4, device: str | None = None, progress: Progress | None = None
 ) -> Calibration:
-    """Measures and fits; ``seeds`` seeds are fitted and one more is held out. Takes some seconds a seed."""
+    """Measures ``seeds`` mixed paths and fits. Takes some seconds a seed."""
     backend = MeasuredBackend(profile, device=device)
-    by_seed: list[list[Sample]] = []
-    for seed in range(seeds + 1):
-        by_seed.append(_serve(backend, profile, 9000 + seed))
+    fitted: list[Sample] = []
+    held_out: list[Sample] = []
+    for seed in range(seeds):
+        for t, samples in enumerate(_serve(backend, profile, 9000 + seed)):
+            (held_out if t % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else fitted).extend(samples)
         if progress is not None:
-            progress(seed + 1, seeds + 1)
-    fitted, held_out = [s for samples in by_seed[:-1] for s in samples], by_seed[-1]
+            progress(seed + 1, seeds)
     coefficients = _fit(fitted)
     predicted, measured = _features(held_out) @ coefficients, _times(held_out)
     error = float(predicted.mean() / measured.mean() - 1.0)
@@ -69,16 +72,18 @@ def calibrate(
     return Calibration(cost, len(fitted), error, measured, predicted)
 
 
-def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[Sample]:
-    """Every micro-batch of one mixed path, a third of it at each of three splits."""
+def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[list[Sample]]:
+    """The micro-batches of each interval of one mixed path, a third of it at each of three splits."""
     path = make_path("mixed", profile, [seed], INTERVALS * len(ALPHAS))
     alpha = np.full((1, 1), ALPHAS[0])
     backend.reset(path.at(0), np.array([seed]), alpha)
-    backend.samples = []
+    intervals = []
     for t in range(path.intervals):
+        backend.samples = []
         backend.step(np.full((1, 1), ALPHAS[t // INTERVALS]), path.at(t))
-    samples, backend.samples = backend.samples, None
-    return samples
+        intervals.append(backend.samples)
+    backend.samples = None
+    return intervals
 
 
 def _features(samples: list[Sample]) -> NDArray[np.float64]:
@@ -98,5 +103,5 @@ def _fit(samples: list[Sample], rounds: int = 5) -> NDArray[np.float64]:
         solution = lsq_linear(x[keep] / y[keep, None] / scale, np.ones(keep.sum()), bounds=(0, np.inf)).x / scale
         off = np.abs(x @ solution / y - 1.0)
         keep = off < max(0.1, 4.0 * float(np.median(off)))
-    # Relative squares favour the fast requests of a noisy clock; one factor restores the mean.
-    return np.asarray(solution * (y[keep].sum() / (x[keep] @ solution).sum()))
+    # What was left out takes time too, and relative squares favour the fast requests: one factor restores the mean.
+    return np.asarray(solution * (y.sum() / (x @ solution).sum()))

@@ -6,7 +6,10 @@ its plan out and reports how long that took. Queueing runs on a virtual clock, s
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -76,6 +79,10 @@ class MeasuredBackend(ManagedBackend):
         raise InvalidInputError("Backend 'real' takes no snapshots; replay the same seed on 'modelled' instead.")
 
     def _serve(self, targets: NDArray[np.int64], state: WorkloadState) -> None:
+        with _no_garbage_collection():
+            self._serve_interval(targets, state)
+
+    def _serve_interval(self, targets: NDArray[np.int64], state: WorkloadState) -> None:
         profile, requests, plan, ledger, rules = self.profile, self._requests, self._plan, self._ledger, self.rules
         unit = Memory._make(array[0] for array in self._memory)
         items = self._traffic.items[0]
@@ -130,6 +137,18 @@ class MeasuredBackend(ManagedBackend):
         result = kernel(*arguments)
         self.bookkeeping_ms += 1e3 * (time.thread_time() - started)
         return result
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Python collects between intervals, as a server would, and not in the middle of a request's time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _scaled(rules: Rules, speed: float) -> Rules:
