@@ -13,6 +13,7 @@ import yaml
 
 from helm_gym.errors import InvalidInputError, UnknownNameError
 
+_SIGNED = "cost.mean_error"  # a report about the fit: of either sign, NaN where nothing was fitted
 PROFILES = pathlib.Path(__file__).parent / "profiles"
 
 
@@ -247,7 +248,9 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
         value = float(value)
     if not isinstance(value, hint) or isinstance(value, bool) is not (hint is bool):
         raise InvalidInputError(f"{where}: {key} must be {hint.__name__}, not {value!r}.")
-    if hint is float and not math.isfinite(value) and key != "cost.mean_error":
+    if key == _SIGNED:
+        return value
+    if hint is float and not math.isfinite(value):
         raise InvalidInputError(f"{where}: {key} must be finite, not {value!r}.")
     if hint in (int, float) and value < 0:
         raise InvalidInputError(f"{where}: {key} must not be negative, not {value!r}.")

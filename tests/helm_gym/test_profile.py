@@ -30,6 +30,10 @@ def test_shipped_profiles_load_and_survive_a_round_trip(name, tmp_path):
     profiles.save(profile, tmp_path / "copy.yaml")
     again = profiles.load(tmp_path / "copy.yaml")
     assert dataclasses.replace(again, cost=profile.cost) == profile
+    assert again.cost.per_pair_ms == profile.cost.per_pair_ms
+    fitted = dataclasses.replace(profile, cost=dataclasses.replace(profile.cost, mean_error=-0.01))
+    profiles.save(fitted, tmp_path / "fitted.yaml")
+    assert profiles.load(tmp_path / "fitted.yaml") == fitted
 
 
 def test_pages_of_the_small_profile_are_as_designed():
