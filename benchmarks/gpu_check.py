@@ -41,8 +41,10 @@ def score_law(profile: Profile, device: str, intervals: int) -> dict[str, float]
     def checked(plan: Plan, batch: MicroBatch) -> Any:
         nonlocal worst, hits, count
         result = served(plan, batch)
+        if plan is backend._probe_plan:
+            return result
         expected = bare.execute(*_without_cache(profile, backend, plan, batch, int(count)))
-        worst = max(worst, float((result[0] - expected).abs().max()))
+        worst = float(np.maximum(worst, (result[0] - expected).abs().max()))  # unlike max(), lets a NaN through
         hits += float((plan.cached[: len(batch.length)] > 0).sum())
         count += len(batch.length)
         return result
@@ -129,7 +131,7 @@ def main() -> int:
         options.out.write_text(json.dumps(done, indent=2) + "\n")
         print(f"{name}: {json.dumps(done[name])}", flush=True)
     law = done["score_law"]
-    return int("failed" in law or law["largest_difference"] > 1e-4 or any("failed" in done[s] for s in stages))
+    return int("failed" in law or not law["largest_difference"] <= 1e-4 or any("failed" in done[s] for s in stages))
 
 
 if __name__ == "__main__":

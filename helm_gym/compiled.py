@@ -1,8 +1,8 @@
 """The one decorator for compiled code, and a compilation cache that can never be stale.
 
 numba's on-disk cache looks at the file of the function it stores and not at the functions that this one calls, so
-an edit in another module would go unnoticed. Here the cache folder is named after the text of all kernel modules:
-an edit to any of them compiles everything again.
+an edit in another module would go unnoticed, and so would one to a constant that a kernel froze. Here the cache folder
+is named after the text of every module that kernels live in or take constants from: an edit compiles all again.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ import numba
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_PACKAGES = ("helm_gym", "real_backend", "surrogate_backend", "agents", "baselines")
+_SOURCES = ("helm_gym/telemetry.py", "helm_gym/workload/*.py", "real_backend/*.py", "real_backend/memory/*.py")
 
 
 def _cache_folder() -> pathlib.Path:
     digest = hashlib.sha256(numba.__version__.encode())
-    for package in _PACKAGES:
-        for path in sorted((_ROOT / package).rglob("*.py")):
-            text = path.read_bytes()
-            if b"@kernel" in text or path.name == "telemetry.py":
-                digest.update(text)
+    for pattern in _SOURCES:
+        for path in sorted(_ROOT.glob(pattern)):
+            digest.update(path.read_bytes())
     base = os.environ.get("HELM_GYM_CACHE") or pathlib.Path.home() / ".cache" / "helm-gym"
     return pathlib.Path(base) / "kernels" / digest.hexdigest()[:16]
 

@@ -157,12 +157,13 @@ class ObservationLayout:
         out[..., self._logs] = np.log1p(np.maximum(out[..., self._logs], 0.0)) / self._tops
         ratio = np.maximum(out[..., self._ratios], 1e-6) / np.maximum(values[..., self._over], 1e-6)
         out[..., self._ratios] = np.log10(ratio)
+        np.clip(out, self.low, self.high, out=out)
         if previous is not None:
             out[..., count:] = out[..., self._fast] - previous[..., self._fast]
         return np.clip(out, self.low, self.high).astype(np.float32)
 
     def _scale(self, slo_ms: float) -> NDArray[np.float64]:
-        """Each source column's scale, (columns,); an SLO is fixed for an episode at least."""
+        """Each source column's scale, (columns,); kept, since most backends never change their SLO."""
         if slo_ms not in self._scales:
             profile = self.profile
             scales = Scales(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import pathlib
 import types
 import typing
@@ -14,6 +15,11 @@ import yaml
 from helm_gym.errors import InvalidInputError, UnknownNameError
 
 _SIGNED = "cost.mean_error"  # a report about the fit: of either sign, NaN where nothing was fitted
+_POSITIVE = (
+    *(f"model.{name}" for name in ("layers", "heads", "embedding_dim", "qk_dim", "v_dim", "max_history")),
+    *("model.max_candidates", "pool.pages", "pool.page_bytes", "link.bandwidth_gb_per_s", "population.users"),
+    *("population.items", "population.hot_users", "interval.requests", "interval.window", "slo_ms", "max_batch"),
+)
 PROFILES = pathlib.Path(__file__).parent / "profiles"
 
 
@@ -158,6 +164,10 @@ def _check(profile: Profile) -> None:
     """Raises InvalidInputError where the parts of a profile do not fit each other."""
     where = f"Profile '{profile.name}'"
     pool, population = profile.pool, profile.population
+    for key in _POSITIVE:
+        value: float = operator.attrgetter(key)(profile)
+        if value <= 0:
+            raise InvalidInputError(f"{where}: {key} must be above 0, not {value!r}.")
     if profile.tokens_per_page < 1 or profile.rows_per_page < 1:
         raise InvalidInputError(
             f"{where}: a page of {pool.page_bytes} B cannot hold one token's KV ({profile.kv_bytes_per_token} B) and "
@@ -179,8 +189,12 @@ def _check(profile: Profile) -> None:
             f"{where}: population.mean_history {population.mean_history} is longer than the model's maximum of "
             f"{profile.model.max_history} tokens."
         )
-    if population.hot_users * 2 > population.users:
-        raise InvalidInputError(f"{where}: population.hot_users must be at most half of population.users.")
+    if population.hot_users * 2 > population.users or population.users <= profile.interval.requests:
+        raise InvalidInputError(
+            f"{where}: population.users must be at least twice population.hot_users and above interval.requests."
+        )
+    if not 0.4 <= population.item_zipf <= 1.4:
+        raise InvalidInputError(f"{where}: population.item_zipf {population.item_zipf} must lie in .4 to 1.4.")
 
 
 def names() -> list[str]:

@@ -1,8 +1,8 @@
 """Fits the cost model to measurements: ``T = base + per_token n + per_pair n L + per_context L``.
 
 Real requests are served on the measured rung, over settings and splits that spread new tokens and history lengths.
-The fit minimises relative error, and is judged on every fourth interval, which it has not seen: a shared machine changes
-its speed from minute to minute, and what is compared must have run side by side.
+The fit minimises relative error, and is judged on every fourth interval, which it has not seen: a shared machine
+changes its speed from minute to minute, and what is compared must have run side by side.
 """
 
 from __future__ import annotations

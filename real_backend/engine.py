@@ -1,7 +1,7 @@
 """Carries out a memory manager's plan on a device: copies, gathers, HSTU, and what is written back into the pool.
 
-On CUDA the bytes that come up from the host travel on a stream of their own and the compute stream waits for them
-where it needs them. On CPU the same lines are plain copies.
+On CUDA the bytes that come up from the host travel on a stream of their own. Background refills overlap with compute;
+what a micro-batch misses is waited for before its first layer. On CPU the same lines are plain copies.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Engine:
         it waiting for. On CPU both are this thread's CPU time, and transfer is 0 where the profile models the link.
         """
         _check_batch(self.profile, plan, batch)
+        self._join()  # refills that are still under way are background work, and not this batch's
         marks = [self._mark()]
-        self._join()  # refills that are still under way
         self._offload(plan)
         marks.append(self._mark())
         self._move(plan)
@@ -143,14 +143,11 @@ class Engine:
         modelled = not self._cuda and self.profile.link.modelled
         return scores, move + score, 0.0 if modelled else offload + wait
 
-    def move(self, plan: Plan) -> float:
-        """A move between micro-batches: users offloaded and rows moved. Returns its time (ms), background work."""
-        marks = [self._mark()]
+    def move(self, plan: Plan) -> None:
+        """A move between micro-batches, in the background: users offloaded and rows moved."""
         self._join()
         self._offload(plan)
         self._move(plan)
-        marks.append(self._mark())
-        return self._ms(*marks)
 
     def refill(self, plan: Plan) -> None:
         """Background traffic: rows of the table into the slots that the plan chose. The next micro-batch finds them."""

@@ -21,11 +21,13 @@ from helm_gym.profile import Profile
 from helm_gym.workload.state import WorkloadState
 from real_backend.base import ManagedBackend
 from real_backend.engine import Engine, MicroBatch
-from real_backend.memory.layout import REFILLS, Memory, Rules
-from real_backend.memory.serve import account, batch_end, batch_ms, open_interval, plan_batch, plan_refill, transfer_ms
+from real_backend.memory.layout import REFILLS, TOKENS, Memory, Rules, make_plan
+from real_backend.memory.pricing import batch_ms, transfer_ms
+from real_backend.memory.serve import account, batch_end, open_interval, plan_batch, plan_refill
 
 SPEED_INTERVALS = 4
-SPEED_SMOOTHING = 0.25  # of one interval; a shared machine changes its speed within seconds
+PROBES = 3  # an interval; they take a few per cent of its time
+PROBE_SMOOTHING = 0.25  # of one interval; a shared machine changes its speed within seconds
 
 
 class Sample(NamedTuple):
@@ -41,9 +43,10 @@ class MeasuredBackend(ManagedBackend):
     """One lane on one device; not deterministic, because time is not.
 
     The link and the arrivals of a profile belong to the machine that its cost model was fitted on. At each reset a
-    few intervals are served to find out how fast this machine computes now, and link, arrivals and SLO are scaled by
-    that ``speed``, so that the problem keeps its shape; it is followed from interval to interval, or a neighbour on a
-    shared machine would change the load. Measured times themselves are never scaled.
+    few intervals are served, at the split that the episode starts with, to find out how fast this machine computes
+    now; link, arrivals and SLO are scaled by that ``speed``, so that the problem keeps its shape. From then on it is
+    followed by a probe, the same request again and again, or a neighbour on a shared machine would change the load;
+    what a policy does to the caches does not reach it. Measured times themselves are never scaled.
 
     Attributes:
         bookkeeping_ms, service_ms: CPU time of the memory manager and service time, since the last reset.
@@ -61,16 +64,23 @@ class MeasuredBackend(ManagedBackend):
         super().__init__(profile, lanes, nodes)
         self.engine = Engine(profile, device)
         self._fitted = self.rules
+        self._probe_plan = make_plan(profile)
+        self._probe_plan.slots[:] = self._probe_plan.cached[:] = self._probe_plan.stored[:] = 0
         self.samples: list[Sample] | None = None
-        self.speed = 1.0
+        self.speed, self._probe_ms, self._at_reset = 1.0, 0.0, (1.0, 1.0)
         self.bookkeeping_ms = self.service_ms = 0.0
 
     def reset(self, state: WorkloadState, seeds: NDArray[np.int64], alpha: NDArray[np.float64]) -> None:
         """See helm_gym.backend.Backend; measures ``speed`` on requests that are drawn again afterwards."""
         self.rules, self.speed = self._fitted, 1.0
         super().reset(state, seeds, alpha)
+        self._probe_ms, self.samples, kept = self._probe(), [], self.samples
         for _ in range(SPEED_INTERVALS):
             self.step(np.asarray(alpha), state)
+        served, self.samples = self.samples, kept
+        # The median of ratios: an interrupted micro-batch must not change the load.
+        self._set_speed(float(np.median([s.compute_ms / batch_ms(self._fitted, *s[:-1]) for s in served])))
+        self._at_reset = self.speed, self._probe_ms
         super().reset(state, seeds, alpha)
         self.bookkeeping_ms = self.service_ms = 0.0
 
@@ -103,7 +113,7 @@ class MeasuredBackend(ManagedBackend):
         requests.gap_s[0] *= self.speed
         self.engine.move(plan)
         sums = ledger.sums[0, place]
-        first, count, ratios = 0, profile.interval.requests, []
+        first, count = 0, profile.interval.requests
         while first < count:
             end = self._manage(batch_end, requests, 0, first, ledger, profile.max_batch)
             self._manage(plan_batch, unit, items, requests, 0, first, end, plan, ledger, sums, rules)
@@ -119,17 +129,27 @@ class MeasuredBackend(ManagedBackend):
             self._manage(plan_refill, unit, plan, computed + waited, ledger, 0, sums, rules)
             if plan.counts[REFILLS]:
                 self.engine.refill(plan)
-            new = length - plan.cached[: end - first] + batch.candidates
-            sample = Sample(int(new.sum()), int(new @ length), int(length.sum()), computed)
-            ratios.append(computed / batch_ms(self._fitted, sample.new_tokens, sample.pairs, sample.context))
             if self.samples is not None:
-                self.samples.append(sample)
+                new = (length - plan.cached[: end - first] + batch.candidates).astype(np.int64)
+                self.samples.append(Sample(int(new.sum()), int(new @ length), int(length.sum()), computed))
             first = end
         ledger.interval[0, 0] += 1
-        # The median of ratios: an interrupted micro-batch must not change the load.
-        weight = 1.0 if ledger.interval[0, 0] <= SPEED_INTERVALS else SPEED_SMOOTHING
-        self.speed += weight * (float(np.median(ratios)) - self.speed)
-        self.rules = _scaled(self._fitted, self.speed)
+        self._probe_ms += PROBE_SMOOTHING * (self._probe() - self._probe_ms)
+        if self.samples is None:
+            speed, probe_ms = self._at_reset
+            self._set_speed(speed * self._probe_ms / probe_ms)
+
+    def _probe(self) -> float:
+        """Time (ms) of a request that misses everything and keeps nothing; the least of a few."""
+        model, profile = self.profile.model, self.profile
+        length, candidates = np.full(1, model.max_history // 4, np.int32), np.full(1, model.max_candidates, np.int32)
+        batch = MicroBatch(length, candidates, np.full((1, profile.pages_per_user), -1, np.int32))
+        self._probe_plan.counts[TOKENS] = length[0] + candidates[0]
+        return min(self.engine.timed_execute(self._probe_plan, batch)[1] for _ in range(PROBES))
+
+    def _set_speed(self, speed: float) -> None:
+        self.speed = speed
+        self.rules = _scaled(self._fitted, speed, link=self.profile.link.modelled)
 
     def _manage(self, kernel, *arguments):  # type: ignore[no-untyped-def]  # whatever the kernel takes and returns
         """Calls a kernel of the memory manager on its own clock."""
@@ -151,8 +171,12 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _scaled(rules: Rules, speed: float) -> Rules:
-    """The rules of a machine whose time runs ``speed`` times slower."""
-    changes = {name: getattr(rules, name) * speed for name in Rules._fields if name.endswith("_ms")}
-    changes["background_rows_per_ms"] = rules.background_rows_per_ms / speed
+def _scaled(rules: Rules, speed: float, link: bool) -> Rules:
+    """The rules of a machine that computes ``speed`` times slower; ``link``: whether its link is slower with it."""
+    names = [name for name in Rules._fields if name.endswith("_ms")]
+    if not link:
+        names = [name for name in names if name not in ("row_ms", "kv_token_ms", "latency_ms")]
+    changes = {name: getattr(rules, name) * speed for name in names}
+    if link:
+        changes["background_rows_per_ms"] = rules.background_rows_per_ms / speed
     return rules._replace(**changes)

@@ -21,7 +21,9 @@ CALIBRATION = "real_backend.calibration:calibrate"  # opened by name: helm_gym i
 def calibrate(
     profile: Profile = "cpu-small",
     out: Annotated[pathlib.Path | None, typer.Option(help="Write the profile with the fit to this YAML file.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Mixed paths to serve; a quarter of each is held out.")] = 4,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="Mixed paths to serve; a quarter of each is held out.")
+    ] = 4,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

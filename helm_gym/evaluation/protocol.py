@@ -80,6 +80,7 @@ def evaluate(
     _check_distinct("policy", [policy.name for policy in policies], least=0)
     intervals = task.settle + task.horizon
     path = make_path(task.regime, profile, chosen, intervals, trace)
+    clairvoyant = clairvoyant or any(policy.name == "clairvoyant" for policy in policies)
     limits = ["oracle", "clairvoyant"][: 1 + clairvoyant] if references else []
     statics = [static_name(alpha) for alpha in ALPHA_GRID] if references else []
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
 from helm_gym.workload.demand import rate_for_load
-from helm_gym.workload.state import INDEX, WorkloadPath, at_rest
+from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadPath, at_rest
 from helm_gym.workload.traces import Trace
 
 # Loads asked of the closed form, set so that the modelled rung is busy .65 to .7 of the time in each burst (2026-11).
@@ -205,7 +205,11 @@ def make_path(
 
 
 def _stack(profile: Profile, scripts: list[Script], gaps_s: NDArray[np.float64]) -> WorkloadPath:
+    low, high = (np.array([getattr(p, end) for p in PARAMETERS], np.float64) for end in ("low", "high"))
+    high[INDEX["mean_history"]] = profile.model.max_history
     for script in scripts:
+        # A profile near the edge of what is allowed must not be carried over it by a regime's factors.
+        np.clip(script.values, low, high, out=script.values)
         script.values[:, INDEX["arrival_rate_rps"]] = _rates(profile, script)
     return WorkloadPath(
         values=np.stack([script.values for script in scripts]),

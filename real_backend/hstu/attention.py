@@ -83,8 +83,9 @@ def _mask(last: NDArray[np.int64], full: int, keys: int, like: torch.Tensor) -> 
     """1 where a query with the last visible key ``last``, (batch, queries or 1), sees keys ``full`` .. ``keys``-1."""
     if full == keys:
         return None
-    seen = last[:, None, :, None] >= np.arange(full, keys)
-    return torch.from_numpy(seen).to(like.device, like.dtype, non_blocking=True)
+    # Made on the device: a block of long histories has tens of millions of places.
+    ends = torch.from_numpy(last).to(like.device, non_blocking=True)
+    return (ends[:, None, :, None] >= torch.arange(full, keys, device=like.device)).to(like.dtype)
 
 
 def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: Group, batch: int) -> torch.Tensor:

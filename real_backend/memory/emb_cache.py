@@ -20,8 +20,6 @@ from real_backend.memory.layout import (
     REFILL_AT,
     REFILLS,
     STAGED,
-    SWEPT,
-    SWEPT_COLD,
     TOKENS,
 )
 
@@ -70,13 +68,8 @@ def _claim_slot(m, rows_per_page, tag):
         slot = m.emb_pages[place] * rows_per_page + offset
         offset += 1
         reference = m.reference[slot]
-        n[SWEPT] += 1
         if reference == 0:
             n[HAND_PLACE], n[HAND_OFFSET] = place, offset
-            n[SWEPT_COLD] += 1
-            if n[SWEPT] > n[N_EMB] * rows_per_page:  # one round weighs half as much as the next
-                n[SWEPT] //= 2
-                n[SWEPT_COLD] //= 2
             evict_row(m, slot)
             return slot
         if reference != tag:
@@ -86,13 +79,12 @@ def _claim_slot(m, rows_per_page, tag):
 
 @kernel
 def _near_the_hand(m, slot, rows_per_page, shadow_pages):
-    """Whether a cold ``slot`` is among the next ones to be evicted, as many as the shadow list is deep.
+    """Whether the hand of a pool smaller by the shadow depth would have come by ``slot`` before this hit.
 
-    Only a part of the slots before the hand is cold, so it looks as much further as that part is small.
+    A row stays for two rounds of the hand, one that clears it and one that evicts it, and each is shorter by the depth.
     """
-    n = m.n
-    ahead = m.page_place[slot // rows_per_page] - n[HAND_PLACE]
-    return (ahead if ahead >= 0 else ahead + n[N_EMB]) * n[SWEPT_COLD] < shadow_pages * n[SWEPT]
+    ahead = m.page_place[slot // rows_per_page] - m.n[HAND_PLACE]
+    return (ahead if ahead >= 0 else ahead + m.n[N_EMB]) < 2 * shadow_pages
 
 
 @kernel

@@ -7,7 +7,16 @@ then computed in full from its own tokens, and its scores are the same.
 from __future__ import annotations
 
 from helm_gym.compiled import kernel
-from real_backend.memory.layout import BATCH, EVICTED_PAGES, HOST_NEXT, KV, N_KV_FREE, OFFLOADS, UPLOAD_TOKENS
+from real_backend.memory.layout import (
+    BATCH,
+    EVICTED_PAGES,
+    HOST_NEXT,
+    KV,
+    N_KV_FREE,
+    OFFLOAD_TOKENS,
+    OFFLOADS,
+    UPLOAD_TOKENS,
+)
 
 HIT, COLD_HIT, MISS, SHADOW_MISS, UPLOAD = 0, 1, 2, 3, 4
 RECOMPUTE, COPY, CHEAPEST = 0, 1, 2
@@ -70,12 +79,12 @@ def _offload(m, plan, user, tokens_per_page):
     m.host_version[user] = m.cached_version[user]
     m.host_length[user] = m.cached_length[user]
     k = plan.counts[OFFLOADS]
-    plan.offload_user[k] = user
     plan.offload_place[k] = place
     pages = _pages_of(m.cached_length[user], tokens_per_page)
     for p in range(plan.offload_pages.shape[1]):
         plan.offload_pages[k, p] = m.user_pages[user, p] if p < pages else -1
     plan.counts[OFFLOADS] = k + 1
+    plan.counts[OFFLOAD_TOKENS] += m.cached_length[user]
 
 
 @kernel
@@ -87,8 +96,9 @@ def evict_oldest_user(m, plan, rules):
         return False
     if m.host_user.shape[0] > 0:
         _offload(m, plan, user, rules.tokens_per_page)
-    m.n[EVICTED_PAGES] += _pages_of(m.cached_length[user], rules.tokens_per_page)
+    # The clock before his own pages: a larger cache keeps him only if they fit as well.
     m.user_evicted[user] = m.n[EVICTED_PAGES]
+    m.n[EVICTED_PAGES] += _pages_of(m.cached_length[user], rules.tokens_per_page)
     m.evicted_version[user] = m.cached_version[user]
     _free_user(m, user, rules.tokens_per_page)
     return True
@@ -113,15 +123,17 @@ def gain_page(m, page):
 
 @kernel
 def _among_coldest(m, user, rules):
-    """Whether ``user`` lies within the shadow depth of the cold end of the ring."""
+    """Whether ``user`` lies, with all his pages, within the shadow depth of the cold end of the ring."""
     sentinel = m.newer.shape[0] - 1
-    pages = 0
     at = m.newer[sentinel]
-    while pages < rules.shadow_pages and at != sentinel:
+    pages = _pages_of(m.cached_length[at], rules.tokens_per_page)
+    while pages <= rules.shadow_pages:
         if at == user:
             return True
-        pages += _pages_of(m.cached_length[at], rules.tokens_per_page)
         at = m.newer[at]
+        if at == sentinel:
+            return False
+        pages += _pages_of(m.cached_length[at], rules.tokens_per_page)
     return False
 
 

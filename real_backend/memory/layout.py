@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from helm_gym.compiled import kernel
 from helm_gym.profile import Profile
+from helm_gym.telemetry import ALPHA_GRID
 
-NOBODY, EMB, KV = 0, 1, 2
+EMB, KV = 1, 2
 
 # Indices into Memory.n: the scalars of a unit.
 N_EMB = 0  # pages that EMB owns
@@ -29,11 +30,9 @@ EVICTED_PAGES = 8  # KV pages evicted so far
 STAGED = 9  # staging slots in use by this micro-batch
 HOST_NEXT = 10  # next host-tier place to be overwritten
 REFILL_AT = 11  # background refill goes backwards through the evicted rows from here
-SWEPT = 12  # slots that the hand passed of late, and
-SWEPT_COLD = 13  # how many of them it found cold
-SCALARS = 14
+SCALARS = 12
 
-SIM_ALPHAS = np.linspace(0.1, 0.9, 9)
+SIM_ALPHAS = np.array(ALPHA_GRID)
 SAMPLING = 32  # one row in 32 is simulated
 NEWER, OLDER, LENGTH, VERSION = range(4)  # of a simulated user
 SIM_FIELDS = 4
@@ -94,8 +93,7 @@ class Plan(NamedTuple):
     move_from: NDArray[np.int32]
     move_to: NDArray[np.int32]
     move_row: NDArray[np.int32]
-    offload_user: NDArray[np.int32]  # users whose pages go down to the host tier, with the pages below
-    offload_place: NDArray[np.int32]
+    offload_place: NDArray[np.int32]  # host-tier places that leaving users' pages are copied down to
     offload_pages: NDArray[np.int32]  # (offloads, pages a user), -1 padded
     upload_place: NDArray[np.int32]  # (batch,), host-tier place that a request's KV is copied up from, or -1
     refill_row: NDArray[np.int32]
@@ -143,8 +141,8 @@ def make_rules(profile: Profile) -> Rules:
     )
 
 
-FILLS, MOVES, OFFLOADS, UPLOAD_TOKENS, REFILLS, TOKENS = range(6)
-PLAN_COUNTS = 6
+FILLS, MOVES, OFFLOADS, OFFLOAD_TOKENS, UPLOAD_TOKENS, REFILLS, TOKENS = range(7)
+PLAN_COUNTS = 7
 
 
 def rows_in_simulation(items: int) -> int:
@@ -229,7 +227,6 @@ def make_plan(profile: Profile) -> Plan:
         room(moves),
         room(moves),
         room(moves),
-        room(offloads),
         room(offloads),
         room(offloads, profile.pages_per_user),
         room(batch),

@@ -16,12 +16,13 @@ from helm_gym.profile import Profile
 from helm_gym.workload.sampling import sample_interval
 from real_backend.memory import emb_cache, kv_cache
 from real_backend.memory.layout import (
-    FILLS,
+    OFFLOAD_TOKENS,
     SIM_ALPHAS,
     UPLOAD_TOKENS,
     unit_of,
 )
 from real_backend.memory.pool import begin, move_towards
+from real_backend.memory.pricing import batch_ms, compute_ms, transfer_ms
 from real_backend.memory.simulations import simulate
 
 # Indices into Ledger.sums: what an interval adds up.
@@ -85,18 +86,6 @@ def make_ledger(profile: Profile, units: int) -> Ledger:
 
 
 @kernel
-def compute_ms(rules, n, length):
-    """The cost model's share of one request: n new tokens against a history of ``length``."""
-    return n * (rules.per_token_ms + rules.per_pair_ms * length) + rules.per_context_ms * length
-
-
-@kernel
-def batch_ms(rules, tokens, pairs, context):
-    """The cost model for a micro-batch: sums over its requests of new tokens n, of n x history, of history."""
-    return rules.base_ms + tokens * rules.per_token_ms + pairs * rules.per_pair_ms + context * rules.per_context_ms
-
-
-@kernel
 def batch_end(requests, u, first, ledger, limit):
     """The micro-batch that starts with request ``first``: who has arrived when the server is free, no user twice.
 
@@ -153,17 +142,7 @@ def plan_batch(m, items, requests, u, first, end, plan, ledger, sums, rules):
             ledger.positions[u], ledger.sampled[u], rules, sums[SIMULATED:],
         )  # fmt: skip
     sums[UPLOADED_TOKENS] += plan.counts[UPLOAD_TOKENS]
-
-
-@kernel
-def transfer_ms(plan, rules):
-    """Time on the host link that the batch waits for: missed rows in one transfer, KV copied up in another."""
-    ms = 0.0
-    if plan.counts[FILLS] > 0:
-        ms += rules.latency_ms + plan.counts[FILLS] * rules.row_ms
-    if plan.counts[UPLOAD_TOKENS] > 0:
-        ms += rules.latency_ms + plan.counts[UPLOAD_TOKENS] * rules.kv_token_ms
-    return ms
+    sums[OFFLOADED_TOKENS] += plan.counts[OFFLOAD_TOKENS]
 
 
 @kernel
@@ -193,7 +172,7 @@ def account(requests, u, first, end, computed_ms, waited_ms, ledger, sums):
 
 @kernel
 def plan_refill(m, plan, elapsed_ms, ledger, u, sums, rules):
-    """Background copies for the time that has passed, at the link's background share."""
+    """Background copies, at the link's background share of the time that the batch was in service."""
     clock = ledger.clock[u]
     if emb_cache.refill_backlog(m, rules) == 0:
         clock[REFILL_CREDIT] = 0.0
@@ -213,6 +192,7 @@ def open_interval(m, traffic, u, values, gaps_s, target_pages, budget, requests,
     sums = ledger.sums[u, place]
     sums[:] = 0.0
     sums[MOVED_PAGES] = move_towards(m, plan, target_pages, budget, rules)
+    sums[OFFLOADED_TOKENS] = plan.counts[OFFLOAD_TOKENS]
     return place
 
 

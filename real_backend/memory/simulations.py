@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from helm_gym.compiled import kernel
 from real_backend.memory.layout import LENGTH, NEWER, OLDER, SAMPLING, VERSION
+from real_backend.memory.pricing import batch_ms
 
 
 @kernel
@@ -102,10 +103,4 @@ def simulate(m, user, version, length, history, candidates, positions, sampled, 
             else:
                 sim_row[row, s] |= 1
         n = length - cached + candidates.shape[0]
-        cost_ms[s] += (
-            rules.base_ms
-            + n * (rules.per_token_ms + rules.per_pair_ms * length)
-            + rules.per_context_ms * length
-            + rules.latency_ms
-            + missed * SAMPLING * rules.row_ms
-        )
+        cost_ms[s] += batch_ms(rules, n, n * length, length) + rules.latency_ms + missed * SAMPLING * rules.row_ms

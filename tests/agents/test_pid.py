@@ -18,7 +18,7 @@ class TestPid(PolicyConformance):
 
 
 def test_it_starts_without_a_bump() -> None:
-    policy = Pid(LAYOUT, emb_weight=1.0)
+    policy = Pid(LAYOUT)
     balanced = observe(LAYOUT, target_alpha=0.37, emb_gain=0.2, kv_gain=0.2)
     action, _ = policy.act(balanced, policy.initial_state(1))
     assert action[0, 0] == pytest.approx(0.0, abs=1e-5)
@@ -31,7 +31,7 @@ def test_it_moves_towards_the_larger_marginal_until_the_bound() -> None:
 
 def test_it_rests_where_the_marginals_meet() -> None:
     """Marginals of a curve with its least cost at .7: EMB's fall as it grows, KV's rise."""
-    policy, target = Pid(LAYOUT, emb_weight=1.0), 0.3
+    policy, target = Pid(LAYOUT), 0.3
     state = policy.initial_state(1)
     targets = []
     for _ in range(300):

@@ -34,7 +34,7 @@ def test_text_says_what_is_shown_and_grows_to_a_width() -> None:
     ]
     assert "0.95 → 0.95" in lines[1] and lines[1].endswith("█" * 10)
     assert {len(line) for line in lines[1:-1]} == {27 + TEXT_INTERVALS}
-    assert lines[-1].startswith("SLO 10.0 ms, missed by ")
+    assert lines[-1].startswith(f"SLO {load('cpu-small').slo_ms:.1f} ms, missed by ")
 
 
 def test_bars_span_their_range() -> None:

@@ -147,10 +147,12 @@ class Node:
     def interval(self, target_pages: int, sizes: list[int]) -> int:
         """One interval, its requests in micro-batches of ``sizes`` in turn. Returns the pages moved."""
         m, before = self.memory, int(self.memory.n[N_EMB])
+        resident = set(np.flatnonzero(m.row_slot >= 0))
         budget = self.profile.pool.page_moves_per_interval
         workload = (self.traffic, 0, self.values, self.gaps)
         open_interval(m, *workload, target_pages, budget, self.requests, self.plan, self.ledger, self.rules)
         moved = int(m.n[N_EMB]) - before
+        assert not (set(np.flatnonzero(m.row_slot >= 0)) - resident), "a move alone makes rows resident"
         assert abs(moved) <= budget, "a move exceeds its budget"
         assert abs(target_pages - before) - abs(target_pages - m.n[N_EMB]) == abs(moved), "a move goes the wrong way"
         assert self.plan.counts[FILLS] == 0, "a move alone fetches rows"

@@ -36,7 +36,6 @@ def test_both_rungs_serve_the_same_requests_from_the_same_caches():
 def test_predicted_cost_finds_the_best_of_the_grid():
     """The simulated curves rank alphas as replay does."""
     profile = load("cpu-small")
-    path = make_path("steady", profile, [3], 1)
     grid = np.arange(1, 10) / 10
     backend = open_backend("modelled", profile, lanes=len(grid))
     state = make_path("steady", profile, [3] * len(grid), 1).at(0)
@@ -49,4 +48,3 @@ def test_predicted_cost_finds_the_best_of_the_grid():
             predicted += telemetry["predicted_ms"][4, 0] / 40
     np.testing.assert_allclose(predicted, service, rtol=0.05)
     assert service[predicted.argmin()] < 1.01 * service.min()
-    assert path.intervals == 1

@@ -73,7 +73,7 @@ class Manager:
             requests.append((self.history[user].copy(), candidates))
             lengths.append(length)
         for k, (user, place) in enumerate(offloads):
-            plan.offload_user[k], plan.offload_place[k], plan.offload_pages[k] = user, place, self.pages[user]
+            plan.offload_place[k], plan.offload_pages[k] = place, self.pages[user]
         plan.counts[[OFFLOADS, TOKENS, FILLS]] = len(offloads), len(rows), len(rows)
         # Every row is filled anew, half of them into staging slots.
         staging = profile.pool.pages * profile.rows_per_page
