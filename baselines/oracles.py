@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import Backend, open_backend
+from helm_gym.control_loop import start_warm
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, Truth, towards
@@ -107,9 +108,7 @@ class Clairvoyant(_Scripted):
         path, task = truth.path, truth.task
         twin = open_backend("modelled", truth.profile, lanes=len(truth.seeds))
         target = np.full((len(truth.seeds), 1), task.start_alpha)
-        twin.reset(path.at(0), np.asarray(truth.seeds, np.int64), target)
-        for _ in range(max(1, task.warmup)):
-            twin.step(target, path.at(0))
+        start_warm(twin, task, path, truth.seeds, target)
         script = np.empty((len(target), path.intervals))
         for t in range(0, path.intervals, self.hold):
             goal = self._best(twin, truth, target, t)

@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu_check.sh [OUT.json]          (default: benchmarks/gpu_check.json; at most ten minutes, safe to cut off)
 #
-# Needs torch with CUDA, the fbgemm-gpu of the same release, numba, numpy, scipy, PyYAML. Where no package registry can
+# Needs torch with CUDA, the fbgemm-gpu of the same release, and gymnasium, numba, numpy, scipy, PyYAML. Where no package registry can
 # be reached, carry them: wheels in .wheels/ are put on the path, and fbgemm's operators from .fbgemm/fbgemm_cuda.tgz.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,4 +16,4 @@ for wheel in .wheels/*.whl; do
 done
 export PYTHONPATH="$libraries:.${PYTHONPATH:+:$PYTHONPATH}"
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv
-exec timeout 590 python3 -m benchmarks.gpu_check --out "$out"
+timeout 590 python3 -m benchmarks.gpu_check --out "$out"

@@ -44,6 +44,20 @@ class Step:
     done: bool
 
 
+def start_warm(
+    backend: Backend, task: Task, path: WorkloadPath, seeds: Sequence[int], target: NDArray[np.float64]
+) -> Telemetry:
+    """Resets ``backend`` to the path's start and serves its first setting at ``target`` (lanes, nodes) until warm.
+
+    Whoever replays an episode starts it here: another number of intervals, and the requests would be others.
+    """
+    backend.reset(path.at(0), np.asarray(seeds, np.int64), target)
+    telemetry = backend.step(target, path.at(0))
+    for _ in range(task.warmup - 1):
+        telemetry = backend.step(target, path.at(0))
+    return telemetry
+
+
 class ControlLoop:
     """Drives a backend along a workload's path; its caller decides the actions.
 
@@ -84,10 +98,7 @@ class ControlLoop:
         path = make_path(self.task.regime, self.profile, seeds, self.intervals, self.trace)
         self.path, self.t = path, 0
         self.target = np.full(self.shape, self.task.start_alpha)
-        self.backend.reset(path.at(0), np.asarray(seeds, np.int64), self.target)
-        telemetry = self.backend.step(self.target, path.at(0))
-        for _ in range(self.task.warmup - 1):
-            telemetry = self.backend.step(self.target, path.at(0))
+        telemetry = start_warm(self.backend, self.task, path, seeds, self.target)
         self._observation = self.layout.observe(telemetry, self.backend.slo_ms)
         return self._outcome(telemetry)
 

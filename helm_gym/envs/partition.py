@@ -98,8 +98,8 @@ class PartitionEnv(gym.Env[Floats, Floats]):
     ## Starting State
 
     Caches warmed for the task's `warmup` intervals at its `start_alpha`. `reset(seed=s)` plays the workload of seed s,
-    the same one that evaluation plays for it, whatever the actions; a reset without a seed draws the next one from
-    `np_random`, from 2³² up, so that it is never one of the seeds that tasks publish.
+    whatever the actions (evaluation makes it longer, by the intervals in which a policy settles unscored); a reset
+    without a seed draws one from `np_random`, from 2³² up, so that it is never one of the seeds that tasks publish.
 
     ## Episode End
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from helm_gym.backend import open_backend
+from helm_gym.control_loop import start_warm
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.results import Optimum
 from helm_gym.profile import Profile
@@ -104,9 +105,7 @@ def _replay(
     """Mean service time of each interval at ``alpha``, (lanes, T) in ms."""
     backend = open_backend("modelled", profile, lanes=len(seeds))
     target = np.full((len(seeds), 1), alpha)
-    backend.reset(path.at(0), np.asarray(seeds, np.int64), target)
-    for _ in range(max(1, task.warmup)):  # as many as the control loop serves, or the requests would be others
-        backend.step(target, path.at(0))
+    start_warm(backend, task, path, seeds, target)
     steps = [backend.step(target, path.at(t))["interval_service_ms"][:, 0] for t in range(path.intervals)]
     backend.close()
     return np.stack(steps, axis=1)

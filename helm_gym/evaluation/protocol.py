@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -211,16 +212,16 @@ class _Bench:
             policy.prepare(Truth(case.task, case.profile, cut_path(case.path, lanes), seeds, star))
         step = loop.reset(seeds)
         self._slo_ms += [loop.backend.slo_ms] * len(seeds)
-        state = policy.initial_state(len(seeds))
+        state = policy.initial_state(math.prod(loop.shape))
         kept: list[dict[str, NDArray[np.floating]]] = []
         decision_us: list[float] = []
         for t in range(loop.intervals):
-            observation = step.observation[:, 0]
+            observation = step.observation.reshape(-1, step.observation.shape[-1])
             scored = t >= case.task.settle
             if scored and len(kept) % _TIMED_EVERY == 0:
                 decision_us.append(_time_one(policy, observation, state))
             action, state = _decide(policy, observation, state, f"interval {t}", lanes.start, seeds)
-            step = loop.step(action[:, :, None])
+            step = loop.step(action.reshape(*loop.shape, 1))
             if scored:
                 kept.append(_record(step, self.backend))
             self.meter.advance(len(seeds))

@@ -40,7 +40,7 @@ class WorkloadState:
 
     Attributes:
         values: float64 (lanes, parameters), in the order of ``PARAMETERS``.
-        gaps_s: float64 (lanes, requests), recorded time from each arrival to the next; NaN where arrivals are Poisson.
+        gaps_s: float64 (lanes, requests), recorded time since the arrival before; NaN where arrivals are Poisson.
     """
 
     values: NDArray[np.float64]

@@ -10,6 +10,7 @@ import helm_gym  # noqa: F401  (registers the environments)
 from helm_gym.envs.partition import PartitionEnv
 from helm_gym.envs.render import SIZE_PX, TEXT_INTERVALS, sparkline
 from helm_gym.errors import UnknownNameError
+from helm_gym.profile import load
 
 UP = np.ones(1, np.float32)
 

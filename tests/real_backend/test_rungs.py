@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from helm_gym.profile import load
 from helm_gym.workload.regimes import make_path
-from real_backend.calibration import calibrate
-from real_backend.measured import MeasuredBackend
-from real_backend.modelled import ModelledBackend
+from real_backend.calibration import _features, _fit, _times
+from real_backend.measured import MeasuredBackend, Sample
 
 GRID = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
-WARM, INTERVALS = 30, 60
+WARM, INTERVALS = 20, 40
+FITTED, HELD_OUT = 501, 502  # seeds
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", [501, 502])
-def test_modelled_service_is_the_measured_one(seed):
-    """Mean service within 5% over the grid, and the same best alpha.
+@pytest.mark.parametrize("regime", ["steady", "mixed"])
+def test_modelled_service_is_the_measured_one_on_held_out_requests(regime):
+    """Mean service within 5% over the grid, and the same best alpha, up to what the clock can tell apart (1%).
 
-    The splits take turns interval by interval: a shared machine that changes its speed changes it for all of them.
+    Fitted on one seed and judged on another, whose intervals take turns with it and between the splits: a shared
+    machine that changes its speed changes it for all of them. Transfers are modelled by the same figures on both rungs.
     """
-    shipped = load("cpu-small")
-    profile = dataclasses.replace(shipped, cost=calibrate(shipped, seeds=3).cost)
-    path = make_path("mixed", profile, [seed], INTERVALS)
-    pairs = [(MeasuredBackend(profile), ModelledBackend(profile)) for _ in GRID]
-    for alpha, pair in zip(GRID, pairs, strict=True):
-        for backend in pair:
+    profile = load("cpu-small")
+    paths = {seed: make_path(regime, profile, [seed], INTERVALS) for seed in (FITTED, HELD_OUT)}
+    backends: dict[tuple[int, float], MeasuredBackend] = {}
+    for seed, path in paths.items():
+        for alpha in GRID:
+            backend = backends[seed, alpha] = MeasuredBackend(profile)
             backend.reset(path.at(0), np.array([seed]), np.full((1, 1), alpha))
-    service = np.zeros((2, len(GRID)))
+    samples: dict[tuple[int, float], list[Sample]] = {key: [] for key in backends}
+    transfer = dict.fromkeys(backends, 0.0)
     for t in range(WARM + INTERVALS):
-        state = path.at(max(0, t - WARM))
-        for k, (alpha, pair) in enumerate(zip(GRID, pairs, strict=True)):
-            for rung, backend in enumerate(pair):
-                telemetry = backend.step(np.full((1, 1), alpha), state)
-                if t >= WARM:
-                    service[rung, k] += telemetry["interval_service_ms"].item() / INTERVALS
-    measured, modelled = service
-    print(f"seed {seed}: measured {measured.round(3)} ms, modelled {modelled.round(3)} ms")
+        for (seed, alpha), backend in backends.items():
+            backend.samples = []
+            telemetry = backend.step(np.full((1, 1), alpha), paths[seed].at(max(0, t - WARM)))
+            if t >= WARM:
+                samples[seed, alpha] += backend.samples
+                transfer[seed, alpha] += telemetry["transfer_ms"].item()
+    cost = _fit([sample for alpha in GRID for sample in samples[FITTED, alpha]])
+    measured, modelled = np.zeros(len(GRID)), np.zeros(len(GRID))
+    for k, alpha in enumerate(GRID):
+        held_out, waited = samples[HELD_OUT, alpha], transfer[HELD_OUT, alpha]
+        measured[k] = (_times(held_out).sum() + waited) / len(held_out)
+        modelled[k] = ((_features(held_out) @ cost).sum() + waited) / len(held_out)
+    print(f"{regime}: measured {measured.round(3)} ms, modelled {modelled.round(3)} ms, alpha {GRID}")
+    assert np.abs(modelled / measured - 1).max() < 0.1
     assert abs(modelled.mean() / measured.mean() - 1) < 0.05
-    assert modelled.argmin() == measured.argmin()
+    assert measured[modelled.argmin()] < 1.01 * measured.min()
