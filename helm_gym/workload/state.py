@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,17 +53,18 @@ class WorkloadPath:
     """The whole episode's workload, fixed by the seeds before it starts.
 
     Attributes:
-        values: float64 (lanes, intervals, parameters).
-        gaps_s: float64 (lanes, intervals, requests) or NaN (Poisson).
+        values: float64 (lanes, intervals, parameters); an interval's are contiguous where ``make_path`` made them.
+        gaps_s: float64 (lanes, intervals, requests), recorded time since the arrival before, or ``poisson_gaps``.
         segment: int64 (lanes, intervals), number of the segment that an interval lies in; within a segment
             the parameters are held or drift smoothly.
-        kind: a name for each lane's segments, ``kind[lane][segment]``.
+        kind: a name for each lane's segments, ``kind[lane][segment]``; (lanes, most segments), where a lane has fewer
+            with "" after them, or one sequence a lane.
     """
 
     values: NDArray[np.float64]
     gaps_s: NDArray[np.float64]
     segment: NDArray[np.int64]
-    kind: tuple[tuple[str, ...], ...]
+    kind: NDArray[np.object_] | Sequence[Sequence[str]]
 
     @property
     def intervals(self) -> int:
@@ -70,6 +72,13 @@ class WorkloadPath:
 
     def at(self, t: int) -> WorkloadState:
         return WorkloadState(self.values[:, t], self.gaps_s[:, t])
+
+    def kind_at(self, t: int) -> NDArray[np.object_]:
+        """The kind of the segment that each lane is in, (lanes,)."""
+        segment = self.segment[:, t]
+        if isinstance(self.kind, np.ndarray):
+            return np.asarray(self.kind[np.arange(len(segment)), segment])
+        return np.array([kinds[k] for kinds, k in zip(self.kind, segment, strict=True)], object)
 
     def parameter(self, name: str) -> NDArray[np.float64]:
         """One parameter's path, (lanes, intervals)."""
@@ -92,3 +101,15 @@ def at_rest(profile: Profile) -> NDArray[np.float64]:
         "arrival_rate_rps": 0.0,
     }
     return np.array([float(rest[parameter.name]) for parameter in PARAMETERS])
+
+
+def poisson_gaps(lanes: int, intervals: int, requests: int) -> NDArray[np.float64]:
+    """``gaps_s`` of Poisson arrivals: one NaN that stands for all, read-only, whatever the shape."""
+    return np.broadcast_to(np.float64(np.nan), (lanes, intervals, requests))
+
+
+def bounds(profile: Profile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lowest and the highest values of the parameters, (parameters,) each, that the profile's model allows."""
+    low, high = (np.array([getattr(p, end) for p in PARAMETERS], np.float64) for end in ("low", "high"))
+    high[INDEX["mean_history"]] = profile.model.max_history
+    return low, high

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helm_gym.errors import InvalidInputError, UnknownNameError
-from helm_gym.profile import load
-from helm_gym.workload.demand import service_ms
-from helm_gym.workload.regimes import REGIMES, make_path
+from helm_gym.profile import Profile, load
+from helm_gym.workload.demand import rate_for_load, service_ms
+from helm_gym.workload.regimes import KINDS, REGIMES, make_path
 from helm_gym.workload.sampling import EXPONENTS, make_requests, make_traffic, sample_interval
-from helm_gym.workload.state import INDEX, PARAMETERS, at_rest
+from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadPath, at_rest
 from helm_gym.workload.traces import Trace
 
 PROFILE = load("cpu-small")
@@ -31,8 +31,8 @@ def sample(values: np.ndarray, seed: int = 0, intervals: int = 40) -> tuple[dict
     return {name: np.concatenate(parts) for name, parts in rows.items()}, traffic
 
 
-def setting(**changes: float) -> np.ndarray:
-    values = at_rest(PROFILE)
+def setting(profile: Profile = PROFILE, /, **changes: float) -> np.ndarray:
+    values = at_rest(profile)
     values[INDEX["arrival_rate_rps"]] = 400.0
     for name, value in changes.items():
         values[INDEX[name]] = value
@@ -58,6 +58,48 @@ def test_parameters_stay_within_their_bounds(regime, seed):
         assert (values <= parameter.high).all(), parameter.name
     assert (path.parameter("arrival_rate_rps") > 0).all()
     assert path.parameter("mean_history").max() <= PROFILE.model.max_history
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 300])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_path_has_its_shapes_and_lies_in_memory_as_it_is_read(regime, lanes):
+    path = make_path(regime, PROFILE, range(lanes), 70)
+    assert path.values.shape == (lanes, 70, len(PARAMETERS)) and path.values.dtype == np.float64
+    assert path.segment.shape == (lanes, 70) and path.segment.dtype == np.int64
+    assert path.gaps_s.shape == (lanes, 70, PROFILE.interval.requests) and path.gaps_s.dtype == np.float64
+    assert np.isnan(path.gaps_s).all()
+    assert path.gaps_s.strides == (0, 0, 0) and not path.gaps_s.flags.writeable, "Poisson gaps take no memory"
+    state = path.at(69)
+    assert state.values.shape == (lanes, len(PARAMETERS)) and state.values.flags.c_contiguous
+    assert state.gaps_s.shape == (lanes, PROFILE.interval.requests)
+    assert path.segment[:, 69].flags.c_contiguous
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_every_interval_lies_in_a_segment_of_a_kind(regime):
+    path = make_path(regime, PROFILE, range(40), 200)
+    moves = np.diff(path.segment, axis=1)
+    assert (path.segment[:, 0] == 0).all() and set(np.unique(moves)) <= {0, 1}
+    for lane, segment in enumerate(path.segment):
+        assert [path.kind[lane][s] for s in segment] == [path.kind_at(t)[lane] for t in range(200)]
+        assert set(path.kind[lane][: segment[-1] + 1]) <= set(KINDS)
+        assert not any(path.kind[lane][segment[-1] + 1 :])
+    assert path.kind[2:5][1][0] == path.kind[3][0]
+    one = WorkloadPath(path.values[:1], path.gaps_s[:1], path.segment[:1], (tuple(path.kind[0]),))
+    assert one.kind_at(199).tolist() == path.kind_at(199)[:1].tolist()
+
+
+def test_held_segments_are_held_and_bring_other_users():
+    path = make_path("mixed", PROFILE, range(40), 300)
+    lane, t = np.nonzero(np.diff(path.segment, axis=1))
+    kind = np.array([path.kind[k][s] for k, s in zip(lane, path.segment[lane, t + 1], strict=True)])
+    arriving = path.parameter("turnover")[lane, t + 1]
+    assert (arriving[kind != "trend"] == 1.0).all() and (arriving[kind == "trend"] < 1.0).all()
+    assert (path.parameter("turnover") == 1.0).sum() == (kind != "trend").sum(), "at edges, and nowhere else"
+    inside = np.diff(path.segment, axis=1)[:, 1:] + np.diff(path.segment, axis=1)[:, :-1] == 0
+    drifting = np.stack([path.kind_at(t) for t in range(2, 300)], axis=1) == "trend"
+    changed = (path.values[:, 2:] != path.values[:, 1:-1]).any(axis=2)
+    assert not changed[inside & ~drifting].any() and changed[inside & drifting].all()
 
 
 def test_bursts_come_and_go_and_calm_returns():
@@ -158,3 +200,117 @@ def test_the_closed_form_sees_the_trade_off():
     best = curves.argmin(1)
     assert (best > 0).all() and (best < curves.shape[1] - 1).all()
     assert best[2] < best[0] < best[1]
+
+
+def reference_time(rates, sizes, streamed, capacity):
+    """Che's characteristic time of each capacity, by bisection of its logarithm."""
+    low, high = np.full(len(capacity), np.log(1e-4)), np.full(len(capacity), np.log(1e10))
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        filled = sizes @ -np.expm1(-rates[:, None] * np.exp(middle)) + streamed * np.exp(middle)
+        low, high = np.where(filled < capacity, middle, low), np.where(filled < capacity, high, middle)
+    return np.exp(0.5 * (low + high))
+
+
+def reference_service_ms(profile, x, alphas):
+    """The closed form as it is meant: each hot user apart, items in 160 buckets, every equation solved."""
+    p, cost, requests = profile.population, profile.cost, profile.interval.requests
+    hot_share, new, history = (x[INDEX[name]] for name in ("hot_share", "new_share", "mean_history"))
+    turnover, delta, count = max(1e-6, x[INDEX["turnover"]]), x[INDEX["delta_tokens"]], int(x[INDEX["hot_users"]])
+    heat = np.diff(np.sqrt(np.arange(count + 1) / count)) * hot_share
+    visits = heat * requests / turnover
+    share = np.append(heat, (1.0 - hot_share) * (1.0 - new))
+    length = np.append(np.minimum(history + delta * visits, 0.75 * profile.model.max_history), history)
+    users = np.append(np.ones(count), p.users)
+    pages = users * (length / profile.tokens_per_page + 0.5)
+    once = (1.0 - hot_share) * new
+    streamed = (once + count * turnover / requests) * (history / profile.tokens_per_page + 0.5)
+    rate = share / users
+    time = reference_time(rate, pages, streamed, (1.0 - alphas) * profile.pool.pages)
+    found = -np.expm1(-rate[:, None] * time)
+    found[:-1] *= (1.0 - np.minimum(1.0, 1.0 / np.maximum(visits, 1e-9)))[:, None]
+    again = (share * length)[:, None] * (1.0 - found)
+    fresh = x[INDEX["candidates"]] + delta
+    tokens, mean_length = fresh + again.sum(0) + once * history, (share * length).sum() + once * history
+
+    edges = np.unique(np.round(np.geomspace(1, p.items + 1, 160)))
+    inside = np.diff(edges)
+    asked = (0.5 * (edges[1:] + edges[:-1])) ** -x[INDEX["item_zipf"]]
+    asked /= asked @ inside
+    rows = np.minimum(alphas * profile.pool.pages * profile.rows_per_page, 0.999 * p.items)
+    row_time = reference_time(asked, inside, 0.0, rows)
+    missing = (asked * inside) @ np.exp(-asked[:, None] * row_time)
+    passes = rate[:, None] * (1.0 - found)
+    missed = missing * (fresh + once * history + (again * np.exp(-passes * row_time / tokens)).sum(0))
+    return (
+        cost.base_ms
+        + tokens * (cost.per_token_ms + cost.per_pair_ms * mean_length)
+        + cost.per_context_ms * mean_length
+        + profile.link.latency_ms
+        + missed * profile.row_ms
+    )
+
+
+ALPHAS = np.linspace(0.05, 0.95, 19)
+
+
+@pytest.mark.parametrize("name", ["cpu-small", "h200"])
+@settings(max_examples=150, deadline=None)
+@given(
+    hot_share=st.floats(0.02, 0.98),
+    hot_users=st.floats(0.5, 2.0),
+    history=st.floats(0.6, 2.0),
+    zipf=st.floats(-0.2, 0.5),
+    turnover=st.floats(0.25, 4.0),
+    new_share=st.floats(0.0, 1.0),
+    delta=st.sampled_from([0.5, 1.0, 1.0, 2.0]),
+    candidates=st.sampled_from([0.5, 1.0, 1.0, 1.33]),
+)
+def test_the_compiled_closed_form_is_the_closed_form(
+    name, hot_share, hot_users, history, zipf, turnover, new_share, delta, candidates
+):
+    """Over wider ranges than any regime draws from; factors are of the profile's own setting."""
+    profile = load(name)
+    p = profile.population
+    x = setting(
+        profile,
+        hot_share=hot_share,
+        hot_users=round(p.hot_users * hot_users),
+        mean_history=min(p.mean_history * history, 0.65 * profile.model.max_history),
+        item_zipf=p.item_zipf + zipf,
+        turnover=p.turnover * turnover,
+        new_share=new_share,
+        delta_tokens=p.delta_tokens * delta,
+        candidates=p.candidates * candidates,
+    )
+    expected, curve = reference_service_ms(profile, x, ALPHAS), service_ms(profile, x[None])[0]
+    np.testing.assert_allclose(curve, expected, rtol=0.01)
+    np.testing.assert_allclose(0.6e3 / rate_for_load(profile, x[None], np.array([0.6])), expected.min(), rtol=0.01)
+    np.testing.assert_allclose(service_ms(profile, x[None], ALPHAS[3:5])[0], curve[3:5])
+
+
+@pytest.mark.parametrize("name", ["cpu-small", "h200"])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_arrivals_bring_the_load_that_a_segment_is_offered(regime, name):
+    """The load, from the rate and the reference, is one figure a segment; drifts keep to it between their knots."""
+    profile = load(name)
+    path = make_path(regime, profile, [8, 9], 160)
+    for lane, segment in enumerate(path.segment):
+        service = np.array([reference_service_ms(profile, x, ALPHAS).min() for x in path.values[lane]])
+        load_of = path.parameter("arrival_rate_rps")[lane] * service * 1e-3
+        for number in range(segment[-1] + 1):
+            # A held segment's first interval replaces all hot users, and is offered what the others are.
+            inside = np.flatnonzero((segment == number) & (path.parameter("turnover")[lane] < 1.0))
+            np.testing.assert_allclose(load_of[inside], load_of[inside].mean(), rtol=0.02)
+            assert 0.39 < load_of[inside].mean() < 0.86
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hot_share": 0.0, "new_share": 1.0}, {"hot_share": 1.0, "turnover": 0.0}, {"hot_users": 1}]
+)
+def test_the_closed_form_holds_at_the_ends(changes):
+    """Nobody who returns, nobody else, one hot user: it is the closed form there too, and finite without a cache."""
+    x, inner = setting(**changes), np.array([0.01, 0.5, 0.99])
+    np.testing.assert_allclose(service_ms(PROFILE, x[None], inner)[0], reference_service_ms(PROFILE, x, inner), 0.01)
+    ends = service_ms(PROFILE, x[None], np.array([0.0, 1.0]))
+    assert (ends > 0).all() and np.isfinite(ends).all()
