@@ -7,10 +7,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from helm_gym import passes
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 
 Mode = Literal["delta", "absolute"]
+_COMPILED_FOR = "fd"  # float32, which agents send, and float64
 
 
 def apply_action(
@@ -26,14 +28,20 @@ def apply_action(
     Raises:
         InvalidInputError: a wrong shape or a value that is not finite.
     """
-    a = np.asarray(action, np.float64)
+    a = np.asarray(action)
+    if a.dtype.char not in _COMPILED_FOR:
+        a = a.astype(np.float64)
     if a.shape != (*target.shape, 1):
         raise InvalidInputError(f"Action has shape {a.shape}; {(*target.shape, 1)} (lanes, nodes, 1) is needed.")
-    if not np.isfinite(a).all():
+    out, pool = np.empty(target.shape), profile.pool
+    absolute, step = mode == "absolute", profile.max_step
+    if not passes.next_target(target, a, absolute, pool.min_alpha, pool.max_alpha, step, out):
         lane, node = np.argwhere(~np.isfinite(a[:, :, 0]))[0]
         raise InvalidInputError(f"Action of lane {lane}, node {node} is {a[lane, node, 0]}; it must be finite.")
-    a = np.clip(a[:, :, 0], -1.0, 1.0)
+    return out
+
+
+def absolute_action(profile: Profile, alpha: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The action, (lanes, nodes, 1), that mode ``absolute`` takes to target ``alpha`` (lanes, nodes)."""
     low, high = profile.pool.min_alpha, profile.pool.max_alpha
-    if mode == "absolute":
-        return np.asarray(low + 0.5 * (a + 1.0) * (high - low))
-    return np.clip(target + a * profile.max_step, low, high)
+    return np.asarray(2.0 * (alpha - low) / (high - low) - 1.0)[..., None]

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym import lazy
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
 from helm_gym.telemetry import Telemetry
@@ -104,17 +105,18 @@ def check_allocation(profile: Profile, allocation: NDArray[np.float64], shape: t
     Raises:
         InvalidInputError: a wrong shape, or an alpha that is not finite or out of bounds.
     """
-    pool = profile.pool
     if allocation.shape != shape:
         raise InvalidInputError(f"Allocation has shape {allocation.shape}; {shape} (lanes, nodes) is needed.")
-    if not np.isfinite(allocation).all():
-        bad = allocation[~np.isfinite(allocation)][0]
-        raise InvalidInputError(f"Allocation has an alpha that is not finite: {bad}.")
+    pool = profile.pool
     slack = 0.5 / pool.pages  # a target is a whole number of pages
-    outside = (allocation < pool.min_alpha - slack) | (allocation > pool.max_alpha + slack)
-    if outside.any():
-        raise InvalidInputError(
-            f"alpha {allocation[outside][0]:g} is out of bounds; profile '{profile.name}' allows "
-            f"{pool.min_alpha:g} to {pool.max_alpha:g}."
-        )
-    return np.round(allocation * pool.pages).astype(np.int64)
+    low, high, pages = pool.min_alpha - slack, pool.max_alpha + slack, np.empty(shape, np.int64)
+    if lazy.passes().to_pages(allocation, low, high, pool.pages, pages):
+        return pages
+    finite = np.isfinite(allocation)
+    if not finite.all():
+        raise InvalidInputError(f"Allocation has an alpha that is not finite: {allocation[~finite][0]}.")
+    outside = (allocation < low) | (allocation > high)
+    raise InvalidInputError(
+        f"alpha {allocation[outside][0]:g} is out of bounds; profile '{profile.name}' allows "
+        f"{pool.min_alpha:g} to {pool.max_alpha:g}."
+    )

@@ -18,7 +18,16 @@ import numba
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SOURCES = ("helm_gym/telemetry.py", "helm_gym/workload/*.py", "real_backend/*.py", "real_backend/memory/*.py")
+_SOURCES = (
+    "helm_gym/observation.py",
+    "helm_gym/passes.py",
+    "helm_gym/reward.py",
+    "helm_gym/telemetry.py",
+    "helm_gym/workload/*.py",
+    "real_backend/*.py",
+    "real_backend/memory/*.py",
+    "surrogate_backend/kernels/*.py",
+)
 
 
 def _cache_folder() -> pathlib.Path:

@@ -7,17 +7,19 @@ Environments, evaluation and training differ only in who calls ``step``.
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from helm_gym import passes
 from helm_gym.actions import Mode, apply_action
 from helm_gym.backend import Backend
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
-from helm_gym.reward import cost_terms
+from helm_gym.reward import TERMS, prices
 from helm_gym.tasks import Task
 from helm_gym.telemetry import Telemetry
 from helm_gym.workload.regimes import make_path
@@ -25,21 +27,22 @@ from helm_gym.workload.state import WorkloadPath
 from helm_gym.workload.traces import Trace
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """The outcome of one interval.
+
+    Its arrays are of their own memory, but for the telemetry's: that is the backend's.
 
     Attributes:
         observation: float32 (lanes, nodes, width).
         reward: float64 (lanes,), the negative cost.
-        terms: the cost's terms, each (lanes,).
+        terms: float64 (terms, lanes), the cost's terms in the order of ``reward.TERMS``.
         telemetry: what the backend reported.
         done: whether the path is at its end.
     """
 
     observation: NDArray[np.float32]
     reward: NDArray[np.float64]
-    terms: dict[str, NDArray[np.float64]]
+    terms: NDArray[np.float64]
     telemetry: Telemetry
     done: bool
 
@@ -86,20 +89,24 @@ class ControlLoop:
         self.intervals = task.horizon if intervals is None else intervals
         self.path: WorkloadPath | None = None
         self.t = 0
+        self.shape = backend.spec.lanes, backend.spec.nodes
+        self._slo_ms = math.nan
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.backend.spec.lanes, self.backend.spec.nodes
+    def reset(self, seeds: Sequence[int], path: WorkloadPath | None = None) -> Step:
+        """Starts one episode a lane, warm: ``warmup`` intervals of the first setting at ``start_alpha``.
 
-    def reset(self, seeds: Sequence[int]) -> Step:
-        """Starts one episode a lane, warm: ``warmup`` intervals of the first setting at ``start_alpha``."""
+        Args:
+            seeds: one a lane; they draw the path and the requests.
+            path: the workload to play in place of the one that the seeds draw.
+        """
         if len(seeds) != self.shape[0]:
             raise InvalidInputError(f"{len(seeds)} seeds were given for {self.shape[0]} lanes.")
-        path = make_path(self.task.regime, self.profile, seeds, self.intervals, self.trace)
+        if path is None:
+            path = make_path(self.task.regime, self.profile, seeds, self.intervals, self.trace)
         self.path, self.t = path, 0
         self.target = np.full(self.shape, self.task.start_alpha)
         telemetry = start_warm(self.backend, self.task, path, seeds, self.target)
-        self._observation = self.layout.observe(telemetry, self.backend.slo_ms)
+        self._memory = self.layout.memory(*self.shape)
         return self._outcome(telemetry)
 
     def step(self, action: ArrayLike) -> Step:
@@ -108,17 +115,23 @@ class ControlLoop:
         Raises:
             InvalidInputError: not reset, past the end, or an action of a wrong shape or not finite.
         """
-        if self.path is None or self.t >= self.intervals:
+        path, t = self.path, self.t
+        if path is None or t >= self.intervals:
             raise InvalidInputError(
                 "The control loop must be reset before it is stepped, and again after its last step."
             )
         self.target = apply_action(self.profile, self.target, action, self.mode)
-        telemetry = self.backend.step(self.target, self.path.at(self.t))
-        self.t += 1
-        self._observation = self.layout.observe(telemetry, self.backend.slo_ms, self._observation)
+        telemetry = self.backend.step(self.target, path.at(t))
+        self.t = t + 1
         return self._outcome(telemetry)
 
     def _outcome(self, telemetry: Telemetry) -> Step:
-        terms = cost_terms(telemetry, self.backend.slo_ms, self.task.weights, self.profile.pool.pages)
-        reward = -sum(terms.values(), np.zeros(self.shape[0]))
-        return Step(self._observation, reward, terms, telemetry, self.t >= self.intervals)
+        slo_ms = self.backend.slo_ms
+        if slo_ms != self._slo_ms:  # most backends never change it
+            self._slo_ms, self._per_scale = slo_ms, self.layout.per_scale(slo_ms)
+            self._prices = prices(slo_ms, self.task.weights, self.profile.pool.pages)
+        lanes, nodes = self.shape
+        observation = np.empty((lanes, nodes, self.layout.width), np.float32)
+        reward, terms = np.empty(lanes), np.empty((len(TERMS), lanes))
+        passes.outcome(telemetry.values, self._per_scale, self._memory, self._prices, observation, reward, terms)
+        return Step(observation, reward, terms, telemetry, self.t >= self.intervals)

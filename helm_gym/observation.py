@@ -12,9 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym import lazy
 from helm_gym.errors import UnknownNameError
 from helm_gym.profile import Profile
-from helm_gym.telemetry import ALPHA_GRID, COLUMN, Telemetry
+from helm_gym.telemetry import ALPHA_GRID, Telemetry
 
 LAYOUT_VERSION = 1
 
@@ -104,6 +105,19 @@ COLUMNS = (
 FAST = ("emb_hit_rate", "kv_hit_rate", "returning_share", "unique_users", "mean_history", "load")
 
 
+def _places() -> dict[str, slice]:
+    """Where each column stands; changes come last, in the order of ``FAST``."""
+    places: dict[str, slice] = {}
+    start = 0
+    for name, width in (*((c.name, c.width) for c in COLUMNS), *((f"change_{name}", 1) for name in FAST)):
+        places[name] = slice(start, start + width)
+        start += width
+    return places
+
+
+PLACES = _places()
+
+
 class ObservationLayout:
     """Names, places and bounds of the observation's columns, and the function that fills them.
 
@@ -113,28 +127,14 @@ class ObservationLayout:
     def __init__(self, profile: Profile):
         self.version = LAYOUT_VERSION
         self.profile = profile
-        self.names: list[str] = []
-        low: list[float] = []
-        high: list[float] = []
-        self._start: dict[str, int] = {}
-        self._width: dict[str, int] = {}
-        changes = tuple((f"change_{name}", -1.0, 1.0, 1) for name in FAST)
-        for name, a, b, width in (*((c.name, c.low, c.high, c.width) for c in COLUMNS), *changes):
-            self._start[name], self._width[name] = len(self.names), width
-            self.names += [name] if width == 1 else [f"{name}_{k}" for k in range(width)]
-            low += [a] * width
-            high += [b] * width
-        self.low = np.array(low, np.float32)
-        self.high = np.array(high, np.float32)
+        bounds = [(c.low, c.high) for c in COLUMNS for _ in range(c.width)] + [(-1.0, 1.0)] * len(FAST)
+        self.low, self.high = (np.array(ends, np.float32) for ends in zip(*bounds, strict=True))
+        self.names = [
+            name if place.stop - place.start == 1 else f"{name}_{k}"
+            for name, place in PLACES.items()
+            for k in range(place.stop - place.start)
+        ]
         self.width = len(self.names)
-        # Where each column comes from and goes to, so that an observation is a few operations over whole arrays.
-        self._source = np.array([COLUMN[c.field] + k for c in COLUMNS for k in range(c.width)])
-        self._logs = np.array([self._start[c.name] for c in COLUMNS if c.log_top])
-        self._tops = np.log1p([c.log_top for c in COLUMNS if c.log_top])
-        self._ratios = np.array([self._start[c.name] for c in COLUMNS if c.over])
-        self._over = np.array([COLUMN[c.over] for c in COLUMNS if c.over])
-        self._fast = np.array([self._start[name] for name in FAST])
-        self._scales: dict[float, NDArray[np.float64]] = {}
 
     def column(self, name: str) -> int | slice:
         """Where a column stands; a slice where it is one a grid point.
@@ -142,38 +142,44 @@ class ObservationLayout:
         Raises:
             UnknownNameError: no such column.
         """
-        if name not in self._start:
-            raise UnknownNameError("observation column", name, self._start)
-        start, width = self._start[name], self._width[name]
-        return start if width == 1 else slice(start, start + width)
+        if name not in PLACES:
+            raise UnknownNameError("observation column", name, PLACES)
+        place = PLACES[name]
+        return int(place.start) if place.stop - place.start == 1 else place
+
+    def memory(self, lanes: int, nodes: int) -> NDArray[np.float32]:
+        """What ``observe`` remembers from interval to interval, (lanes, nodes, fast), before the first one."""
+        return np.full((lanes, nodes, len(FAST)), np.nan, np.float32)
 
     def observe(
-        self, telemetry: Telemetry, slo_ms: float, previous: NDArray[np.float32] | None = None
+        self, telemetry: Telemetry, slo_ms: float, memory: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """The observation, (lanes, nodes, width); ``previous`` is the last interval's, None in the first."""
-        values, count = telemetry.values, len(self._source)
-        out = np.zeros((*values.shape[:2], self.width))
-        out[..., :count] = values[..., self._source] / self._scale(slo_ms)
-        out[..., self._logs] = np.log1p(np.maximum(out[..., self._logs], 0.0)) / self._tops
-        ratio = np.maximum(out[..., self._ratios], 1e-6) / np.maximum(values[..., self._over], 1e-6)
-        out[..., self._ratios] = np.log10(ratio)
-        np.clip(out, self.low, self.high, out=out)
-        if previous is not None:
-            out[..., count:] = out[..., self._fast] - previous[..., self._fast]
-        return np.clip(out, self.low, self.high).astype(np.float32)
+        """The observation, (lanes, nodes, width).
 
-    def _scale(self, slo_ms: float) -> NDArray[np.float64]:
-        """Each source column's scale, (columns,); kept, since most backends never change their SLO."""
-        if slo_ms not in self._scales:
-            profile = self.profile
-            scales = Scales(
-                slo_ms=slo_ms,
-                service_ms=slo_ms / 8,
-                row_bytes=profile.row_bytes,
-                max_history=profile.model.max_history,
-                backlog_rows=profile.pool.shadow_pages * profile.rows_per_page,
-                pages=profile.pool.pages,
-                page_budget=profile.pool.page_moves_per_interval,
-            )
-            self._scales = {slo_ms: np.array([c.scale(scales) for c in COLUMNS for _ in range(c.width)])}
-        return self._scales[slo_ms]
+        Args:
+            telemetry: one interval's report.
+            slo_ms: what latencies are scaled by.
+            memory: the last interval's fast-moving columns, which this interval's replace; without it, or in the
+                first interval, their changes are 0. It is its owner's: what becomes of an observation does not matter.
+        """
+        values = telemetry.values
+        lanes, nodes, _ = values.shape
+        if memory is None:
+            memory = self.memory(lanes, nodes)
+        out = np.empty((lanes, nodes, self.width), np.float32)
+        lazy.passes().observe(values, self.per_scale(slo_ms), memory, out)
+        return out
+
+    def per_scale(self, slo_ms: float) -> NDArray[np.float64]:
+        """One over the scale of each column but the changes, (columns,)."""
+        profile = self.profile
+        scales = Scales(
+            slo_ms=slo_ms,
+            service_ms=slo_ms / 8,
+            row_bytes=profile.row_bytes,
+            max_history=profile.model.max_history,
+            backlog_rows=profile.pool.shadow_pages * profile.rows_per_page,
+            pages=profile.pool.pages,
+            page_budget=profile.pool.page_moves_per_interval,
+        )
+        return np.array([1.0 / c.scale(scales) for c in COLUMNS for _ in range(c.width)])

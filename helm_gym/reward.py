@@ -7,8 +7,6 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.telemetry import COLUMN, Telemetry
-
 
 @dataclasses.dataclass(frozen=True)
 class CostWeights:
@@ -20,14 +18,13 @@ class CostWeights:
 
 
 TERMS = ("mean", "tail", "slo", "move")
-_PAID = [COLUMN[n] for n in ("interval_sojourn_ms", "interval_p99_ms", "interval_violations", "moved_pages")]
+PAID = ("interval_sojourn_ms", "interval_p99_ms", "interval_violations", "moved_pages")  # the field behind each term
 
 
-def cost_terms(telemetry: Telemetry, slo_ms: float, weights: CostWeights, pages: int) -> dict[str, NDArray[np.float64]]:
-    """Each term of ``c = mean / SLO + w_tail P99 / SLO + w_slo violations + w_move |moved share|``, (lanes,).
+def prices(slo_ms: float, weights: CostWeights, pages: int) -> NDArray[np.float64]:
+    """What one unit of each term's field costs, (terms,).
 
-    All over the last interval, averaged over nodes.
+    ``c = mean / SLO + w_tail P99 / SLO + w_slo violations + w_move |moved share|``, all over the last interval and
+    averaged over nodes.
     """
-    weight = np.array([1 / slo_ms, weights.tail / slo_ms, weights.slo, weights.move / pages])
-    terms = (np.abs(telemetry.values[:, :, _PAID]) * weight).mean(axis=1)  # (lanes, terms)
-    return dict(zip(TERMS, terms.T, strict=True))
+    return np.array([1.0 / slo_ms, weights.tail / slo_ms, weights.slo, weights.move / pages])

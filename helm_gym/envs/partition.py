@@ -14,11 +14,11 @@ from helm_gym import profile as profiles
 from helm_gym.actions import Mode
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop, Step
+from helm_gym.envs.info import describe_lane
 from helm_gym.envs.render import RENDER_MODES, Screen
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
 from helm_gym.tasks import TASKS, Task, find_task
-from helm_gym.workload.state import PARAMETERS
 from helm_gym.workload.traces import Trace, read_trace
 
 Floats = NDArray[np.float32]
@@ -93,7 +93,8 @@ class PartitionEnv(gym.Env[Floats, Floats]):
 
     `info["cost"]` holds its terms (`mean`, `tail`, `slo`, `move`). For analysis only, `info` also holds `alpha`,
     `target_alpha`, the hidden workload of the interval (`workload`, a dict of its parameters; `segment`, the kind of
-    segment it lies in) and the episode's `seed`: `reset(seed=info["seed"])` plays the same workload again.
+    segment it lies in) and the episode's `seed`: `reset(seed=info["seed"])` plays the same workload again. A learned
+    backend adds `extrapolating`: whether it was asked for what it does not know.
 
     ## Starting State
 
@@ -128,7 +129,8 @@ class PartitionEnv(gym.Env[Floats, Floats]):
     ## Vectorized environment
 
     `gym.make_vec(id, num_envs=n)` opens `PartitionVectorEnv`: n lanes of one control loop, stepped as one batch, each
-    bit-identical to this environment under the same seed.
+    bit-identical to this environment under the same seed. Stable-Baselines3, which has vectors of its own, takes
+    `helm_gym.envs.sb3.PartitionVecEnv(n, task=...)`.
 
     ## Version History
 
@@ -165,8 +167,7 @@ class PartitionEnv(gym.Env[Floats, Floats]):
         """Starts the episode of ``seed``, or of the next seed that ``np_random`` draws; ``options`` are not used."""
         super().reset(seed=seed)
         self._seed = episode_seed(seed, self.np_random)
-        outcome = self.loop.reset([self._seed])
-        return self._observation(outcome), self._info(outcome)
+        return self._shown(self.loop.reset([self._seed]))
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
         """Serves one control interval.
@@ -175,7 +176,8 @@ class PartitionEnv(gym.Env[Floats, Floats]):
             InvalidInputError: an action of a wrong shape or not finite, or an episode that is over.
         """
         outcome = self.loop.step(np.asarray(action)[None, None])
-        return self._observation(outcome), float(outcome.reward[0]), False, outcome.done, self._info(outcome)
+        observation, info = self._shown(outcome)
+        return observation, outcome.reward.item(), False, outcome.done, info
 
     def render(self) -> Any:
         """Text (``ansi``), or an image, uint8 (height, width, 3)."""
@@ -187,17 +189,10 @@ class PartitionEnv(gym.Env[Floats, Floats]):
     def close(self) -> None:
         self.loop.backend.close()
 
-    def _observation(self, outcome: Step) -> Floats:
+    def _shown(self, outcome: Step) -> tuple[Floats, dict[str, Any]]:
         if self._screen is not None:
             self._screen.record(outcome)
-        return outcome.observation[0, 0].copy()  # the loop needs its own, unchanged, at the next step
-
-    def _info(self, outcome: Step) -> dict[str, Any]:
-        batched = describe(self.loop, outcome, np.array([self._seed]))
-        return {
-            key: {name: array[0].item() for name, array in value.items()} if isinstance(value, dict) else value.item()
-            for key, value in batched.items()
-        }
+        return outcome.observation[0, 0], describe_lane(self.loop, outcome, self._seed)
 
 
 def check_render_mode(render_mode: str | None) -> None:
@@ -250,20 +245,3 @@ def lane_spaces(loop: ControlLoop) -> tuple[spaces.Box[np.float32], spaces.Box[n
 def episode_seed(seed: int | None, random: np.random.Generator) -> int:
     """The workload's seed of an episode: the given one, or else a draw that no task publishes (they are small)."""
     return int(random.integers(2**32, 2**63)) if seed is None else seed
-
-
-def describe(loop: ControlLoop, outcome: Step, seeds: NDArray[np.int64]) -> dict[str, Any]:
-    """``info`` of all lanes: arrays (lanes,) of their own memory, or dicts of them. No measured time is in it."""
-    path, telemetry = loop.path, outcome.telemetry
-    assert path is not None
-    t = max(loop.t - 1, 0)
-    segment = path.segment[:, t]
-    truth = path.values[:, t].T.copy()
-    return {
-        "cost": dict(outcome.terms),
-        "alpha": telemetry["alpha"][:, 0].copy(),
-        "target_alpha": telemetry["target_alpha"][:, 0].copy(),
-        "workload": {parameter.name: truth[i] for i, parameter in enumerate(PARAMETERS)},
-        "segment": np.array([kinds[k] for kinds, k in zip(path.kind, segment, strict=True)], object),
-        "seed": seeds.copy(),
-    }

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from helm_gym.actions import Mode
 from helm_gym.control_loop import Step
+from helm_gym.envs.info import describe_lanes
 from helm_gym.envs.partition import (
     Floats,
     PartitionEnv,
     PathLike,
     check_render_mode,
-    describe,
     episode_seed,
     lane_spaces,
     open_loop,
@@ -44,11 +44,18 @@ class PartitionVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
     Every later episode's seed is drawn by a generator of the lane's own, so episode k of a lane is a function of the
     lane's first seed. Where no seed is ever given, the lanes' generators are seeded from ``np_random``.
 
+    ``reset`` and ``step`` are made of ``start`` and ``serve``, which adapters with another autoreset use too.
+
     Args:
         num_envs: number of lanes; the real backend has one.
         max_episode_steps: truncates episodes earlier, as a ``TimeLimit`` around one environment would; ``intervals``
             in contrast also shortens the workload's path, so that a trend drifts faster.
         task, regime, profile, backend, action_mode, trace, intervals, render_mode: see ``PartitionEnv``.
+
+    Attributes:
+        loop: the control loop.
+        seeds: int64 (lanes,), of the present episodes.
+        ended: whether the last step was the episodes' last.
 
     Raises:
         UnknownNameError, InvalidInputError: as ``PartitionEnv``, and for a number of lanes that a backend cannot have.
@@ -83,8 +90,10 @@ class PartitionVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         self._limit = min(self.loop.intervals, max_episode_steps or self.loop.intervals)
         self._screen = Screen(self.loop) if render_mode else None
         self._random: list[np.random.Generator] = []
-        self._seeds = np.zeros(num_envs, np.int64)
-        self._ended = False
+        self.seeds = np.zeros(num_envs, np.int64)
+        self._everywhere = np.ones(num_envs, np.bool_)
+        self._everywhere.flags.writeable = False
+        self.ended = False
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -105,7 +114,7 @@ class PartitionVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         given = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
         if given is not None and len(given) != self.num_envs:
             raise InvalidInputError(f"{len(given)} seeds were given for {self.num_envs} lanes.")
-        return self._start([None] * self.num_envs if given is None else given)
+        return self._shown(self.start(given))
 
     def step(self, actions: Floats) -> Outcome:
         """Serves one control interval in every lane, or starts the next episodes where the last step ended theirs.
@@ -113,16 +122,37 @@ class PartitionVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         Raises:
             InvalidInputError: actions of a wrong shape or not finite, or an environment that was never reset.
         """
-        if self._ended:
-            observation, info = self._start([None] * self.num_envs)
+        if self.ended:
+            observation, info = self._shown(self.start())
             return observation, np.zeros(self.num_envs), self._all(False), self._all(False), info
+        outcome = self.serve(actions)
+        observation, info = self._shown(outcome)
+        return observation, outcome.reward, self._all(False), self._all(self.ended), info
+
+    def start(self, seeds: Sequence[int | None] | None = None) -> Step:
+        """Starts an episode in every lane: that of its seed, or the next that its generator draws where it has none."""
+        if not self._random:
+            self._random = [seeding.np_random(int(s))[0] for s in self.np_random.integers(2**63, size=self.num_envs)]
+        given = [None] * self.num_envs if seeds is None else seeds
+        for lane, seed in enumerate(given):
+            if seed is not None:
+                self._random[lane] = seeding.np_random(seed)[0]
+        self.seeds = np.array([episode_seed(seed, rng) for seed, rng in zip(given, self._random, strict=True)])
+        self.ended = False
+        return self._recorded(self.loop.reset(self.seeds.tolist()))
+
+    def serve(self, actions: Floats) -> Step:
+        """Serves one control interval in every lane; ``ended`` says afterwards whether it was the episodes' last."""
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape:
             raise InvalidInputError(f"Actions have shape {actions.shape}; {self.action_space.shape} is needed.")
         outcome = self.loop.step(actions[:, None])
-        self._ended = self.loop.t >= self._limit
-        observation, info = self._shown(outcome)
-        return observation, outcome.reward, self._all(False), self._all(self._ended), info
+        self.ended = self.loop.t >= self._limit
+        return self._recorded(outcome)
+
+    def describe(self, outcome: Step) -> dict[str, Any]:
+        """``info`` of the last interval."""
+        return describe_lanes(self.loop, outcome, self.seeds, self._everywhere)
 
     def render(self) -> tuple[Any, ...] | None:
         """One text or image a lane."""
@@ -134,29 +164,13 @@ class PartitionVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
     def close_extras(self, **kwargs: Any) -> None:
         self.loop.backend.close()
 
-    def _start(self, given: Sequence[int | None]) -> tuple[Floats, dict[str, Any]]:
-        if not self._random:
-            self._random = [seeding.np_random(int(s))[0] for s in self.np_random.integers(2**63, size=self.num_envs)]
-        for lane, seed in enumerate(given):
-            if seed is not None:
-                self._random[lane] = seeding.np_random(seed)[0]
-        self._seeds[:] = [episode_seed(seed, rng) for seed, rng in zip(given, self._random, strict=True)]
-        self._ended = False
-        return self._shown(self.loop.reset(self._seeds.tolist()))
-
-    def _shown(self, outcome: Step) -> tuple[Floats, dict[str, Any]]:
+    def _recorded(self, outcome: Step) -> Step:
         if self._screen is not None:
             self._screen.record(outcome)
-        # The loop needs its own observation, unchanged, at the next step.
-        return outcome.observation[:, 0].copy(), self._masked(describe(self.loop, outcome, self._seeds))
+        return outcome
 
-    def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Gymnasium's vector infos: beside each key, ``_key`` says which lanes have it; here all do."""
-        masked: dict[str, Any] = {}
-        for key, value in info.items():
-            masked[key] = self._masked(value) if isinstance(value, dict) else value
-            masked[f"_{key}"] = self._all(True)
-        return masked
+    def _shown(self, outcome: Step) -> tuple[Floats, dict[str, Any]]:
+        return outcome.observation[:, 0], self.describe(outcome)
 
     def _all(self, value: bool) -> Bools:
         return np.full(self.num_envs, value)

@@ -220,6 +220,35 @@ def test_what_an_agent_writes_into_an_observation_stays_with_it() -> None:
     scribbled.step(STAY)
 
 
+def test_what_an_agent_writes_into_infos_stays_with_it() -> None:
+    untouched, scribbled = [PartitionVectorEnv(2, task="burst-v0") for _ in range(2)]
+    untouched.reset(seed=0)
+    _, info = scribbled.reset(seed=0)
+    for array in (*info["cost"].values(), info["alpha"], info["target_alpha"], info["segment"], info["seed"]):
+        if array.flags.writeable:
+            array[:] = 0
+    with pytest.raises(ValueError, match="read-only"):  # the workload that is yet to be served
+        info["workload"]["hot_share"][:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        info["_alpha"][:] = False
+    still = np.zeros((2, 1), np.float32)
+    assert data_equivalence(untouched.step(still), scribbled.step(still), exact=True)
+
+
+def test_infos_say_where_a_learned_backend_extrapolates(monkeypatch: pytest.MonkeyPatch) -> None:
+    single, many = PartitionEnv(task="burst-v0"), PartitionVectorEnv(3, task="burst-v0")
+    assert "extrapolating" not in single.reset(seed=0)[1] and "extrapolating" not in many.reset(seed=0)[1]
+    for env, flags in ((single, [[True]]), (many, [[False], [True], [False]])):
+        backend = env.loop.backend
+        reported = dataclasses.replace(
+            backend.step(env.loop.target, env.loop.path.at(0)), extrapolating=np.array(flags)
+        )
+        monkeypatch.setattr(backend, "step", lambda *_, reported=reported: reported)
+    assert single.step(STAY)[4]["extrapolating"] is True
+    info = many.step(np.zeros((3, 1), np.float32))[4]
+    assert info["extrapolating"].tolist() == [False, True, False] and info["_extrapolating"].all()
+
+
 def test_an_absolute_action_is_the_target() -> None:
     env = gym.make("helm/Steady-v0", action_mode="absolute")
     env.reset(seed=0)
