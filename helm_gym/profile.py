@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import operator
 import pathlib
@@ -153,6 +155,13 @@ class Profile:
     def pages_per_user(self) -> int:
         """Pages that a user with the longest history occupies."""
         return -(-self.model.max_history // self.tokens_per_page)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with anything that decides what a backend reports."""
+        cost = dataclasses.replace(self.cost, machine="", date="", mean_error=0.0)
+        content = dataclasses.asdict(dataclasses.replace(self, name="", description="", cost=cost))
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def row_ms(self) -> float:

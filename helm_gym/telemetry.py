@@ -69,6 +69,7 @@ FIELDS = (
     Field("d2h_bytes", "B", 0, _INF, "interval", "device to host (KV of evicted users, where there is a host tier)"),
     Field("compute_ms", "ms", 0, _INF, "interval", "service time spent computing"),
     Field("transfer_ms", "ms", 0, _INF, "interval", "service time spent waiting for the host link"),
+    Field("speed", "", 0, _INF, "now", "this machine's compute time over the cost model's; 1 where none is measured"),
 )
 COLUMN: dict[str, int] = {}
 for _field in FIELDS:
@@ -84,11 +85,15 @@ class Telemetry:
     Attributes:
         values: float64 (lanes, nodes, WIDTH); ``telemetry["kv_hit_rate"]`` is a view, (lanes, nodes) or
             (lanes, nodes, width).
-        sojourn_ms: float64 (lanes, nodes, requests), each request of the interval, where the backend has requests.
+        sojourn_ms, service_ms: (lanes, nodes, requests), each request of the interval, where the backend has requests.
+        extrapolating: bool (lanes, nodes), whether a learned backend was asked for what it does not know; None from
+            a backend that serves requests.
     """
 
     values: NDArray[np.float64]
-    sojourn_ms: NDArray[np.float64] | None = None
+    sojourn_ms: NDArray[np.floating] | None = None
+    service_ms: NDArray[np.floating] | None = None
+    extrapolating: NDArray[np.bool_] | None = None
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         field, column = _BY_NAME[name], COLUMN[name]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from helm_gym.backend import BackendSpec, Rung, check_allocation
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
-from helm_gym.telemetry import WIDTH, Telemetry
+from helm_gym.telemetry import COLUMN, WIDTH, Telemetry
 from helm_gym.workload.sampling import make_requests, make_traffic
 from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadState
 from real_backend.memory.layout import make_memory, make_plan, make_rules
@@ -19,7 +19,11 @@ from real_backend.memory.serve import make_ledger
 
 
 class ManagedBackend:
-    """Requests served out of a managed pool; a subclass says how long each micro-batch takes."""
+    """Requests served out of a managed pool; a subclass says how long each micro-batch takes.
+
+    Attributes:
+        speed: this machine's compute time over the cost model's; 1 where time is not measured.
+    """
 
     name: ClassVar[str]
     rung: ClassVar[Rung]
@@ -34,6 +38,7 @@ class ManagedBackend:
             self.name, self.rung, profile, lanes, nodes, deterministic=self.rung != "measured", snapshots=self.snapshots
         )
         self.profile = profile
+        self.speed = 1.0
         self.rules = make_rules(profile)
         self._plan = make_plan(profile)
         self._requests = make_requests(profile, lanes)
@@ -77,8 +82,10 @@ class ManagedBackend:
             profile.kv_bytes_per_token,
             values,
         )
-        sojourn = last_interval(self._ledger, self._ledger.sojourn_ms, requests).copy()
-        return Telemetry(values[:, None, :], sojourn[:, None, :])
+        values[:, COLUMN["speed"]] = self.speed
+        rings = (self._ledger.sojourn_ms, self._ledger.service_ms)
+        sojourn, service = (last_interval(self._ledger, ring, requests).copy()[:, None, :] for ring in rings)
+        return Telemetry(values[:, None, :], sojourn, service)
 
     def _serve(self, targets: NDArray[np.int64], state: WorkloadState) -> None:
         raise NotImplementedError  # of the abstract method: each rung has its own

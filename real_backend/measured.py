@@ -50,7 +50,6 @@ class MeasuredBackend(ManagedBackend):
 
     Attributes:
         bookkeeping_ms, service_ms: CPU time of the memory manager and service time, since the last reset.
-        speed: this machine's compute time over the cost model's.
         samples: where it is a list, every micro-batch served is added to it (calibration).
     """
 
@@ -67,7 +66,7 @@ class MeasuredBackend(ManagedBackend):
         self._probe_plan = make_plan(profile)
         self._probe_plan.slots[:] = self._probe_plan.cached[:] = self._probe_plan.stored[:] = 0
         self.samples: list[Sample] | None = None
-        self.speed, self._probe_ms, self._at_reset = 1.0, 0.0, (1.0, 1.0)
+        self._probe_ms, self._at_reset = 0.0, (1.0, 1.0)
         self.bookkeeping_ms = self.service_ms = 0.0
 
     def reset(self, state: WorkloadState, seeds: NDArray[np.int64], alpha: NDArray[np.float64]) -> None:
