@@ -12,7 +12,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.telemetry import COLUMN, WIDTH, Telemetry
 from helm_gym.workload.sampling import make_requests, make_traffic
-from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadState
+from helm_gym.workload.state import WorkloadState, check_state, limits
 from real_backend.memory.layout import make_memory, make_plan, make_rules
 from real_backend.memory.report import last_interval, order, report
 from real_backend.memory.serve import make_ledger
@@ -42,10 +42,7 @@ class ManagedBackend:
         self.rules = make_rules(profile)
         self._plan = make_plan(profile)
         self._requests = make_requests(profile, lanes)
-        self._limits = np.array([parameter.high for parameter in PARAMETERS], np.float64)
-        self._limits[INDEX["mean_history"]] = profile.model.max_history
-        self._limits[INDEX["candidates"]] = profile.model.max_candidates
-        self._limits[INDEX["hot_users"]] = profile.population.users // 2
+        self._limits = limits(profile)
         self._started = False
 
     @property
@@ -56,7 +53,7 @@ class ManagedBackend:
         """See helm_gym.backend.Backend."""
         lanes = self.spec.lanes
         pages = check_allocation(self.profile, np.asarray(alpha), (lanes, 1))
-        self._check_state(state)
+        check_state(state, self._limits, self.profile)
         self._traffic = make_traffic(self.profile, state.values, np.asarray(seeds))
         self._memory = make_memory(self.profile, pages[:, 0])
         self._ledger = make_ledger(self.profile, lanes)
@@ -67,7 +64,7 @@ class ManagedBackend:
         if not self._started:
             raise InvalidInputError(f"Backend '{self.name}' was stepped before it was reset.")
         targets = check_allocation(self.profile, np.asarray(allocation), (self.spec.lanes, 1))[:, 0]
-        self._check_state(state)
+        check_state(state, self._limits, self.profile)
         self._serve(targets, state)
         profile, requests = self.profile, self.profile.interval.requests
         values = np.zeros((self.spec.lanes, WIDTH))
@@ -102,15 +99,3 @@ class ManagedBackend:
 
     def close(self) -> None:
         """Nothing is held but memory."""
-
-    def _check_state(self, state: WorkloadState) -> None:
-        """Raises InvalidInputError for a workload that this profile's model or tables cannot take."""
-        worst = state.values.max(axis=0)
-        if (worst > self._limits).any():
-            k = int(np.argmax(worst > self._limits))
-            raise InvalidInputError(
-                f"Workload asks for {PARAMETERS[k].name} {worst[k]:g}; profile '{self.profile.name}' allows at most "
-                f"{self._limits[k]:g}."
-            )
-        if not np.isfinite(worst).all() or (state.values[:, INDEX["arrival_rate_rps"]] <= 0).any():
-            raise InvalidInputError("A workload's parameters must be finite and its arrival rate positive.")

@@ -25,7 +25,7 @@ from real_backend.memory.layout import REFILLS, TOKENS, Memory, Rules, make_plan
 from real_backend.memory.pricing import batch_ms, transfer_ms
 from real_backend.memory.serve import account, batch_end, open_interval, plan_batch, plan_refill
 
-SPEED_INTERVALS = 4
+SPEED_INTERVALS, OUTLIER = 6, 3.0  # of a reset; times beyond so many medians were interrupted
 PROBES = 4  # an interval; they take a few per cent of its time
 PROBE_SMOOTHING = 0.25  # of one interval; a shared machine changes its speed within seconds
 
@@ -73,12 +73,17 @@ class MeasuredBackend(ManagedBackend):
         """See helm_gym.backend.Backend; measures ``speed`` on requests that are drawn again afterwards."""
         self.rules, self.speed = self._fitted, 1.0
         super().reset(state, seeds, alpha)
-        self._probe_ms, self.samples, kept = self._probe(), [], self.samples
+        self._probe()  # the first calls of a while are slow, and would stand for the whole episode
+        probes, self.samples, kept = [], [], self.samples
         for _ in range(SPEED_INTERVALS):
             self.step(np.asarray(alpha), state)
+            probes.append(self._probe())
         served, self.samples = self.samples, kept
-        # The median of ratios: an interrupted micro-batch must not change the load.
-        self._set_speed(float(np.median([s.compute_ms / batch_ms(self._fitted, *s[:-1]) for s in served])))
+        expected = np.array([batch_ms(self._fitted, *s[:-1]) for s in served])
+        ratio = np.array([s.compute_ms for s in served]) / expected
+        whole = ratio < OUTLIER * np.median(ratio)
+        self._probe_ms = float(np.mean(probes))
+        self._set_speed(float((ratio * expected)[whole].sum() / expected[whole].sum()))
         self._at_reset = self.speed, self._probe_ms
         super().reset(state, seeds, alpha)
         self.bookkeeping_ms = self.service_ms = 0.0
@@ -133,8 +138,8 @@ class MeasuredBackend(ManagedBackend):
                 self.samples.append(Sample(int(new.sum()), int(new @ length), int(length.sum()), computed))
             first = end
         ledger.interval[0, 0] += 1
-        self._probe_ms += PROBE_SMOOTHING * (self._probe() - self._probe_ms)
         if self.samples is None:
+            self._probe_ms += PROBE_SMOOTHING * (self._probe() - self._probe_ms)
             speed, probe_ms = self._at_reset
             self._set_speed(speed * self._probe_ms / probe_ms)
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym import lazy
+from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 
 
@@ -46,6 +48,11 @@ class WorkloadState:
 
     values: NDArray[np.float64]
     gaps_s: NDArray[np.float64]
+
+    @property
+    def poisson(self) -> bool:
+        """Whether arrivals are Poisson; all lanes play recorded ones, or none does."""
+        return bool(self.gaps_s[0, 0] != self.gaps_s[0, 0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,3 +120,25 @@ def bounds(profile: Profile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     low, high = (np.array([getattr(p, end) for p in PARAMETERS], np.float64) for end in ("low", "high"))
     high[INDEX["mean_history"]] = profile.model.max_history
     return low, high
+
+
+def limits(profile: Profile) -> NDArray[np.float64]:
+    """The highest values that a backend of ``profile`` takes, (parameters,): its tables hold no more."""
+    high = bounds(profile)[1]
+    high[INDEX["candidates"]] = profile.model.max_candidates
+    high[INDEX["hot_users"]] = profile.population.users // 2
+    return high
+
+
+def check_state(state: WorkloadState, high: NDArray[np.float64], profile: Profile) -> None:
+    """Raises InvalidInputError for a workload that a profile's model or tables cannot take; ``high``: its limits."""
+    values = state.values
+    if lazy.passes().within(values, high, INDEX["arrival_rate_rps"]):
+        return
+    if (values > high).any():
+        lane, k = np.argwhere(values > high)[0]
+        raise InvalidInputError(
+            f"Workload asks for {PARAMETERS[k].name} {values[lane, k]:g}; profile '{profile.name}' allows at most "
+            f"{high[k]:g}."
+        )
+    raise InvalidInputError("A workload's parameters must be finite and its arrival rate positive.")

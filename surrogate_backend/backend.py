@@ -1,0 +1,168 @@
+"""The surrogate as a backend: thousands of lanes, each step one compiled call."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.backend import BackendSpec, Rung, check_allocation
+from helm_gym.errors import InvalidInputError
+from helm_gym.profile import Profile
+from helm_gym.telemetry import WIDTH, Telemetry
+from helm_gym.workload.state import WorkloadState, check_state, limits
+from surrogate_backend import checkpoint as checkpoints
+from surrogate_backend.kernels import step
+from surrogate_backend.kernels.functions import LANES, F
+from surrogate_backend.kernels.requests import make_keys
+from surrogate_backend.network import RUNGS, Sizes
+
+
+@functools.lru_cache(maxsize=8)
+def _constants(folder: pathlib.Path, profile: Profile, of: str) -> NDArray[np.float32]:
+    """A checkpoint, ready to be stepped."""
+    loaded = checkpoints.load(folder, profile)
+    sizes = loaded.card.get("sizes")
+    if sizes != Sizes().__dict__:
+        raise InvalidInputError(f"Checkpoint {folder} has networks of other sizes ({sizes}); fit it again.")
+    return step.pack(profile, loaded.tensors, of)
+
+
+class SurrogateBackend:
+    """A learned model of what an interval of the real backend reports.
+
+    Deterministic; a lane is bit-identical whatever lanes run beside it. ``Telemetry.extrapolating`` says where it was
+    asked for workloads or splits that it was not fitted to, or where the ensemble's members disagree.
+
+    Args:
+        profile: that the checkpoint was fitted to.
+        lanes: any number.
+        nodes: one.
+        checkpoint: a folder; the one shipped for the profile where not given.
+        of: which rung it is the twin of, ``measured`` or ``modelled``.
+
+    Raises:
+        InvalidInputError: no checkpoint for the profile, or a number of lanes or nodes that there cannot be.
+    """
+
+    name: ClassVar[str] = "surrogate"
+    rung: ClassVar[Rung] = "surrogate"
+
+    def __init__(
+        self,
+        profile: Profile,
+        lanes: int = 1,
+        nodes: int = 1,
+        checkpoint: pathlib.Path | None = None,
+        of: str = "measured",
+    ):
+        if nodes != 1:
+            raise InvalidInputError(f"Backend '{self.name}' has one node, not {nodes}.")
+        if lanes < 1:
+            raise InvalidInputError(f"A backend needs at least one lane, not {lanes}.")
+        if of not in RUNGS:
+            raise InvalidInputError(f"A surrogate is the twin of {' or '.join(RUNGS)}, not of '{of}'.")
+        interval = profile.interval
+        self._window = interval.window // interval.requests
+        if interval.requests > step.MAX_REQUESTS or self._window > step.MAX_INTERVALS or interval.window > 299:
+            raise InvalidInputError(
+                f"Profile '{profile.name}': a surrogate takes at most {step.MAX_REQUESTS} requests an interval and a "
+                "window of at most 299."
+            )
+        self.spec = BackendSpec(self.name, self.rung, profile, lanes, nodes, deterministic=True, snapshots=True)
+        self.profile = profile
+        folder = checkpoints.find(None, profile) if checkpoint is None else checkpoint
+        self._known = _constants(folder, profile, of)
+        self._limits = limits(profile)
+        self._scratch = np.zeros(step.SCRATCH * LANES, F)
+        self._blocks = -(-lanes // LANES)
+        self._state: step.State | None = None
+
+    @property
+    def slo_ms(self) -> float:
+        return self.profile.slo_ms
+
+    def reset(self, state: WorkloadState, seeds: NDArray[np.int64], alpha: NDArray[np.float64]) -> None:
+        """See helm_gym.backend.Backend."""
+        pages = check_allocation(self.profile, np.asarray(alpha), (self.spec.lanes, 1))
+        check_state(state, self._limits, self.profile)
+        self._state = step.make_state(state.values, make_keys(np.asarray(seeds, np.int64)), pages[:, 0])
+
+    def step(self, allocation: NDArray[np.float64], state: WorkloadState) -> Telemetry:
+        """See helm_gym.backend.Backend."""
+        if self._state is None:
+            raise InvalidInputError(f"Backend '{self.name}' was stepped before it was reset.")
+        lanes, requests = self.spec.lanes, self.profile.interval.requests
+        targets = check_allocation(self.profile, allocation, (lanes, 1))
+        check_state(state, self._limits, self.profile)
+        values = np.empty((lanes, WIDTH))
+        service, sojourn = (np.empty((self._blocks, requests * LANES), F) for _ in range(2))
+        flags = np.empty(lanes, np.bool_)
+        step.step_lanes(
+            self._known,
+            self._state.rows,
+            self._state.counters,
+            state.values,
+            state.gaps_s,
+            state.poisson,
+            targets[:, 0],
+            self.profile.pool.pages,
+            requests,
+            self._window,
+            self.profile.model.max_history,
+            self._scratch,
+            values,
+            service,
+            sojourn,
+            flags,
+            0,
+            self._blocks,
+        )
+        return _Served(values[:, None], service, sojourn, flags[:, None])
+
+    def snapshot(self) -> Any:
+        """Copies of the state's arrays."""
+        if self._state is None:
+            raise InvalidInputError(f"Backend '{self.name}' has no state to keep before it is reset.")
+        return step.State(*(array.copy() for array in self._state))
+
+    def restore(self, snapshot: Any) -> None:
+        """See helm_gym.backend.Backend."""
+        self._state = step.State(*(array.copy() for array in snapshot))
+
+    def close(self) -> None:
+        """Nothing is held but memory."""
+
+
+class _Served(Telemetry):
+    """Telemetry whose single requests are put in order of lanes only when they are asked for."""
+
+    def __init__(
+        self,
+        values: NDArray[np.float64],
+        service: NDArray[np.float32],
+        sojourn: NDArray[np.float32],
+        flags: NDArray[np.bool_],
+    ):
+        put = object.__setattr__
+        put(self, "values", values)
+        put(self, "extrapolating", flags)
+        put(self, "_service", service)
+        put(self, "_sojourn", sojourn)
+
+    @property
+    def sojourn_ms(self) -> NDArray[np.float32]:  # type: ignore[override]
+        return self._by_lane("_sojourn")
+
+    @property
+    def service_ms(self) -> NDArray[np.float32]:  # type: ignore[override]
+        return self._by_lane("_service")
+
+    def _by_lane(self, name: str) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = getattr(self, name)
+        blocks = len(rows)
+        by_lane = rows.reshape(blocks, -1, LANES).swapaxes(1, 2).reshape(blocks * LANES, 1, -1)
+        return by_lane[: len(self.values)]

@@ -1,0 +1,98 @@
+"""Checkpoints: the networks' weights and noise as safetensors, and a card that says where they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.profile import Profile
+
+SHIPPED = pathlib.Path(__file__).parent / "checkpoints"
+WEIGHTS, CARD = "model.safetensors", "card.json"
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A fitted surrogate.
+
+    Attributes:
+        tensors: by name: ``net.*`` of the ensemble, ``noise.*``, ``range.*`` of what was logged, ``threshold``.
+        card: how it was made and how true it is.
+    """
+
+    tensors: Mapping[str, NDArray[Any]]
+    card: Mapping[str, Any]
+
+
+def names() -> list[str]:
+    """Names of the shipped checkpoints."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{WEIGHTS}"))
+
+
+def find(text: str | None, profile: Profile) -> pathlib.Path:
+    """The folder of a checkpoint: a path, a shipped name, or, for None, the newest one shipped for ``profile``.
+
+    Raises:
+        UnknownNameError: neither a folder nor a shipped name.
+        InvalidInputError: nothing is shipped for the profile.
+    """
+    if text is None:
+        own = [name for name in names() if name.rpartition("-v")[0] == profile.name]
+        if not own:
+            raise InvalidInputError(
+                f"No surrogate is shipped for profile '{profile.name}'; collect a log, fit one, and give its folder, "
+                "or take backend 'modelled'."
+            )
+        return SHIPPED / max(own, key=lambda name: int(name.rpartition("-v")[2]))
+    if pathlib.Path(text).is_dir():
+        return pathlib.Path(text)
+    if text not in names():
+        raise UnknownNameError("checkpoint", text, names())
+    return SHIPPED / text
+
+
+def save(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
+    """Writes weights and card; a reader finds the former pair or the new one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.tensors.items()}
+    save_file(tensors, folder / f"{WEIGHTS}.tmp")
+    card = folder / f"{CARD}.tmp"
+    card.write_text(json.dumps(checkpoint.card, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{WEIGHTS}.tmp").replace(folder / WEIGHTS)
+    card.replace(folder / CARD)
+
+
+def load(folder: pathlib.Path, profile: Profile) -> Checkpoint:
+    """Reads a checkpoint of ``profile``.
+
+    Raises:
+        InvalidInputError: files that are missing or broken, of another format, or of another profile.
+    """
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidInputError(f"Checkpoint {folder} cannot be read ({reason}); fit it again.") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise InvalidInputError(f"Checkpoint {folder} is not of format {FORMAT}; fit it again with this version.")
+    if card.get("profile_fingerprint") != profile.fingerprint:
+        raise InvalidInputError(
+            f"Checkpoint {folder} was fitted to another profile ('{card.get('profile')}', "
+            f"{card.get('profile_fingerprint')}) than '{profile.name}' ({profile.fingerprint}); fit one to it, or take "
+            "backend 'modelled'."
+        )
+    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if bad:
+        raise InvalidInputError(f"Checkpoint {folder}: tensor '{bad[0]}' is not finite; fit it again.")
+    return Checkpoint(tensors, card)

@@ -1,0 +1,261 @@
+"""Fitting: the ensemble is trained on whole episodes, free-running, and stored with its noise, range and card."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import datetime
+import pathlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import helm_gym
+from helm_gym.errors import InvalidInputError
+from helm_gym.evaluation.machine import describe_machine, versions
+from helm_gym.profile import Profile
+from surrogate_backend import checkpoint, dataset
+from surrogate_backend.dataset import WINDOWED, Dataset, window
+from surrogate_backend.log import read_log
+from surrogate_backend.network import CACHE_FIELDS, LEVELS, RUNGS, Ensemble, Sizes, outputs, together
+from surrogate_backend.noise import FIELDS, fit_noise
+
+Progress = Callable[[int, int, dict[str, float]], None]  # steps done, steps in all, losses
+HELD_OUT_EVERY = 16  # episodes; each is a setting of its own, so whole settings are held out
+_WEIGHT = {"service": 2.0, "misses": 1.0, "emb_gain": 0.5, "emb_loss": 0.5, "kv_gain": 0.5, "kv_loss": 0.5}
+_ABSOLUTE = {"emb_empty": 0.22, "kv_empty": 0.07, "backlog": 220.0, "refilled": 110.0}  # spread of fields without one
+_QUANTILES, _SAMPLED = 30.0, 4  # weight of the quantiles' loss, and requests of an interval that it looks at
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to fit.
+
+    Attributes:
+        steps: of the optimiser, at most.
+        batch: episodes a step.
+        rate: of Adam, at its highest.
+        seed: of weights and batches.
+        threads: of torch.
+        members: of the ensemble.
+        measured_share: of a batch that comes from measured episodes, where the log has both rungs.
+        patience: evaluations without a better held-out loss before it stops.
+        evaluate_every: steps.
+    """
+
+    steps: int = 1400
+    batch: int = 16
+    rate: float = 6e-3
+    seed: int = 0
+    threads: int = 2
+    members: int = 3
+    measured_share: float = 0.3
+    patience: int = 6
+    evaluate_every: int = 100
+
+
+def fit(
+    profile: Profile,
+    logs: Sequence[pathlib.Path],
+    out: pathlib.Path,
+    settings: Settings = Settings(),  # noqa: B008  # frozen
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fits a checkpoint to logs of ``profile``, of either rung or both, and writes it to ``out``. Returns its card.
+
+    Raises:
+        InvalidInputError: a log that cannot be used, or too few episodes to hold some out.
+    """
+    started = time.perf_counter()
+    episodes = [e for folder in logs for e in read_log(folder, profile)]
+    data = dataset.from_episodes(profile, episodes)
+    if profile.max_batch != 1:
+        raise InvalidInputError(
+            f"Profile '{profile.name}' serves micro-batches of {profile.max_batch}; a surrogate is fitted to one "
+            "request at a time (max_batch 1)."
+        )
+    if data.lanes < 2 * HELD_OUT_EVERY:
+        raise InvalidInputError(
+            f"The logs hold {data.lanes} episodes; at least {2 * HELD_OUT_EVERY} are needed, so that some can be held out."
+        )
+    held = np.arange(data.lanes) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+    training, held_out = data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    net = Ensemble(Sizes(members=settings.members))
+    history = _train(net, training, held_out, profile, settings, out, progress)
+
+    noise = fit_noise(_residuals(net, training, profile), profile.interval.window // profile.interval.requests)
+    threshold = float(np.quantile(_disagreement(net, held_out), 0.999))
+    card = {
+        "format": checkpoint.FORMAT,
+        "profile": profile.name,
+        "profile_fingerprint": profile.fingerprint,
+        "sizes": dataclasses.asdict(net.sizes),
+        "settings": dataclasses.asdict(settings),
+        "logs": _described(episodes),
+        "held_out": history,
+        "fitted": {
+            "seconds": round(time.perf_counter() - started, 1),
+            "machine": describe_machine(),
+            "versions": versions() | {"helm-gym": helm_gym.__version__},
+            "date": datetime.date.today().isoformat(),
+        },
+    }
+    tensors = {f"net.{name}": value.detach().numpy() for name, value in net.state_dict().items()}
+    tensors |= {f"noise.{name}": value for name, value in noise._asdict().items()}
+    tensors |= {
+        "range.low": data.values.min((0, 1)).astype(np.float32),
+        "range.high": data.values.max((0, 1)).astype(np.float32),
+        "range.alpha": np.array([data.alpha.min(), data.alpha.max()], np.float32),
+        "threshold": np.array([threshold], np.float32),
+    }
+    checkpoint.save(out, checkpoint.Checkpoint(tensors, card))
+    return card
+
+
+def _described(episodes: Sequence[Any]) -> list[dict[str, Any]]:
+    """How many episodes and intervals of which rung were logged, where and when."""
+    keys = ("rung", "machine", "date", "code_version")
+    counts: Counter[tuple[str, ...]] = Counter()
+    for e in episodes:
+        counts[tuple(e.constants[key] for key in keys)] += e.intervals
+    return [dict(zip(keys, key, strict=True)) | {"intervals": count} for key, count in counts.items()]
+
+
+def _train(
+    net: Ensemble,
+    training: Dataset,
+    held_out: Dataset,
+    profile: Profile,
+    settings: Settings,
+    out: pathlib.Path,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """Trains in place and leaves the weights of the best held-out loss; returns the losses there."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    generator = torch.Generator().manual_seed(settings.seed)
+    optimiser = torch.optim.Adam(net.parameters(), lr=settings.rate)
+    best, kept, since = float("inf"), copy.deepcopy(net.state_dict()), 0
+    found: dict[str, float] = {}
+    with SummaryWriter(str(out / "tensorboard")) as board:
+        for step in range(1, settings.steps + 1):
+            warm = min(1.0, step / 50)
+            decay = 0.5 + 0.5 * np.cos(np.pi * step / settings.steps)
+            optimiser.param_groups[0]["lr"] = settings.rate * warm * (decay + 0.005)
+            batch = training.take(_draw(training, settings, generator))
+            loss, _ = losses(net, batch, profile, generator)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 20.0)
+            optimiser.step()
+            board.add_scalar("loss/training", loss.item(), step)
+            if step % settings.evaluate_every == 0 or step == settings.steps:
+                with torch.no_grad():
+                    value, parts = losses(net, held_out, profile)
+                for name, part in parts.items():
+                    board.add_scalar(f"held_out/{name}", part, step)
+                if value.item() < best:
+                    best, kept, since = value.item(), copy.deepcopy(net.state_dict()), 0
+                    found = {"loss": best, "step": step, **parts}
+                else:
+                    since += 1
+                if since >= settings.patience:
+                    break
+            if progress is not None:
+                progress(step, settings.steps, {"held_out": best})
+    net.load_state_dict(kept)
+    return found
+
+
+def _draw(data: Dataset, settings: Settings, generator: torch.Generator) -> NDArray[np.int64]:
+    """Episodes of a batch; both rungs in fixed shares where there are both."""
+    order = torch.randperm(data.lanes, generator=generator).numpy()
+    measured = data.rung.numpy()[order] == RUNGS.index("measured")
+    if measured.all() or not measured.any():
+        return order[: settings.batch]
+    count = min(max(1, round(settings.measured_share * settings.batch)), int(measured.sum()))
+    return np.concatenate([order[measured][:count], order[~measured][: settings.batch - count]])
+
+
+def losses(
+    net: Ensemble, data: Dataset, profile: Profile, generator: torch.Generator | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of whole episodes from cold caches on, and its part by field.
+
+    Means by weighted squares, so that they are means; spreads by Gaussian likelihood, given the means; quantiles by
+    the pinball loss on single requests: all of an interval's, or with a ``generator`` a sample of them.
+    """
+    unit, windows = profile.slo_ms / 8, profile.interval.window // profile.interval.requests
+    means, spreads, knots = outputs(net(data.x, data.rung), data.estimates)
+    total, parts = torch.zeros(()), {}
+    for name, target in data.targets.items():
+        mean = _reported(means[name], name, windows)[:, data.warmup :]
+        if name in _ABSOLUTE:
+            part = (0.5 * ((mean - target) / _ABSOLUTE[name]) ** 2).mean()
+        else:
+            spread = spreads[name][:, data.warmup :]
+            error = ((mean - target) / spread.detach()).abs()
+            fitted = torch.where(error < 5.0, 0.5 * error**2, 5.0 * error - 12.5).mean()
+            z = ((mean.detach() - target) / spread).clamp(-8.0, 8.0)
+            scale = target.abs().mean() + 1e-3
+            part = fitted + (torch.log(spread / scale) + 0.5 * z**2).mean()
+        parts[name] = part.item()
+        total = total + _WEIGHT.get(name, 1.0) * part
+    requests = data.services
+    if generator is not None:
+        requests = requests[..., torch.randint(requests.shape[-1], (_SAMPLED,), generator=generator)]
+    quantiles = (knots * means["service"].detach()[..., None])[:, data.warmup :]
+    above = (requests[None, ..., None, :] - quantiles[..., None]) / unit
+    levels = torch.as_tensor(LEVELS, dtype=above.dtype)[:, None]
+    pinball = torch.maximum(levels * above, (levels - 1.0) * above).mean((0, 1, 2, 4)).sum()
+    parts["quantiles"] = pinball.item()
+    return total + _QUANTILES * pinball, parts
+
+
+def _reported(mean: Tensor, name: str, windows: int) -> Tensor:
+    """As the log reports it: over the window, or over the interval. (members, T, lanes) or with the grid behind."""
+    if name not in WINDOWED:
+        return mean
+    if mean.dim() == 3:
+        return window(mean, windows)
+    return torch.stack([window(mean[..., k], windows) for k in range(mean.shape[-1])], -1)
+
+
+def _residuals(net: Ensemble, data: Dataset, profile: Profile) -> NDArray[np.float64]:
+    """Residuals of the ensemble's mean over a window, over its spreads: (T, lanes, noise.FIELDS)."""
+    windows = profile.interval.window // profile.interval.requests
+    parts = []
+    for first in range(0, data.lanes, 64):
+        part = data.take(np.arange(first, min(first + 64, data.lanes)))
+        with torch.no_grad():
+            means, spreads, _ = outputs(together(net(part.x, part.rung)), part.estimates)
+        columns = {}
+        for name, target in part.targets.items():
+            if name in _ABSOLUTE:
+                continue
+            error = target - _reported(means[name], name, windows)[0, part.warmup :]
+            if name not in WINDOWED:
+                error = window(error, windows)
+            z = error / spreads[name][0, part.warmup :]
+            if name == "predicted":
+                for at, where in (("low", 1), ("middle", 4), ("high", 7)):
+                    columns[f"predicted_{at}"] = z[..., where]
+            else:
+                columns[name] = z
+        parts.append(torch.stack([columns[name] for name in FIELDS], -1).numpy())
+    return np.concatenate(parts, axis=1).astype(np.float64)
+
+
+def _disagreement(net: Ensemble, data: Dataset) -> NDArray[np.float64]:
+    """Largest less least of what the members say of the service time, (T, lanes); a fourth of it is relative."""
+    with torch.no_grad():
+        said = net(data.x, data.rung).caches[:, data.warmup :, :, CACHE_FIELDS.index("service")]
+    return (said.amax(0) - said.amin(0)).numpy().astype(np.float64)

@@ -1,0 +1,1 @@
+"""Compiled parts of the surrogate: the fluid model, the networks' inputs, and the step of a lane."""

@@ -1,0 +1,294 @@
+"""What of a node is known and need not be learned: a fluid model of its users and of its two caches, compiled.
+
+Users: hot ones in ``GROUPS`` groups of equal heat, whose mean history grows with their visits and starts anew with
+turnover, and the cold ones; and how skewed the popularity was under which they chose what their histories hold. Caches: Che's approximation of LRU (Che, Tung and Wang, JSAC 2002), an entry
+requested at rate ``q`` is held with probability ``1 - exp(-q T)``. T, the age at which entries are evicted, follows
+the capacity by one step of Newton's an interval. It is dynamic by one rule: T grows by no more than the requests that
+were served, for a cache that has gained memory fills by misses, and it falls at once.
+
+It says what an interval would report within some two per cent; the networks (network.py) learn the rest. Logarithms
+and exponentials stand as rational functions of the same shape: what matters is that fitting and stepping use the very
+same ones, and both call this module. Rows are parameters, groups or buckets; columns are the lanes of a block
+(functions.py).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.profile import Profile
+from helm_gym.workload.state import INDEX
+from surrogate_backend.kernels.functions import LANES, F, inverse_exp, kernel, to_blocks
+
+GROUPS = 16  # so many float32 are one vector
+BUCKETS = 16  # of item popularity, geometric
+CURVE = (0.2, 0.5, 0.8)  # alphas at which the caches are followed too, for the simulated curve
+SPLITS = 1 + len(CURVE)  # the present split, and those of the curve
+
+# State of a lane, float32: mean history by group, share of each group seen before, the cold users' mean history, the
+# exponents of popularity that hot and cold histories were chosen by; of each cache at each split: T (KV: requests; EMB:
+# look-ups), what T's entries occupy, and how that grows with log T; and look-ups a request at each split.
+LENGTH, SEEN, COLD, HOT_ZIPF, COLD_ZIPF = 0, GROUPS, 2 * GROUPS, 2 * GROUPS + 1, 2 * GROUPS + 2
+KV, EMB = COLD_ZIPF + 1, COLD_ZIPF + 1 + 3 * SPLITS
+LOOKUPS = KV + 6 * SPLITS
+STATE = LOOKUPS + SPLITS
+# Scratch rows of a block: rate, pages and growth by group; popularity by bucket under each exponent; and what adds up.
+_RATE, _SIZE, _NEW_ITEMS = 0, GROUPS, 2 * GROUPS
+_HOT_ITEMS, _COLD_ITEMS, _ROW = _NEW_ITEMS + BUCKETS, _NEW_ITEMS + 2 * BUCKETS, _NEW_ITEMS + 3 * BUCKETS
+_USED, _SLOPE, _HIT, _AGAIN, _APART, _AGE = _ROW, _ROW + 1, _ROW + 2, _ROW + 3, _ROW + 4, _ROW + 5
+_STREAMED, _COLD_RATE, _COLD_SIZE, _LOOK, _BY_NEW = _ROW + 6, _ROW + 7, _ROW + 8, _ROW + 9, _ROW + 10
+_BY_HOT, _BY_COLD, _EMB_AGE, _MISSING = _ROW + 11, _ROW + 12, _ROW + 13, _ROW + 14
+SCRATCH = _ROW + 15
+
+# Estimates: of the users, and of each split.
+HISTORY, COLD_HISTORY, HOT_HISTORY, HOT_PAGES, PER_SPLIT = 0, 1, 2, 3, 4
+SERVICE_MS, KV_HIT, RECOMPUTED, MISSES, KV_FILLED, EMB_FILLED, SPLIT_WIDTH = 0, 1, 2, 3, 4, 5, 6
+ESTIMATES = PER_SPLIT + SPLITS * SPLIT_WIDTH
+
+_EXPONENTS, _ZIPF_CENTRE = np.linspace(0.4, 1.4, 41), F(0.9)
+_HOT_SHARE, _HOT_USERS, _MEAN_HISTORY = INDEX["hot_share"], INDEX["hot_users"], INDEX["mean_history"]
+_ZIPF, _TURNOVER, _NEW = INDEX["item_zipf"], INDEX["turnover"], INDEX["new_share"]
+_DELTA, _CANDIDATES = INDEX["delta_tokens"], INDEX["candidates"]
+_MAX_GROWTH = F(320.0)  # tokens of a user in one interval
+
+
+class Constants(NamedTuple):
+    """What the profile fixes.
+
+    Attributes:
+        scalars: float32, requests an interval, users, ceiling of a history, tokens a page, pages, rows a page, the
+            items, cost model's four figures, link latency and row (ms).
+        powers: float32 (7 BUCKETS,), share of requests that each bucket of items gets, as a polynomial of the exponent
+            of popularity, highest power first (within 1e-3 of the share from .4 to 1.4).
+        inside: float32 (BUCKETS,), items in each bucket.
+    """
+
+    scalars: NDArray[np.float32]
+    powers: NDArray[np.float32]
+    inside: NDArray[np.float32]
+
+
+def constants(profile: Profile) -> Constants:
+    """The constants of a profile."""
+    population, cost, pool = profile.population, profile.cost, profile.pool
+    edges = np.unique(np.round(np.geomspace(1, population.items + 1, BUCKETS + 1))).astype(np.int64)
+    while len(edges) < BUCKETS + 1:  # few items: the small buckets coincide, so the largest gap is halved
+        at = int(np.diff(edges).argmax())
+        edges = np.insert(edges, at + 1, (edges[at] + edges[at + 1]) // 2)
+    rank = np.arange(1, population.items + 1, dtype=np.float64)
+    popularity = np.empty((len(_EXPONENTS), BUCKETS))
+    for k, exponent in enumerate(_EXPONENTS):
+        total = np.concatenate([[0.0], np.cumsum(rank**-exponent)])
+        popularity[k] = np.diff(total[edges - 1]) / total[-1]
+    powers = np.polynomial.polynomial.polyfit(_EXPONENTS - float(_ZIPF_CENTRE), popularity, 6)[::-1]
+    scalars = (
+        *(profile.interval.requests, population.users, 0.725 * profile.model.max_history, profile.tokens_per_page),
+        *(pool.pages, profile.rows_per_page, population.items),
+        *(cost.base_ms, cost.per_token_ms, cost.per_pair_ms, cost.per_context_ms),
+        *(profile.link.latency_ms, profile.row_ms),
+    )
+    return Constants(np.array(scalars, F), powers.astype(F).ravel(), np.diff(edges).astype(F))
+
+
+def initial_state(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Cold caches and users drawn under ``values`` (lanes, parameters), in blocks: float32 (blocks, STATE, LANES)."""
+    state = np.zeros((len(values), STATE), F)
+    state[:, LENGTH : LENGTH + GROUPS] = state[:, COLD : COLD + 1] = values[:, _MEAN_HISTORY, None]
+    state[:, [HOT_ZIPF, COLD_ZIPF]] = values[:, _ZIPF, None]
+    for cache in range(KV, LOOKUPS, 3):
+        state[:, cache], state[:, cache + 2] = 1.0, 1.0
+    state[:, LOOKUPS:] = 100.0
+    return to_blocks(state)
+
+
+@kernel
+def _room(full):
+    """What is kept of a history's growth as its mean nears the ceiling that cuts at the model's maximum set it."""
+    square = full * full
+    return max(F(1.0) - square * square, F(0.0))
+
+
+@kernel
+def _users(s, w, scalars, t, f, n):
+    """Moves the users of ``n`` lanes on by one interval; fills the rates and pages of groups and the users' estimates."""
+    requests, users, ceiling, page_tokens = scalars[0], scalars[1], scalars[2], scalars[3]
+    inverse, per_page = F(1.0) / ceiling, F(1.0) / page_tokens
+    for x in range(n):
+        t[_HIT * LANES + x] = t[_AGAIN * LANES + x] = t[_USED * LANES + x] = F(0.0)
+    for g in range(GROUPS):
+        share = F((2 * g + 1) / (GROUPS * GROUPS))
+        for x in range(n):
+            t[_USED * LANES + x] += s[(LENGTH + g) * LANES + x] * share
+    for x in range(n):  # hot users who leave join the cold ones, with their histories
+        leaving = w[_TURNOVER * LANES + x] * w[_HOT_USERS * LANES + x] / users
+        s[COLD * LANES + x] += leaving * (t[_USED * LANES + x] - s[COLD * LANES + x])
+        s[COLD_ZIPF * LANES + x] += leaving * (s[HOT_ZIPF * LANES + x] - s[COLD_ZIPF * LANES + x])
+        s[HOT_ZIPF * LANES + x] += w[_TURNOVER * LANES + x] * (w[_ZIPF * LANES + x] - s[HOT_ZIPF * LANES + x])
+    for g in range(GROUPS):
+        for x in range(n):
+            turnover, delta = w[_TURNOVER * LANES + x], w[_DELTA * LANES + x]
+            # Heat is Zipf with exponent .5: equal shares of the hot requests go to growing groups.
+            members = w[_HOT_USERS * LANES + x] * F((2 * g + 1) / (GROUPS * GROUPS))
+            rate = w[_HOT_SHARE * LANES + x] * F(1.0 / GROUPS) / members
+            visits = requests * rate
+            length = s[(LENGTH + g) * LANES + x]
+            length += turnover * (w[_MEAN_HISTORY * LANES + x] - length)
+            length = min(length + min(delta * visits, _MAX_GROWTH) * _room(length * inverse), ceiling)
+            seen = s[(SEEN + g) * LANES + x] * (F(1.0) - turnover)
+            seen += (F(1.0) - seen) * (F(1.0) - inverse_exp(F(0.5) * visits))
+            size = members * (length * per_page + F(0.5))
+            s[(LENGTH + g) * LANES + x], s[(SEEN + g) * LANES + x] = length, seen
+            t[(_RATE + g) * LANES + x], t[(_SIZE + g) * LANES + x] = rate, size
+            t[_HIT * LANES + x] += length
+            t[_AGAIN * LANES + x] += size
+    for x in range(n):
+        hot_share, new, delta = w[_HOT_SHARE * LANES + x], w[_NEW * LANES + x], w[_DELTA * LANES + x]
+        arriving, zipf = w[_MEAN_HISTORY * LANES + x], w[_ZIPF * LANES + x]
+        cold_share, hot = F(1.0) - hot_share, t[_HIT * LANES + x] * F(1.0 / GROUPS)
+        cold = s[COLD * LANES + x]
+        asked = requests * cold_share / users
+        cold += asked * (new * (arriving - cold) + (F(1.0) - new) * delta * _room(cold * inverse))
+        s[COLD * LANES + x] = cold
+        s[COLD_ZIPF * LANES + x] += asked * (new + (F(1.0) - new) * delta / cold) * (zipf - s[COLD_ZIPF * LANES + x])
+        renewed = min(requests * hot_share / w[_HOT_USERS * LANES + x] * delta / hot, F(1.0))
+        s[HOT_ZIPF * LANES + x] += renewed * (zipf - s[HOT_ZIPF * LANES + x])
+        f[HISTORY * LANES + x] = hot_share * hot + cold_share * (new * arriving + (F(1.0) - new) * cold) + delta
+        f[COLD_HISTORY * LANES + x], f[HOT_HISTORY * LANES + x] = cold, hot
+        f[HOT_PAGES * LANES + x] = t[_AGAIN * LANES + x]
+
+
+@kernel
+def _popularity(powers, exponents, at, out, n):
+    """Share of requests that each bucket of items gets, under the exponents in row ``at``; fills BUCKETS rows."""
+    for b in range(BUCKETS):
+        for x in range(n):
+            z = exponents[at * LANES + x] - _ZIPF_CENTRE
+            share = powers[b]
+            share = share * z + powers[1 * BUCKETS + b]
+            share = share * z + powers[2 * BUCKETS + b]
+            share = share * z + powers[3 * BUCKETS + b]
+            share = share * z + powers[4 * BUCKETS + b]
+            share = share * z + powers[5 * BUCKETS + b]
+            share = share * z + powers[6 * BUCKETS + b]
+            out[b * LANES + x] = max(share, F(1e-6))
+
+
+@kernel
+def _aged(age, used, slope, capacity, served):
+    """T of a cache after one step of Newton's towards filling ``capacity``; it grows by at most what was served."""
+    change = (capacity - used) / (slope + F(1e-3) * capacity)
+    age = min(age * (F(1.0) + min(max(change, F(-0.5)), F(1.0))), age + served)
+    return min(max(age, F(1.0)), F(3e7))
+
+
+@kernel
+def _kv(s, w, k, split, scalars, t, f, n):
+    """The KV cache at split number ``k``, its alphas in row 0 of ``split``."""
+    requests, pages = scalars[0], scalars[4]
+    state, out = KV + 3 * k, PER_SPLIT + k * SPLIT_WIDTH
+    for x in range(n):
+        capacity = (F(1.0) - split[x]) * pages
+        age = _aged(
+            s[state * LANES + x], s[(state + 1) * LANES + x], s[(state + 2) * LANES + x], capacity, requests
+        )
+        s[state * LANES + x] = t[_AGE * LANES + x] = age
+        # Of EMB, in requests, as of the last interval.
+        t[_EMB_AGE * LANES + x] = s[(EMB + 3 * k) * LANES + x] / s[(LOOKUPS + k) * LANES + x]
+        gone = inverse_exp(t[_COLD_RATE * LANES + x] * age)
+        t[_USED * LANES + x] = t[_STREAMED * LANES + x] * age + t[_COLD_SIZE * LANES + x] * (F(1.0) - gone)
+        t[_SLOPE * LANES + x] = (
+            t[_STREAMED * LANES + x] * age + t[_COLD_SIZE * LANES + x] * t[_COLD_RATE * LANES + x] * age * gone
+        )
+        t[_MISSING * LANES + x] = gone
+        t[_HIT * LANES + x] = t[_AGAIN * LANES + x] = t[_APART * LANES + x] = F(0.0)
+    for g in range(GROUPS):
+        for x in range(n):
+            rate, size, age = t[(_RATE + g) * LANES + x], t[(_SIZE + g) * LANES + x], t[_AGE * LANES + x]
+            gone = inverse_exp(rate * age)
+            t[_USED * LANES + x] += size * (F(1.0) - gone)
+            t[_SLOPE * LANES + x] += size * rate * age * gone
+            found = s[(SEEN + g) * LANES + x] * (F(1.0) - gone)
+            again = s[(LENGTH + g) * LANES + x] * (F(1.0) - found)
+            t[_HIT * LANES + x] += found
+            t[_AGAIN * LANES + x] += again
+            # Rows of a history that was gone through of late are resident for that alone.
+            t[_APART * LANES + x] += again * inverse_exp(rate * (F(1.0) - found) * t[_EMB_AGE * LANES + x])
+    for x in range(n):
+        hot_share, new = w[_HOT_SHARE * LANES + x], w[_NEW * LANES + x]
+        per_group, cold_share = hot_share * F(1.0 / GROUPS), F(1.0) - hot_share
+        gone, known = t[_MISSING * LANES + x], cold_share * (F(1.0) - new)
+        cold_again, arrived = known * f[COLD_HISTORY * LANES + x] * gone, cold_share * new * w[_MEAN_HISTORY * LANES + x]
+        fresh = w[_DELTA * LANES + x] + w[_CANDIDATES * LANES + x]
+        apart = per_group * t[_APART * LANES + x]
+        lookups = fresh + arrived + cold_again + apart
+        t[_LOOK * LANES + x], t[_BY_NEW * LANES + x] = lookups, (fresh + arrived) / lookups
+        t[_BY_HOT * LANES + x], t[_BY_COLD * LANES + x] = apart / lookups, cold_again / lookups
+        s[(state + 1) * LANES + x], s[(state + 2) * LANES + x] = t[_USED * LANES + x], t[_SLOPE * LANES + x]
+        f[(out + KV_HIT) * LANES + x] = per_group * t[_HIT * LANES + x] + known * (F(1.0) - gone)
+        f[(out + RECOMPUTED) * LANES + x] = per_group * t[_AGAIN * LANES + x] + cold_again + arrived
+        f[(out + KV_FILLED) * LANES + x] = t[_USED * LANES + x] / ((F(1.0) - split[x]) * pages)
+
+
+@kernel
+def _emb(s, w, k, split, scalars, inside, t, f, n):
+    """The embedding cache at split number ``k``, and the service time that both caches make."""
+    requests, slots, items = scalars[0], scalars[4] * scalars[5], scalars[6]
+    state, out = EMB + 3 * k, PER_SPLIT + k * SPLIT_WIDTH
+    for x in range(n):
+        capacity = min(split[x] * slots, F(0.995) * items)
+        t[_AGE * LANES + x] = _aged(
+            s[state * LANES + x],
+            s[(state + 1) * LANES + x],
+            s[(state + 2) * LANES + x],
+            capacity,
+            requests * t[_LOOK * LANES + x],
+        )
+        t[_MISSING * LANES + x] = t[_USED * LANES + x] = t[_SLOPE * LANES + x] = F(0.0)
+    for b in range(BUCKETS):
+        held = F(1.0) / inside[b]
+        for x in range(n):
+            asked = t[_BY_NEW * LANES + x] * t[(_NEW_ITEMS + b) * LANES + x]
+            asked += t[_BY_HOT * LANES + x] * t[(_HOT_ITEMS + b) * LANES + x]
+            asked += t[_BY_COLD * LANES + x] * t[(_COLD_ITEMS + b) * LANES + x]
+            age = t[_AGE * LANES + x]
+            gone = inverse_exp(asked * held * age)
+            t[_MISSING * LANES + x] += asked * gone
+            t[_USED * LANES + x] += inside[b] * (F(1.0) - gone)
+            t[_SLOPE * LANES + x] += asked * age * gone
+    for x in range(n):
+        s[state * LANES + x], s[(LOOKUPS + k) * LANES + x] = t[_AGE * LANES + x], t[_LOOK * LANES + x]
+        s[(state + 1) * LANES + x], s[(state + 2) * LANES + x] = t[_USED * LANES + x], t[_SLOPE * LANES + x]
+        misses, history = t[_MISSING * LANES + x] * t[_LOOK * LANES + x], f[HISTORY * LANES + x]
+        tokens = w[_DELTA * LANES + x] + w[_CANDIDATES * LANES + x] + f[(out + RECOMPUTED) * LANES + x]
+        f[(out + MISSES) * LANES + x] = misses
+        f[(out + EMB_FILLED) * LANES + x] = t[_USED * LANES + x] / (split[x] * slots)
+        computed = scalars[7] + tokens * (scalars[8] + scalars[9] * history) + scalars[10] * history
+        f[(out + SERVICE_MS) * LANES + x] = computed + scalars[11] + misses * scalars[12]
+
+
+@kernel
+def fluid_step(s, w, splits, scalars, powers, inside, t, f, n):
+    """Moves ``n`` lanes of a block on by one interval and fills their estimates.
+
+    All float32, flat, rows of LANES columns: s (STATE), w (parameters), splits (SPLITS: the present alpha, then
+    ``CURVE``), t (SCRATCH), f (ESTIMATES).
+    """
+    requests, users, page_tokens = scalars[0], scalars[1], scalars[3]
+    _users(s, w, scalars, t, f, n)
+    for x in range(n):
+        cold_share, new = F(1.0) - w[_HOT_SHARE * LANES + x], w[_NEW * LANES + x]
+        arrived = w[_MEAN_HISTORY * LANES + x] / page_tokens + F(0.5)
+        leaving = w[_HOT_USERS * LANES + x] * min(w[_TURNOVER * LANES + x], F(0.2)) / requests
+        t[_STREAMED * LANES + x] = (cold_share * new + leaving) * arrived
+        t[_COLD_RATE * LANES + x] = cold_share * (F(1.0) - new) / users
+        t[_COLD_SIZE * LANES + x] = (f[COLD_HISTORY * LANES + x] / page_tokens + F(0.5)) * users
+    _popularity(powers, w, _ZIPF, t[_NEW_ITEMS * LANES :], n)
+    _popularity(powers, s, HOT_ZIPF, t[_HOT_ITEMS * LANES :], n)
+    _popularity(powers, s, COLD_ZIPF, t[_COLD_ITEMS * LANES :], n)
+    for k in range(SPLITS):
+        split = splits[k * LANES : (k + 1) * LANES]
+        _kv(s, w, k, split, scalars, t, f, n)
+        _emb(s, w, k, split, scalars, inside, t, f, n)

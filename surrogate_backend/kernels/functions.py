@@ -1,0 +1,79 @@
+"""The surrogate's kernel decorator, the blocks that lanes are served in, and stand-ins for exp and log.
+
+Lanes are served in blocks of ``LANES``: arrays of a block are flat, rows of so many columns, and a lane is a column.
+Most loops run over a block's lanes innermost, and become vector instructions; the networks', whose weights all lanes
+share, run over units. A lane goes through the same operations in the same order whatever block it is in and however
+full that is, so that one lane alone and lane k of thousands stay bit-identical: sums may not be reordered, and a test
+holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+import helm_gym.compiled as _cache  # names numba's cache folder on import
+
+T = TypeVar("T", bound=Callable[..., Any])
+F = np.float32
+LANES = 64
+assert _cache.kernel
+
+
+def kernel(function: T) -> T:
+    """Compiles ``function`` like a kernel of the memory manager; multiplications and additions may be fused."""
+    compiled: T = numba.njit(
+        cache=True,
+        nogil=True,
+        error_model="numpy",
+        fastmath={"contract", "nsz"},
+        _nrt=False,
+        forceinline=True,
+    )(function)
+    return compiled
+
+
+@kernel
+def inverse_exp(x):
+    """About exp(-x), for x >= 0: (1 - y + y^2/2 - y^3/6)^64 with y = x / 64, x clipped at 20; a division costs more."""
+    y = min(x, F(20.0)) * F(1.0 / 64.0)
+    p = F(1.0) - y * (F(1.0) - y * (F(0.5) - y * F(1.0 / 6.0)))
+    p *= p
+    p *= p
+    p *= p
+    p *= p
+    p *= p
+    return p * p
+
+
+@kernel
+def growth(x):
+    """About exp(x), for x in [-8, 8], clipped to it: (1 + y + y^2/2 + y^3/6)^8 with y = x / 8. Positive."""
+    y = min(max(x, F(-8.0)), F(8.0)) * F(0.125)
+    p = F(1.0) + y * (F(1.0) + y * (F(0.5) + y * F(1.0 / 6.0)))
+    p *= p
+    p *= p
+    return p * p
+
+
+@kernel
+def log_ratio(a, b):
+    """About half the logarithm of a / b, bounded: (a - b) / (a + b)."""
+    return (a - b) / (a + b)
+
+
+def to_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(lanes, rows) -> (blocks, rows * LANES), the last block filled up with its last lane."""
+    lanes, rows = x.shape
+    padded = np.pad(x, ((0, -lanes % LANES), (0, 0)), mode="edge")
+    return np.ascontiguousarray(padded.reshape(-1, LANES, rows).swapaxes(1, 2)).reshape(-1, rows * LANES)
+
+
+def from_blocks(x: NDArray[np.float32], lanes: int) -> NDArray[np.float32]:
+    """(blocks, rows * LANES) -> (lanes, rows)."""
+    rows = x.shape[1] // LANES
+    return np.ascontiguousarray(x.reshape(-1, rows, LANES).swapaxes(1, 2)).reshape(-1, rows)[:lanes]

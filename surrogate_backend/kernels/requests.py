@@ -1,0 +1,118 @@
+"""Single requests: their service times from predicted quantiles, their arrivals, and the queue that both make.
+
+Randomness is counted and not drawn: a uniform number is a hash of the lane's seed, the interval and its place, so a
+seed fixes it whatever a policy does and whatever was asked before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surrogate_backend.kernels.functions import LANES, F, kernel
+from surrogate_backend.network import KNOTS, LEVELS
+
+TOP = 3  # largest values kept of an interval, for P99 over windows of up to 299 requests
+PER_INTERVAL = 256  # hashes that an interval may use
+_LEVELS = LEVELS.astype(F)
+_U = np.uint32
+_GOLDEN, _FIRST, _SECOND = _U(0x9E3779B9), _U(0x21F0AAAD), _U(0x735A2D97)
+_LN2, _SQRT2 = F(np.log(2.0)), F(np.sqrt(2.0))
+
+
+def make_keys(seeds: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Two keys a lane, (2, lanes): the finaliser of splitmix64 (Steele, Lea and Flood 2014) over its seed."""
+    with np.errstate(over="ignore"):
+        x = seeds.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return np.stack([x & np.uint64(0xFFFFFFFF), x >> np.uint64(32)]).astype(np.uint32)
+
+
+@kernel
+def hashed(low, high, count):
+    """32 random bits: a multiply-shift hash (after lowbias32, Wellons 2018) keyed on both sides of its first round."""
+    v = _U(low + _U(count * _GOLDEN))
+    v = _U(v ^ (v >> _U(16)))
+    v = _U(_U(v * _FIRST) ^ high)
+    v = _U(v ^ (v >> _U(15)))
+    v = _U(v * _SECOND)
+    return _U(v ^ (v >> _U(15)))
+
+
+@kernel
+def uniform(bits):
+    """(0, 1), in steps of 2^-23."""
+    return (F(bits >> _U(9)) + F(0.5)) * F(1.0 / 8388608.0)
+
+
+@kernel
+def normal(bits):
+    """Nearly normal, of mean 0 and variance 1: the sum of four bytes."""
+    total = F(bits & _U(255)) + F((bits >> _U(8)) & _U(255)) + F((bits >> _U(16)) & _U(255)) + F(bits >> _U(24))
+    return (total - F(510.0)) * F(1.0 / 147.8)
+
+
+@kernel
+def exponential(u):
+    """Of mean 1: -ln u for u in (0, 1), by the float's exponent and a series in its mantissa (within 1e-5)."""
+    bits = F(u).view(np.int32)
+    mantissa = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000)).view(np.float32)
+    r = (mantissa - _SQRT2) / (mantissa + _SQRT2)
+    s = r * r
+    series = F(2.0) * r * (F(1.0) + s * (F(1.0 / 3.0) + s * (F(0.2) + s * F(1.0 / 7.0))))
+    return -(F((bits >> np.int32(23)) - np.int32(127)) * _LN2 + F(0.5) * _LN2 + series)
+
+
+@kernel
+def serve_requests(keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, count, q, service, sojourn, sums, n):
+    """Draws and queues one interval's requests in ``n`` lanes (Lindley: what waits is worked off between arrivals).
+
+    keys: two rows; t: (lanes,) the interval's number; gaps: (count,) rows, s, where not ``poisson``; rate: one row,
+    1/s; knots: KNOTS rows; level: one row, mean service time (ms); lag: one row, work left at the last arrival (ms).
+    Fills ``count`` rows of service and sojourn (ms), and of ``sums``: service, sojourn, violations, span (s), and TOP
+    rows each of the largest services and sojourns.
+    """
+    for i in range(4 + 2 * TOP):
+        for k in range(n):
+            sums[i * LANES + k] = F(0.0)
+    # Q(u) = q_0 + sum of slope_i (min(u, u_i) - min(u, u_i-1)), as a sum of min(u, u_i) times a change of slope.
+    for k in range(n):
+        before = F(0.0)
+        for i in range(KNOTS - 1, 0, -1):
+            slope = (knots[i * LANES + k] - knots[(i - 1) * LANES + k]) / (_LEVELS[i] - _LEVELS[i - 1]) * level[k]
+            q[i * LANES + k] = slope - before
+            before = slope
+        q[k] = knots[k] * level[k]
+    for r in range(count):
+        for k in range(n):
+            at = _U(_U(t[k]) * _U(PER_INTERVAL) + _U(2 * r))
+            u = uniform(hashed(keys[k], keys[LANES + k], at))
+            time = q[k]
+            for i in range(1, KNOTS):
+                time += q[i * LANES + k] * min(u, _LEVELS[i])
+            service[r * LANES + k] = time
+        for k in range(n):
+            if poisson:
+                at = _U(_U(t[k]) * _U(PER_INTERVAL) + _U(2 * r + 1))
+                gap = exponential(uniform(hashed(keys[k], keys[LANES + k], at))) / rate[k]
+            else:
+                gap = gaps[r * LANES + k]
+            time = service[r * LANES + k]
+            waited = max(lag[k] - F(1e3) * gap, F(0.0))
+            spent = waited + time
+            lag[k] = spent
+            sojourn[r * LANES + k] = spent
+            sums[k] += time
+            sums[LANES + k] += spent
+            sums[2 * LANES + k] += F(1.0) if spent > slo_ms else F(0.0)
+            sums[3 * LANES + k] += gap
+            a, b, c = sums[4 * LANES + k], sums[5 * LANES + k], sums[6 * LANES + k]
+            sums[4 * LANES + k] = max(a, time)
+            sums[5 * LANES + k] = max(b, min(a, time))
+            sums[6 * LANES + k] = max(c, min(b, time))
+            a, b, c = sums[7 * LANES + k], sums[8 * LANES + k], sums[9 * LANES + k]
+            sums[7 * LANES + k] = max(a, spent)
+            sums[8 * LANES + k] = max(b, min(a, spent))
+            sums[9 * LANES + k] = max(c, min(b, spent))

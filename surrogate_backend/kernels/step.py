@@ -1,0 +1,362 @@
+"""One control interval of all lanes: the compiled step of the surrogate.
+
+A block of lanes goes through the fluid, the networks, the noise and the requests in turn, and its telemetry is summed
+over a ring of the window's intervals, as the real backend's ledger does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.profile import Profile
+from helm_gym.telemetry import ALPHA_GRID, COLUMN, WIDTH
+from helm_gym.workload.state import INDEX, PARAMETERS
+from surrogate_backend.kernels import fields, fluid, inputs, networks
+from surrogate_backend.kernels.functions import LANES, F, inverse_exp, kernel
+from surrogate_backend.kernels.requests import TOP, serve_requests
+from surrogate_backend.network import KNOTS
+
+MAX_REQUESTS, MAX_INTERVALS = 64, 8
+_P = len(PARAMETERS)
+# Rows of an interval in the ring: what serve_requests sums, then the fields that windows are made of.
+_SERVED, _SPENT, _LATE, _SPAN, _TOP_SERVICE, _TOP_SOJOURN = 0, 1, 2, 3, 4, 4 + TOP
+_HITS = 4 + 2 * TOP
+_MISSED, _LOOKED, _AGAIN, _GAIN = _HITS + 1, _HITS + 2, _HITS + 3, _HITS + 4
+_LENGTH, _UNIQUE, _RETURNING, _MOVING, _MEDIAN, _CURVE = _GAIN + 4, _GAIN + 5, _GAIN + 6, _GAIN + 7, _GAIN + 8, _GAIN + 9
+RING = _CURVE + len(ALPHA_GRID)
+
+# Rows of a block's float32 state, and of its uint32 state.
+_FLUID, _HIDDEN = 0, fluid.STATE
+_FACTORS = _HIDDEN + networks.STATE
+_LAG = _FACTORS + fields.SLOW
+_RING = _LAG + 1
+STATE = _RING + MAX_INTERVALS * RING
+KEYS, CLOCK, PAGES, COUNTERS = 0, 2, 3, 4
+
+# Places in the flat constants.
+_SCALARS = 0
+_POWERS = _SCALARS + 13
+_INSIDE = _POWERS + 7 * fluid.BUCKETS
+_REST = _INSIDE + fluid.BUCKETS
+_FAST = _REST + 8
+_SLOW = _FAST + fields.NOISY**2
+_OWN = _SLOW + fields.NOISY * fields.SLOW
+# Persistence, threshold, least and largest alpha logged, SLO, row (ms), row (B), page (B), link latency (ms), page budget.
+_LOW = _OWN + 10
+_HIGH = _LOW + _P
+_WEIGHTS = _HIGH + _P
+CONSTANTS = _WEIGHTS + networks.MEMBERS * networks.WEIGHTS
+
+# Scratch rows of a block.
+_W, _SPLITS = 0, _P
+_ALPHA_MOVED = _SPLITS + fluid.SPLITS
+_F = _ALPHA_MOVED + 1
+_X = _F + fluid.ESTIMATES
+_Y = _X + inputs.CACHES
+_OUT = _Y + networks.OUTPUTS
+_LEVEL = _OUT + fields.FIELDS
+_RATE, _Q = _LEVEL + 1, _LEVEL + 2
+_T = _Q + KNOTS
+_V = _T + max(fluid.SCRATCH, networks.SCRATCH, RING)
+_GAPS = _V + networks.SCRATCH
+_TELE = _GAPS + MAX_REQUESTS
+SCRATCH = _TELE + WIDTH
+
+_ARRIVAL, _DELTA, _CANDIDATES = INDEX["arrival_rate_rps"], INDEX["delta_tokens"], INDEX["candidates"]
+COLUMN_ALPHA, COLUMN_TARGET, COLUMN_PENDING = COLUMN["alpha"], COLUMN["target_alpha"], COLUMN["pending_pages"]
+COLUMN_MOVED, COLUMN_MOVED_BYTES = COLUMN["moved_pages"], COLUMN["moved_bytes"]
+_V_EMB_HIT = COLUMN["emb_hit_rate"]
+_V_KV_HIT = COLUMN["kv_hit_rate"]
+_V_EMB_MISS = COLUMN["emb_miss_bytes"]
+_V_AGAIN = COLUMN["kv_recomputed_tokens"]
+_V_COMPUTE_SHARE = COLUMN["compute_share"]
+_V_TRANSFER_SHARE = COLUMN["transfer_share"]
+_V_GAINS = COLUMN["emb_gain_ms"]
+_V_PREDICTED = COLUMN["predicted_ms"]
+_V_RETURNING = COLUMN["returning_share"]
+_V_UNIQUE = COLUMN["unique_users"]
+_V_HISTORY = COLUMN["mean_history"]
+_V_RATE = COLUMN["arrival_rate_rps"]
+_V_UTILISATION = COLUMN["utilisation"]
+_V_QUEUE = COLUMN["queue_depth"]
+_V_EMB_EMPTY = COLUMN["emb_empty_share"]
+_V_KV_EMPTY = COLUMN["kv_empty_share"]
+_V_BACKLOG = COLUMN["backlog_rows"]
+_V_SERVICE = COLUMN["service_mean_ms"]
+_V_SERVICE_P99 = COLUMN["service_p99_ms"]
+_V_SOJOURN = COLUMN["sojourn_mean_ms"]
+_V_P50 = COLUMN["sojourn_p50_ms"]
+_V_P99 = COLUMN["sojourn_p99_ms"]
+_V_LATE = COLUMN["slo_violations"]
+_V_I_SERVICE = COLUMN["interval_service_ms"]
+_V_I_SOJOURN = COLUMN["interval_sojourn_ms"]
+_V_I_P99 = COLUMN["interval_p99_ms"]
+_V_I_LATE = COLUMN["interval_violations"]
+_V_I_SPAN = COLUMN["interval_arrival_s"]
+_V_H2D = COLUMN["h2d_critical_bytes"]
+_V_BACKGROUND = COLUMN["h2d_background_bytes"]
+_V_D2H = COLUMN["d2h_bytes"]
+_V_COMPUTE = COLUMN["compute_ms"]
+_V_TRANSFER = COLUMN["transfer_ms"]
+_V_SPEED = COLUMN["speed"]
+
+
+def pack(profile: Profile, tensors: Mapping[str, NDArray[Any]], rung: str) -> NDArray[np.float32]:
+    """All that stepping needs to know, flat: float32 (CONSTANTS,)."""
+    known = fluid.constants(profile)
+    low, high = tensors["range.low"].copy(), tensors["range.high"].copy()
+    margin = 0.02 * (high - low) + 1e-6
+    low, high = low - margin, high + margin
+    low[_ARRIVAL], high[_ARRIVAL] = -np.inf, np.inf  # queues are computed, not learned
+    own = [
+        *(tensors["noise.persistence"][0], tensors["threshold"][0], *tensors["range.alpha"], profile.slo_ms),
+        *(profile.row_ms, profile.row_bytes, profile.pool.page_bytes, profile.link.latency_ms),
+        profile.pool.page_moves_per_interval,
+    ]
+    parts = [
+        *known,
+        inputs.rest(profile),
+        tensors["noise.fast"].ravel(),
+        tensors["noise.slow"].ravel(),
+        np.array(own, F),
+        low,
+        high,
+        networks.pack(tensors, rung),
+    ]
+    flat = np.concatenate(parts).astype(F)
+    assert flat.shape == (CONSTANTS,)
+    return flat
+
+
+class State(NamedTuple):
+    """Everything that the future of the lanes depends on, in blocks.
+
+    Attributes:
+        rows: float32 (blocks, STATE * LANES).
+        counters: uint32 (blocks, COUNTERS * LANES): two keys of the randomness, the interval's number, EMB's pages.
+    """
+
+    rows: NDArray[np.float32]
+    counters: NDArray[np.uint32]
+
+
+def make_state(values: NDArray[np.float64], keys: NDArray[np.uint32], pages: NDArray[np.int64]) -> State:
+    """Lanes with cold caches.
+
+    Args:
+        values: (lanes, parameters).
+        keys: (2, lanes) of requests.make_keys.
+        pages: (lanes,), EMB's.
+    """
+    lanes = len(pages)
+    blocks = -(-lanes // LANES)
+    rows = np.zeros((blocks, STATE * LANES), F)
+    rows[:, : fluid.STATE * LANES] = fluid.initial_state(values)
+    counters = np.zeros((blocks, COUNTERS, LANES), np.uint32)
+    filled = np.zeros((COUNTERS, blocks * LANES), np.uint32)
+    filled[KEYS : KEYS + 2, :lanes], filled[PAGES, :lanes] = keys, pages
+    counters[:] = filled.reshape(COUNTERS, blocks, LANES).swapaxes(0, 1)
+    return State(rows, counters.reshape(blocks, -1))
+
+
+@kernel
+def _median(rows, mean, count, above, n, out):
+    """Median of ``count`` rows by bisection from 0 to twice the mean, into ``out``; above: scratch, one row."""
+    for k in range(n):
+        out[k] = mean[k]
+    width = F(0.5)
+    for _ in range(8):
+        for k in range(n):
+            above[k] = F(0.0)
+        for r in range(count):
+            for k in range(n):
+                above[k] += F(1.0) if rows[r * LANES + k] > out[k] else F(0.0)
+        for k in range(n):
+            out[k] += mean[k] * width if F(2.0) * above[k] > F(count) else -mean[k] * width
+        width *= F(0.5)
+
+
+@kernel
+def _quantile(ring, filled, top, requests, share, n, out):
+    """A high quantile over the ring's intervals, from each one's largest values; linear between order statistics."""
+    last = requests * filled - 1
+    at = share * last
+    low = int(at)
+    part, rank = F(at - low), last - low  # rank: from the top, 0 the largest
+    for k in range(n):
+        a = b = c = F(-1.0)
+        for i in range(filled):
+            for j in range(TOP):
+                value = ring[(i * RING + top + j) * LANES + k]
+                c = max(c, min(b, value))
+                b = max(b, min(a, value))
+                a = max(a, value)
+        if rank >= 2:
+            out[k] = c + part * (b - c)
+        elif rank == 1:
+            out[k] = b + part * (a - b)
+        else:
+            out[k] = a
+
+
+@kernel
+def _record(c, own, f, w, requests, n):
+    """Puts the fields of an interval beside what its requests came to, in its place of the ring."""
+    row_ms, latency_ms = c[_OWN + 5], c[_OWN + 8]
+    for k in range(n):
+        misses = f[fields.MISSED * LANES + k]
+        again = min(f[fields.AGAIN * LANES + k], f[fields.LENGTH * LANES + k])
+        own[_HITS * LANES + k], own[_MISSED * LANES + k] = f[fields.HIT * LANES + k], misses
+        own[_LOOKED * LANES + k] = again + w[_DELTA * LANES + k] + w[_CANDIDATES * LANES + k]
+        own[_AGAIN * LANES + k] = again
+        waited = requests * (misses * row_ms + latency_ms * (F(1.0) - inverse_exp(misses)))
+        own[_MOVING * LANES + k] = min(waited, F(0.95) * own[_SERVED * LANES + k])
+        own[_LENGTH * LANES + k] = f[fields.LENGTH * LANES + k]
+        own[_UNIQUE * LANES + k] = f[fields.UNIQUE * LANES + k]
+        own[_RETURNING * LANES + k] = f[fields.RETURNING * LANES + k]
+    for i in range(4):
+        for k in range(n):
+            own[(_GAIN + i) * LANES + k] = f[(fields.GAINS + i) * LANES + k]
+    for i in range(len(ALPHA_GRID)):
+        for k in range(n):
+            own[(_CURVE + i) * LANES + k] = f[(fields.PREDICTED + i) * LANES + k]
+
+
+@kernel
+def _report(c, ring, filled, own, requests, f, total, v, n):
+    """Fills the telemetry's rows ``v`` that the ring and the fields decide; total: scratch, RING rows."""
+    row_bytes = c[_OWN + 6]
+    count, share = F(requests), F(1.0 / filled)
+    window = count * F(filled)
+    for row in range(RING):
+        for k in range(n):
+            total[row * LANES + k] = F(0.0)
+        for i in range(filled):
+            for k in range(n):
+                total[row * LANES + k] += ring[(i * RING + row) * LANES + k]
+    for k in range(n):
+        busy, span = total[_SERVED * LANES + k], max(total[_SPAN * LANES + k], F(1e-9))
+        v[_V_EMB_HIT * LANES + k] = max(F(1.0) - total[_MISSED * LANES + k] / total[_LOOKED * LANES + k], F(0.0))
+        v[_V_KV_HIT * LANES + k] = total[_HITS * LANES + k] * share
+        v[_V_EMB_MISS * LANES + k] = total[_MISSED * LANES + k] * share * row_bytes
+        v[_V_AGAIN * LANES + k] = total[_AGAIN * LANES + k] * share
+        v[_V_TRANSFER_SHARE * LANES + k] = total[_MOVING * LANES + k] / busy
+        v[_V_COMPUTE_SHARE * LANES + k] = F(1.0) - v[_V_TRANSFER_SHARE * LANES + k]
+        v[_V_RETURNING * LANES + k] = total[_RETURNING * LANES + k] * share
+        v[_V_UNIQUE * LANES + k] = total[_UNIQUE * LANES + k] * share
+        v[_V_HISTORY * LANES + k] = total[_LENGTH * LANES + k] * share
+        v[_V_RATE * LANES + k] = window / span
+        v[_V_UTILISATION * LANES + k] = busy * F(1e-3) / span
+        v[_V_SERVICE * LANES + k] = busy / window
+        v[_V_SOJOURN * LANES + k] = total[_SPENT * LANES + k] / window
+        v[_V_QUEUE * LANES + k] = total[_SPENT * LANES + k] * F(1e-3) / span  # Little's law
+        v[_V_P50 * LANES + k] = total[_MEDIAN * LANES + k] * share
+        v[_V_LATE * LANES + k] = total[_LATE * LANES + k] / window
+        v[_V_I_SERVICE * LANES + k] = own[_SERVED * LANES + k] / count
+        v[_V_I_SOJOURN * LANES + k] = own[_SPENT * LANES + k] / count
+        v[_V_I_LATE * LANES + k] = own[_LATE * LANES + k] / count
+        v[_V_I_SPAN * LANES + k] = own[_SPAN * LANES + k]
+        v[_V_H2D * LANES + k] = own[_MISSED * LANES + k] * count * row_bytes
+        v[_V_TRANSFER * LANES + k] = own[_MOVING * LANES + k]
+        v[_V_COMPUTE * LANES + k] = own[_SERVED * LANES + k] - own[_MOVING * LANES + k]
+        v[_V_BACKGROUND * LANES + k] = f[fields.REFILLED * LANES + k] * row_bytes
+        v[_V_EMB_EMPTY * LANES + k] = f[fields.EMB_EMPTY * LANES + k]
+        v[_V_KV_EMPTY * LANES + k] = f[fields.KV_EMPTY * LANES + k]
+        v[_V_BACKLOG * LANES + k] = f[fields.BACKLOG * LANES + k]
+        v[_V_D2H * LANES + k], v[_V_SPEED * LANES + k] = F(0.0), F(1.0)
+    for i in range(4):
+        for k in range(n):
+            v[(_V_GAINS + i) * LANES + k] = total[(_GAIN + i) * LANES + k] * share
+    for i in range(len(ALPHA_GRID)):
+        for k in range(n):
+            v[(_V_PREDICTED + i) * LANES + k] = total[(_CURVE + i) * LANES + k] * share
+    _quantile(ring, filled, _TOP_SERVICE, requests, 0.99, n, v[_V_SERVICE_P99 * LANES :])
+    _quantile(ring, filled, _TOP_SOJOURN, requests, 0.99, n, v[_V_P99 * LANES :])
+    _quantile(own, 1, _TOP_SOJOURN, requests, 0.99, n, v[_V_I_P99 * LANES :])
+
+
+@kernel
+def _flag(c, w, splits, y, out, block, n):
+    """Says of each lane whether it was asked for what the networks do not know."""
+    for k in range(n):
+        apart = y[(networks.OUTPUTS - 1) * LANES + k] - y[(networks.OUTPUTS - 2) * LANES + k]
+        outside = apart > F(2.0) * c[_OWN + 1] or splits[k] < c[_OWN + 2] - F(0.02) or splits[k] > c[_OWN + 3] + F(0.02)
+        for p in range(_P):
+            outside = outside or w[p * LANES + k] < c[_LOW + p] or w[p * LANES + k] > c[_HIGH + p]
+        out[block * LANES + k] = outside
+
+
+@kernel
+def step_lanes(
+    c, rows, counters, values, gaps, poisson, targets, pool_pages, requests, window, max_history,
+    scratch, out, service, sojourn, flags, first, last,
+):  # fmt: skip
+    """Serves one interval in blocks ``first`` to ``last``.
+
+    c: of ``pack``; rows, counters: of ``State``; values: (lanes, parameters); gaps: (lanes, requests), s, where not
+    ``poisson``; targets: (lanes,), EMB's pages; window: intervals. Fills out: float64 (lanes, WIDTH); service, sojourn:
+    float32 (blocks, requests * LANES), ms; flags: bool (lanes,).
+    """
+    lanes = values.shape[0]
+    scalars, powers, inside = c[_SCALARS:_POWERS], c[_POWERS:_INSIDE], c[_INSIDE:_REST]
+    rest, fast, slow, weights = c[_REST:_FAST], c[_FAST:_SLOW], c[_SLOW:_OWN], c[_WEIGHTS:]
+    w, splits, moved = scratch[_W * LANES :], scratch[_SPLITS * LANES :], scratch[_ALPHA_MOVED * LANES :]
+    f, x, y, out_f = scratch[_F * LANES :], scratch[_X * LANES :], scratch[_Y * LANES :], scratch[_OUT * LANES :]
+    level, rate, q = scratch[_LEVEL * LANES :], scratch[_RATE * LANES :], scratch[_Q * LANES :]
+    t, u, gap_rows, tele = scratch[_T * LANES :], scratch[_V * LANES :], scratch[_GAPS * LANES :], scratch[_TELE * LANES :]
+    budget, total_pages = c[_OWN + 9], F(pool_pages)
+    for block in range(first, last):
+        base = block * LANES
+        n = min(LANES, lanes - base)
+        s, counts = rows[block], counters[block]
+        clock, pages = counts[CLOCK * LANES :], counts[PAGES * LANES :]
+        for k in range(n):
+            for p in range(_P):
+                w[p * LANES + k] = F(values[base + k, p])
+            change = targets[base + k] - np.int64(pages[k])
+            change = min(max(change, -np.int64(budget)), np.int64(budget))
+            now = np.int64(pages[k]) + change
+            pages[k] = np.uint32(now)
+            splits[k] = F(now) / total_pages
+            moved[k] = F(change) / budget
+            rate[k] = w[_ARRIVAL * LANES + k]
+            tele[COLUMN_ALPHA * LANES + k], tele[COLUMN_TARGET * LANES + k] = splits[k], F(targets[base + k]) / total_pages
+            tele[COLUMN_PENDING * LANES + k], tele[COLUMN_MOVED * LANES + k] = F(targets[base + k] - now), F(change)
+            tele[COLUMN_MOVED_BYTES * LANES + k] = abs(F(change)) * c[_OWN + 7]
+        for j in range(1, fluid.SPLITS):
+            for k in range(n):
+                splits[j * LANES + k] = F(fluid.CURVE[j - 1])
+        if not poisson:
+            for r in range(requests):
+                for k in range(n):
+                    gap_rows[r * LANES + k] = F(gaps[base + k, r])
+        fluid.fluid_step(s[_FLUID * LANES :], w, splits, scalars, powers, inside, t, f, n)
+        inputs.network_inputs(w, splits, moved, f, rest, x, n)
+        networks.run_networks(weights, x, s[_HIDDEN * LANES :], t, u, y, n)
+        fields.predict(y, f, out_f, n)
+        fields.draw_noise(
+            counts, clock, fast, slow, c[_OWN], s[_FACTORS * LANES :], F(requests), level, out_f, n
+        )
+        here = np.int64(clock[0]) % window
+        filled = min(np.int64(clock[0]) + 1, window)
+        ring = s[_RING * LANES :]
+        own = ring[here * RING * LANES :]
+        serve_requests(
+            counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * LANES :], level, s[_LAG * LANES :], c[_OWN + 4],
+            requests, q, service[block], sojourn[block], own, n,
+        )  # fmt: skip
+        for k in range(n):
+            level[k] = own[_SPENT * LANES + k] / F(requests)
+        _median(sojourn[block], level, requests, rate, n, own[_MEDIAN * LANES :])
+        fields.add_noise(fast, own, F(requests), F(max_history), out_f, n)
+        _record(c, own, out_f, w, F(requests), n)
+        _report(c, ring, filled, own, requests, out_f, t, tele, n)
+        _flag(c, w, splits, y, flags, block, n)
+        for k in range(n):
+            clock[k] += np.uint32(1)
+            for column in range(WIDTH):
+                out[base + k, column] = tele[column * LANES + k]

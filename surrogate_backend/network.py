@@ -1,0 +1,221 @@
+"""The networks of the surrogate, in torch: what they read, what they say, and how an ensemble of them is stored.
+
+Each member has two small gated linear recurrences (minGRU: Feng et al., "Were RNNs All We Needed?", 2024), whose gates
+depend on the inputs alone. The users' network sees the workload and nothing that depends on alpha; the caches' network
+sees the split and the users' hidden state besides. Neither is fed its own outputs: what an interval reported does not
+change the next one. Both correct the fluid's estimates (fluid.py) by factors and odds.
+
+kernels/networks.py and kernels/fields.py say the same in compiled form; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from helm_gym.telemetry import ALPHA_GRID
+from surrogate_backend.kernels import fluid
+from surrogate_backend.kernels.inputs import CACHES, USERS
+
+CURVE = len(ALPHA_GRID)
+# Outputs of the users' network, of the caches' network, in order; then the logarithms of spreads.
+USER_FIELDS = ("history", "unique", "returning")
+CACHE_FIELDS = (
+    *("service", "kv_hit", "misses", "recomputed", "emb_gain", "emb_loss", "kv_gain", "kv_loss"),
+    *("emb_empty", "kv_empty", "backlog", "refilled"),
+)
+USER_SPREADS = (*USER_FIELDS, "predicted")
+CACHE_SPREADS = CACHE_FIELDS[:8]
+# Quantiles of an interval's service times, as a share of their mean; u is a multiple of 1/64.
+LEVELS = np.array([0, 1, 4, 10, 16, 24, 32, 40, 48, 54, 58, 61, 63, 64]) / 64
+KNOTS = len(LEVELS)
+KNOT_WEIGHT = np.convolve(np.diff(LEVELS), [0.5, 0.5])  # the mean of a piecewise linear quantile function
+USER_OUTPUTS = len(USER_FIELDS) + CURVE + len(USER_SPREADS)
+CACHE_OUTPUTS = len(CACHE_FIELDS) + KNOTS + len(CACHE_SPREADS)
+RUNGS = ("modelled", "measured")
+GAIN_MS, BACKLOG_ROWS, REFILL_ROWS = 0.01, 500.0, 250.0  # units of the outputs that no estimate stands behind
+LEAST_SPREAD = 0.003
+# Interpolation of the simulated curve from the splits that the fluid follows to the grid, linear: (splits, grid).
+INTERPOLATE = np.stack([np.interp(ALPHA_GRID, fluid.CURVE, np.eye(len(fluid.CURVE))[k]) for k in range(3)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Widths: members of the ensemble, hidden state of the users' and of the caches' network, and their layers."""
+
+    members: int = 3
+    user_hidden: int = 8
+    hidden: int = 12
+    layer: int = 12
+
+
+class _Scan(torch.autograd.Function):
+    """h[t] = keep[t] h[t-1] + new[t] from h = 0, along the first axis; the recurrence without a graph of its steps."""
+
+    @staticmethod
+    def forward(ctx: Any, keep: Tensor, new: Tensor) -> Tensor:
+        h, state = torch.empty_like(new), torch.zeros_like(new[0])
+        for t in range(len(new)):
+            state = torch.addcmul(new[t], keep[t], state)
+            h[t] = state
+        ctx.save_for_backward(keep, h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        keep, h = ctx.saved_tensors
+        gradient = gradients[0]
+        of_new, carried = torch.empty_like(gradient), torch.zeros_like(gradient[0])
+        for t in range(len(gradient) - 1, -1, -1):
+            carried = gradient[t] + carried
+            of_new[t] = carried
+            carried = carried * keep[t]
+        of_keep = torch.zeros_like(gradient)
+        of_keep[1:] = of_new[1:] * h[:-1]
+        return of_keep, of_new
+
+
+def softsign(x: Tensor) -> Tensor:
+    return x / (1.0 + x.abs())
+
+
+def growth(x: Tensor) -> Tensor:
+    """As functions.growth of the kernels."""
+    y = x.clamp(-8.0, 8.0) / 8.0
+    p = 1.0 + y * (1.0 + y * (0.5 + y / 6.0))
+    p = p * p
+    p = p * p
+    return p * p
+
+
+class _Linear(nn.Module):
+    """One linear layer a member: (members, rows, width in) -> (members, rows, width out)."""
+
+    def __init__(self, members: int, width: int, out: int, gain: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(members, width, out) * gain / np.sqrt(width))
+        self.bias = nn.Parameter(torch.zeros(members, 1, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class _Recurrence(nn.Module):
+    """Encoder and minGRU: inputs (members, T * lanes, width) -> encoding, hidden state."""
+
+    def __init__(self, members: int, width: int, encoder: int, hidden: int):
+        super().__init__()
+        self.hidden = hidden
+        self.encode = _Linear(members, width, encoder, 1.5)
+        self.gate = _Linear(members, encoder, 2 * hidden)
+        with torch.no_grad():  # memories from one interval to some hundred
+            self.gate.bias[:, :, :hidden] = -torch.linspace(0.0, 12.0, hidden)
+
+    def forward(self, x: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
+        encoded = softsign(self.encode(x))
+        both = self.gate(encoded)
+        z = 0.5 + 0.5 * softsign(both[..., : self.hidden])
+        members, rows, _ = both.shape
+
+        def by_time(x: Tensor) -> Tensor:
+            return x.view(members, intervals, rows // intervals, -1).transpose(0, 1).contiguous()
+
+        h = _Scan.apply(by_time(1.0 - z), by_time(z * both[..., self.hidden :]))
+        return encoded, softsign(h.transpose(0, 1).reshape(members, rows, -1))
+
+
+class Raw(NamedTuple):
+    """What the networks say before it is applied to the estimates: (members, T, lanes, USER_ or CACHE_OUTPUTS)."""
+
+    users: Tensor
+    caches: Tensor
+
+
+class Ensemble(nn.Module):
+    """All members, side by side."""
+
+    def __init__(self, sizes: Sizes = Sizes()):  # noqa: B008  # frozen
+        super().__init__()
+        s = self.sizes = sizes
+        self.users = _Recurrence(s.members, USERS, s.layer, s.user_hidden)
+        self.users_head = _Linear(s.members, s.layer + s.user_hidden, s.layer)
+        self.users_out = _Linear(s.members, s.layer, USER_OUTPUTS, 0.3)
+        self.caches = _Recurrence(s.members, CACHES + s.user_hidden, s.layer, s.hidden)
+        self.caches_head = _Linear(s.members, s.layer + s.hidden, s.layer)
+        self.caches_out = _Linear(s.members, s.layer, CACHE_OUTPUTS, 0.3)
+        self.rung = nn.Parameter(torch.zeros(s.members, len(RUNGS), s.layer))
+
+    def forward(self, x: Tensor, rung: Tensor) -> Raw:
+        """x: (T, lanes, CACHES); rung: (lanes,), index into RUNGS."""
+        intervals, lanes, _ = x.shape
+        members = self.sizes.members
+        flat = x.reshape(1, intervals * lanes, -1).expand(members, -1, -1)
+        encoded, hidden = self.users(flat[..., :USERS], intervals)
+        users = self.users_out(softsign(self.users_head(torch.cat([encoded, hidden], -1))))
+        encoded, own = self.caches(torch.cat([flat, hidden], -1), intervals)
+        of_rung = self.rung[:, rung].repeat(1, intervals, 1)
+        caches = self.caches_out(softsign(self.caches_head(torch.cat([encoded, own], -1)) + of_rung))
+        shape = (members, intervals, lanes, -1)
+        return Raw(users.view(shape), caches.view(shape))
+
+
+def together(raw: Raw) -> Raw:
+    """What the ensemble says as one: the members' mean, before it is applied to the estimates."""
+    return Raw(*(part.mean(0, keepdim=True) for part in raw))
+
+
+def outputs(raw: Raw, estimates: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Means of an interval's fields, their spreads, and the quantiles of its service times.
+
+    Args:
+        raw: of the ensemble.
+        estimates: (T, lanes, ESTIMATES) of the fluid.
+
+    Returns:
+        means by field, (members, T, lanes) or with the grid behind: ms, tokens, rows, rates; spreads, absolute; and
+        quantiles over their mean, (members, T, lanes, KNOTS).
+    """
+    f, users, caches = estimates, raw.users, raw.caches
+    curve = torch.stack([f[..., fluid.PER_SPLIT + k * fluid.SPLIT_WIDTH] for k in range(1, fluid.SPLITS)], -1)
+    own = fluid.PER_SPLIT
+
+    def odds(p: Tensor, x: Tensor) -> Tensor:
+        up = p * growth(x)
+        return up / (up + (1.0 - p))
+
+    c = dict(zip(CACHE_FIELDS, caches.unbind(-1), strict=False))
+    means = {
+        "history": f[..., fluid.HISTORY] * growth(0.25 * users[..., 0]),
+        "unique": odds(torch.full_like(f[..., 0], 0.5), users[..., 1]),
+        "returning": odds(torch.full_like(f[..., 0], 0.5), users[..., 2]),
+        "predicted": curve @ torch.as_tensor(INTERPOLATE, dtype=f.dtype) * growth(0.25 * users[..., 3 : 3 + CURVE]),
+        "service": f[..., own + fluid.SERVICE_MS] * growth(0.25 * c["service"]),
+        "kv_hit": odds(f[..., own + fluid.KV_HIT].clamp(0.005, 0.995), c["kv_hit"]),
+        "misses": (f[..., own + fluid.MISSES] + 0.1) * growth(c["misses"]),
+        "recomputed": (f[..., own + fluid.RECOMPUTED] + 5.0) * growth(0.5 * c["recomputed"]),
+        **{name: GAIN_MS * growth(c[name]) for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")},
+        "emb_empty": odds((1.0 - f[..., own + fluid.EMB_FILLED]).clamp(0.01, 0.97), 2.0 * c["emb_empty"]),
+        "kv_empty": odds((1.0 - f[..., own + fluid.KV_FILLED]).clamp(0.01, 0.97), 2.0 * c["kv_empty"]),
+        "backlog": BACKLOG_ROWS * growth(c["backlog"] - 1.0),
+        "refilled": REFILL_ROWS * growth(c["refilled"] - 1.0),
+    }
+    first = len(CACHE_FIELDS)
+    steps = growth(0.5 * caches[..., first : first + KNOTS])
+    knots = steps.cumsum(-1)
+    knots = knots / (knots * torch.as_tensor(KNOT_WEIGHT, dtype=f.dtype)).sum(-1, keepdim=True)
+    spread = {
+        name: growth(users[..., 3 + CURVE + k] - 2.0) for k, name in enumerate(USER_SPREADS)
+    } | {name: growth(caches[..., first + KNOTS + k] - 2.0) for k, name in enumerate(CACHE_SPREADS)}
+    for name in ("unique", "returning", "kv_hit"):
+        spread[name] = spread[name] + LEAST_SPREAD
+    for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss"):
+        spread[name] = (spread[name] + LEAST_SPREAD) * (means[name].detach() + GAIN_MS)
+    spread["misses"] = (spread["misses"] + LEAST_SPREAD) * (means["misses"].detach() + 0.5)
+    for name in ("history", "service", "recomputed"):
+        spread[name] = (spread[name] + LEAST_SPREAD) * means[name].detach()
+    spread["predicted"] = (spread["predicted"] + LEAST_SPREAD)[..., None] * means["predicted"].detach()
+    return means, spread, knots
