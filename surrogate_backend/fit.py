@@ -28,8 +28,9 @@ from surrogate_backend.noise import FIELDS, fit_noise
 
 Progress = Callable[[int, int, dict[str, float]], None]  # steps done, steps in all, losses
 HELD_OUT_EVERY = 16  # episodes; each is a setting of its own, so whole settings are held out
-_WEIGHT = {"service": 2.0, "misses": 1.0, "emb_gain": 0.5, "emb_loss": 0.5, "kv_gain": 0.5, "kv_loss": 0.5}
+_WEIGHT = {"service": 3.0, "misses": 2.0, "kv_hit": 2.0, "emb_gain": 0.5, "emb_loss": 0.5, "kv_gain": 0.5, "kv_loss": 0.5}
 _ABSOLUTE = {"emb_empty": 0.22, "kv_empty": 0.07, "backlog": 220.0, "refilled": 110.0}  # spread of fields without one
+_ENDS = (0.003, 0.997)
 _QUANTILES, _SAMPLED = 30.0, 4  # weight of the quantiles' loss, and requests of an interval that it looks at
 
 
@@ -214,7 +215,8 @@ def losses(
         requests = requests[..., torch.randint(requests.shape[-1], (_SAMPLED,), generator=generator)]
     quantiles = (knots * means["service"].detach()[..., None])[:, data.warmup :]
     above = (requests[None, ..., None, :] - quantiles[..., None]) / unit
-    levels = torch.as_tensor(LEVELS, dtype=above.dtype)[:, None]
+    # Not quite 0 and 1 at the ends: there any value beyond the extremes would cost nothing.
+    levels = torch.as_tensor(LEVELS.clip(*_ENDS), dtype=above.dtype)[:, None]
     pinball = torch.maximum(levels * above, (levels - 1.0) * above).mean((0, 1, 2, 4)).sum()
     parts["quantiles"] = pinball.item()
     return total + _QUANTILES * pinball, parts

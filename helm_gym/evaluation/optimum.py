@@ -95,7 +95,7 @@ def offline_optimum(
             if advance is not None:
                 advance(size)
     expected = expected_cost(cost, path)
-    star = np.clip(_argmin(alphas, expected), profile.pool.min_alpha, profile.pool.max_alpha)
+    star = np.clip(argmin(alphas, expected), profile.pool.min_alpha, profile.pool.max_alpha)
     return Optimum(grid=alphas, cost_ms=cost, expected_ms=expected, alpha_star=star)
 
 
@@ -144,7 +144,7 @@ def near_optimal(optimum: Optimum, alpha: NDArray[np.float64], tolerance: float 
     return np.asarray(cost <= (1.0 + tolerance) * expected.min(axis=0))
 
 
-def _argmin(grid: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.float64]:
+def argmin(grid: NDArray[np.float64], cost: NDArray[np.float64]) -> NDArray[np.float64]:
     """Argmin over the first axis, at the vertex of the parabola through it and its neighbours."""
     lowest = cost.argmin(axis=0)
     centre = np.clip(lowest, 1, len(grid) - 2)

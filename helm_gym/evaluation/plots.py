@@ -69,7 +69,7 @@ RC: Any = {  # matplotlib types its keys one by one
     "legend.frameon": False,
 }
 _ROLLING_REQUESTS = 200
-_WIDTH = 10.4
+WIDTH = 10.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def rolling_p99(sojourn_ms: NDArray[np.floating], requests: int = _ROLLING_REQUE
     return np.asarray(np.percentile(windows.reshape(len(sojourn_ms), -1), 99, axis=1))
 
 
-def _log_ms(ax: Axes) -> None:
+def log_ms(ax: Axes) -> None:
     """A logarithmic latency axis with plain numbers, more of them where it spans less than a decade."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
@@ -183,7 +183,7 @@ def _line(name: str, among: Sequence[str]) -> dict[str, Any]:
     return style
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
+def legend(figure: Figure, ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), handlelength=2.4)
 
@@ -192,7 +192,7 @@ def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
     """One lane: alpha of a few policies against alpha*, and below it their P99, over the same time."""
     names, episodes, path = shown_in_detail(evaluation), all_episodes(evaluation), evaluation.path
     with rc_context(RC):
-        figure = Figure((_WIDTH, 6.4), layout="constrained")
+        figure = Figure((WIDTH, 6.4), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True)
         top.plot(
             evaluation.optimum.alpha_star[lane], color=INK, alpha=0.28, linewidth=6, label="alpha* (modelled rung)"
@@ -208,8 +208,8 @@ def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
         _shade(bottom, path, lane, label=False)
         top.set(ylim=(0, 1), ylabel="alpha (EMB's share)", xlim=(0, path.intervals))
         bottom.set(ylabel="P99 latency (ms)", xlabel="control interval")
-        _log_ms(bottom)
-        _legend(figure, top)
+        log_ms(bottom)
+        legend(figure, top)
     seed = evaluation.seeds[lane]
     alt = (
         f"Two charts over {path.intervals} control intervals of seed {seed}: alpha of {', '.join(names)} against the "
@@ -228,7 +228,7 @@ def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
 def against_alpha(evaluation: Evaluation, prefix: str) -> Picture:
     """What a split costs: expected service by setting (always by replay), and the sojourn of static splits."""
     with rc_context(RC):
-        figure = Figure((_WIDTH, 4.1), layout="constrained")
+        figure = Figure((WIDTH, 4.1), layout="constrained")
         left, right = figure.subplots(1, 2)
         stars = cost_by_setting(left, evaluation, normalise=False)
         left.set(xlabel="alpha (EMB's share)", ylabel="expected service (ms)", xlim=(0, 1))
@@ -290,7 +290,7 @@ def _static_latency(ax: Axes, evaluation: Evaluation) -> None:
                 f"{label}, oracle", (0.01, level), xycoords=("axes fraction", "data"), xytext=(0, 4),
                 textcoords="offset points", fontsize=9,
             )  # fmt: skip
-    _log_ms(ax)
+    log_ms(ax)
     ax.set(xlabel="alpha held", ylabel="latency (ms)", xlim=(0, 1))
     ax.set_title(f"Latency of one split ({evaluation.rung} rung)")
     if statics:
@@ -301,7 +301,7 @@ def bars(figures: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], prefix: str
     """Bars with intervals, one panel a figure: (label, [{name, value, low, high}, ...])."""
     names = [str(row["name"]) for row in figures[0][1]]
     with rc_context(RC):
-        figure = Figure((_WIDTH, 1.3 + 0.36 * len(names)), layout="constrained")
+        figure = Figure((WIDTH, 1.3 + 0.36 * len(names)), layout="constrained")
         axes = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
         for ax, (label, rows) in zip(axes, figures, strict=True):
             _bar_panel(ax, label, rows, names)

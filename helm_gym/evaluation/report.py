@@ -143,7 +143,15 @@ def write_report(path: pathlib.Path, sections: Sequence[Section], title: str = "
     Raises:
         InvalidInputError: the path cannot be written.
     """
-    text = render(sections, title, lead)
+    save(path, render(sections, title, lead))
+
+
+def save(path: pathlib.Path, text: str) -> None:
+    """Writes a page's text.
+
+    Raises:
+        InvalidInputError: the path cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -162,10 +170,14 @@ def render(sections: Sequence[Section], title: str = "", lead: str = "") -> str:
         lead: the sentence below it.
     """
     title = title or f"HELM-Gym: {sections[0].evaluation.task.name}"
-    body = "\n".join(_section(section, f"s{number}") for number, section in enumerate(sections))
-    page = string.Template(_PAGE.read_text(encoding="utf-8"))
+    return page(title, lead, "\n".join(_section(section, f"s{number}") for number, section in enumerate(sections)))
+
+
+def page(title: str, lead: str, body: str) -> str:
+    """A whole page in the project's look; ``body`` is HTML, the others are text."""
+    template = string.Template(_PAGE.read_text(encoding="utf-8"))
     lead_html = f'<p class="lead">{html.escape(lead)}</p>' if lead else ""
-    return page.substitute(title=html.escape(title), lead=lead_html, body=body)
+    return template.substitute(title=html.escape(title), lead=lead_html, body=body)
 
 
 def _section(section: Section, prefix: str) -> str:
@@ -186,11 +198,11 @@ def _section(section: Section, prefix: str) -> str:
     return "\n".join(
         (
             f'<section aria-labelledby="{prefix}-heading">',
-            f'<h2 id="{prefix}-heading">{html.escape(section.heading)} {_badge(rung)}</h2>',
+            f'<h2 id="{prefix}-heading">{html.escape(section.heading)} {badge(rung)}</h2>',
             note,
-            _facts(evaluation),
+            facts(where_and_when(evaluation)),
             _table(section),
-            *(_figure(picture, rung) for picture in pictures),
+            *(figure(picture, rung) for picture in pictures),
             "</section>",
         )
     )
@@ -202,16 +214,18 @@ def _numbers(row: Row, column: Column) -> dict[str, float]:
     return {end: math.nan if x is None else column.scale * float(x) for end, x in numbers.items()}
 
 
-def _badge(rung: str) -> str:
+def badge(rung: str) -> str:
+    """The mark of the rung that a heading's figures stand on."""
     return f'<span class="rung">{html.escape(rung)} rung</span>'
 
 
-def _facts(evaluation: Evaluation) -> str:
-    items = (
+def facts(items: Mapping[str, str]) -> str:
+    """A grid of names and texts."""
+    cells = (
         f'<div class="{"wide" if len(v) > 34 else "short"}"><dt>{k}</dt><dd>{html.escape(v)}</dd></div>'
-        for k, v in where_and_when(evaluation).items()
+        for k, v in items.items()
     )
-    return f'<dl class="facts">{"".join(items)}</dl>'
+    return f'<dl class="facts">{"".join(cells)}</dl>'
 
 
 def _table(section: Section) -> str:
@@ -240,8 +254,9 @@ def _cell(column: Column, row: Row, best: bool) -> str:
     return f"<td>{f'<b>{value}</b>' if best else value}{small}</td>"
 
 
-def _figure(picture: plots.Picture, rung: str) -> str:
+def figure(picture: plots.Picture, rung: str) -> str:
+    """A picture with its title, its rung and how to read it."""
     return (
-        f"<figure><h3>{html.escape(picture.title)} {_badge(rung)}</h3>{picture.svg}"
+        f"<figure><h3>{html.escape(picture.title)} {badge(rung)}</h3>{picture.svg}"
         f"<figcaption><b>How to read this.</b> {html.escape(picture.how_to_read)}</figcaption></figure>"
     )

@@ -39,6 +39,7 @@ _G = LAYER + max(HIDDEN, USER_HIDDEN)
 _P = _G + 2 * max(HIDDEN, USER_HIDDEN)
 _S = _P + LAYER
 SCRATCH = _S + USER_HIDDEN
+WIDEST = max(2 * HIDDEN, LAYER, CACHE_OUTPUTS)
 
 
 def pack(tensors: Mapping[str, NDArray[np.float32]], rung: str) -> NDArray[np.float32]:
@@ -66,8 +67,22 @@ def _bias(w, at, units, y, row, n):
 
 
 @kernel
-def _add(w, at, inputs, units, x, first, y, row, n):
-    """Adds ``inputs`` rows of ``x`` from ``first``, by the weights at ``at``, to ``units`` rows of ``y`` from ``row``."""
+def _add(w, at, inputs, units, x, first, y, row, z, n):
+    """Adds ``inputs`` rows of ``x`` from ``first``, by the weights at ``at``, to ``units`` rows of ``y`` from ``row``.
+
+    Every lane sums its inputs in their order. One lane alone has no others to fill a vector with, so there the units
+    do, through ``z``, scratch of at least ``units``; what is multiplied and added is the same.
+    """
+    if n == 1:
+        for j in range(units):
+            z[j] = y[(row + j) * LANES]
+        for i in range(inputs):
+            a, p = x[(first + i) * LANES], at + i * units
+            for j in range(units):
+                z[j] = z[j] + w[p + j] * a
+        for j in range(units):
+            y[(row + j) * LANES] = z[j]
+        return
     groups = inputs // 4
     for g in range(groups):
         i = 4 * g
@@ -109,10 +124,10 @@ def _recur(t, hidden, first, units, to, n):
 
 
 @kernel
-def run_networks(weights, x, hidden, t, v, out, n):
+def run_networks(weights, x, hidden, t, v, z, out, n):
     """One interval of ``n`` lanes of a block: moves ``hidden`` (STATE rows) on and fills ``out`` (OUTPUTS rows).
 
-    weights: of ``pack``; x: inputs, rows; t and v: scratch (SCRATCH rows each).
+    weights: of ``pack``; x: inputs, rows; t and v: scratch (SCRATCH rows each); z: scratch (WIDEST,).
     """
     for j in range(USER_OUTPUTS + CACHE_OUTPUTS):
         for k in range(n):
@@ -122,36 +137,36 @@ def run_networks(weights, x, hidden, t, v, out, n):
     for m in range(MEMBERS):
         w = weights[m * WEIGHTS : (m + 1) * WEIGHTS]
         _bias(w, _U_ENCODE + USERS * LAYER, LAYER, t, _E, n)
-        _add(w, _U_ENCODE, USERS, LAYER, x, 0, t, _E, n)
+        _add(w, _U_ENCODE, USERS, LAYER, x, 0, t, _E, z, n)
         _softsign(t, _E, LAYER, n)
         _bias(w, _U_GATE + LAYER * 2 * USER_HIDDEN, 2 * USER_HIDDEN, v, _G, n)
-        _add(w, _U_GATE, LAYER, 2 * USER_HIDDEN, t, _E, v, _G, n)
+        _add(w, _U_GATE, LAYER, 2 * USER_HIDDEN, t, _E, v, _G, z, n)
         _recur(v, hidden, m * USER_HIDDEN, USER_HIDDEN, _S, n)
         _bias(w, _U_HEAD + (LAYER + USER_HIDDEN) * LAYER, LAYER, v, _P, n)
-        _add(w, _U_HEAD, LAYER, LAYER, t, _E, v, _P, n)
+        _add(w, _U_HEAD, LAYER, LAYER, t, _E, v, _P, z, n)
         for j in range(USER_HIDDEN):
             for k in range(n):
                 t[(_S + j) * LANES + k] = v[(_S + j) * LANES + k]
-        _add(w, _U_HEAD + LAYER * LAYER, USER_HIDDEN, LAYER, t, _S, v, _P, n)
+        _add(w, _U_HEAD + LAYER * LAYER, USER_HIDDEN, LAYER, t, _S, v, _P, z, n)
         _softsign(v, _P, LAYER, n)
-        _add(w, _U_OUT, LAYER, USER_OUTPUTS, v, _P, out, 0, n)
+        _add(w, _U_OUT, LAYER, USER_OUTPUTS, v, _P, out, 0, z, n)
         for j in range(USER_OUTPUTS):
             for k in range(n):
                 out[j * LANES + k] += w[_U_OUT + LAYER * USER_OUTPUTS + j]
 
         _bias(w, _C_ENCODE + (CACHES + USER_HIDDEN) * LAYER, LAYER, v, _E, n)
-        _add(w, _C_ENCODE, CACHES, LAYER, x, 0, v, _E, n)
-        _add(w, _C_ENCODE + CACHES * LAYER, USER_HIDDEN, LAYER, t, _S, v, _E, n)
+        _add(w, _C_ENCODE, CACHES, LAYER, x, 0, v, _E, z, n)
+        _add(w, _C_ENCODE + CACHES * LAYER, USER_HIDDEN, LAYER, t, _S, v, _E, z, n)
         _softsign(v, _E, LAYER, n)
         _bias(w, _C_GATE + LAYER * 2 * HIDDEN, 2 * HIDDEN, t, _G, n)
-        _add(w, _C_GATE, LAYER, 2 * HIDDEN, v, _E, t, _G, n)
+        _add(w, _C_GATE, LAYER, 2 * HIDDEN, v, _E, t, _G, z, n)
         _recur(t, hidden, MEMBERS * USER_HIDDEN + m * HIDDEN, HIDDEN, _H, n)
         _bias(w, _C_HEAD + (LAYER + HIDDEN) * LAYER, LAYER, t, _E, n)
-        _add(w, _C_HEAD, LAYER, LAYER, v, _E, t, _E, n)
+        _add(w, _C_HEAD, LAYER, LAYER, v, _E, t, _E, z, n)
         for j in range(HIDDEN):
             for k in range(n):
                 v[(_H + j) * LANES + k] = t[(_H + j) * LANES + k]
-        _add(w, _C_HEAD + LAYER * LAYER, HIDDEN, LAYER, v, _H, t, _E, n)
+        _add(w, _C_HEAD + LAYER * LAYER, HIDDEN, LAYER, v, _H, t, _E, z, n)
         _softsign(t, _E, LAYER, n)
         for k in range(n):  # what this member alone says of the service time
             said = w[_C_OUT + LAYER * CACHE_OUTPUTS + _SERVICE]
@@ -160,7 +175,7 @@ def run_networks(weights, x, hidden, t, v, out, n):
             said *= F(MEMBERS)
             out[(OUTPUTS - 2) * LANES + k] = min(out[(OUTPUTS - 2) * LANES + k], said)
             out[(OUTPUTS - 1) * LANES + k] = max(out[(OUTPUTS - 1) * LANES + k], said)
-        _add(w, _C_OUT, LAYER, CACHE_OUTPUTS, t, _E, out, USER_OUTPUTS, n)
+        _add(w, _C_OUT, LAYER, CACHE_OUTPUTS, t, _E, out, USER_OUTPUTS, z, n)
         for j in range(CACHE_OUTPUTS):
             for k in range(n):
                 out[(USER_OUTPUTS + j) * LANES + k] += w[_C_OUT + LAYER * CACHE_OUTPUTS + j]

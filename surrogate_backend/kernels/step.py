@@ -287,76 +287,98 @@ def _flag(c, w, splits, y, out, block, n):
         outside = apart > F(2.0) * c[_OWN + 1] or splits[k] < c[_OWN + 2] - F(0.02) or splits[k] > c[_OWN + 3] + F(0.02)
         for p in range(_P):
             outside = outside or w[p * LANES + k] < c[_LOW + p] or w[p * LANES + k] > c[_HIGH + p]
-        out[block * LANES + k] = outside
+        out[block * LANES + k, 0] = outside
 
 
 @kernel
-def step_lanes(
-    c, rows, counters, values, gaps, poisson, targets, pool_pages, requests, window, max_history,
-    scratch, out, service, sojourn, flags, first, last,
+def _serve_block(
+    c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
+    scratch, out, service, sojourn, flags, block, n,
 ):  # fmt: skip
-    """Serves one interval in blocks ``first`` to ``last``.
-
-    c: of ``pack``; rows, counters: of ``State``; values: (lanes, parameters); gaps: (lanes, requests), s, where not
-    ``poisson``; targets: (lanes,), EMB's pages; window: intervals. Fills out: float64 (lanes, WIDTH); service, sojourn:
-    float32 (blocks, requests * LANES), ms; flags: bool (lanes,).
-    """
-    lanes = values.shape[0]
+    """Serves one interval in the first ``n`` lanes of a block; see step_lanes."""
+    base = block * LANES
     scalars, powers, inside = c[_SCALARS:_POWERS], c[_POWERS:_INSIDE], c[_INSIDE:_REST]
     rest, fast, slow, weights = c[_REST:_FAST], c[_FAST:_SLOW], c[_SLOW:_OWN], c[_WEIGHTS:]
     w, splits, moved = scratch[_W * LANES :], scratch[_SPLITS * LANES :], scratch[_ALPHA_MOVED * LANES :]
     f, x, y, out_f = scratch[_F * LANES :], scratch[_X * LANES :], scratch[_Y * LANES :], scratch[_OUT * LANES :]
     level, rate, q = scratch[_LEVEL * LANES :], scratch[_RATE * LANES :], scratch[_Q * LANES :]
     t, u, gap_rows, tele = scratch[_T * LANES :], scratch[_V * LANES :], scratch[_GAPS * LANES :], scratch[_TELE * LANES :]
-    budget, total_pages = c[_OWN + 9], F(pool_pages)
-    for block in range(first, last):
-        base = block * LANES
-        n = min(LANES, lanes - base)
-        s, counts = rows[block], counters[block]
-        clock, pages = counts[CLOCK * LANES :], counts[PAGES * LANES :]
+    budget, total_pages, poisson = c[_OWN + 9], F(pool_pages), np.isnan(gaps[0, 0])
+    s, counts = rows[block], counters[block]
+    clock, pages = counts[CLOCK * LANES :], counts[PAGES * LANES :]
+    for k in range(n):
+        for p in range(_P):
+            w[p * LANES + k] = F(values[base + k, p])
+        change = targets[base + k, 0] - np.int64(pages[k])
+        change = min(max(change, -np.int64(budget)), np.int64(budget))
+        now = np.int64(pages[k]) + change
+        pages[k] = np.uint32(now)
+        splits[k] = F(now) / total_pages
+        moved[k] = F(change) / budget
+        rate[k] = w[_ARRIVAL * LANES + k]
+        tele[COLUMN_ALPHA * LANES + k], tele[COLUMN_TARGET * LANES + k] = splits[k], F(targets[base + k, 0]) / total_pages
+        tele[COLUMN_PENDING * LANES + k], tele[COLUMN_MOVED * LANES + k] = F(targets[base + k, 0] - now), F(change)
+        tele[COLUMN_MOVED_BYTES * LANES + k] = abs(F(change)) * c[_OWN + 7]
+    for j in range(1, fluid.SPLITS):
         for k in range(n):
-            for p in range(_P):
-                w[p * LANES + k] = F(values[base + k, p])
-            change = targets[base + k] - np.int64(pages[k])
-            change = min(max(change, -np.int64(budget)), np.int64(budget))
-            now = np.int64(pages[k]) + change
-            pages[k] = np.uint32(now)
-            splits[k] = F(now) / total_pages
-            moved[k] = F(change) / budget
-            rate[k] = w[_ARRIVAL * LANES + k]
-            tele[COLUMN_ALPHA * LANES + k], tele[COLUMN_TARGET * LANES + k] = splits[k], F(targets[base + k]) / total_pages
-            tele[COLUMN_PENDING * LANES + k], tele[COLUMN_MOVED * LANES + k] = F(targets[base + k] - now), F(change)
-            tele[COLUMN_MOVED_BYTES * LANES + k] = abs(F(change)) * c[_OWN + 7]
-        for j in range(1, fluid.SPLITS):
+            splits[j * LANES + k] = F(fluid.CURVE[j - 1])
+    fluid.fluid_step(s[_FLUID * LANES :], w, splits, scalars, powers, inside, t, f, n)
+    inputs.network_inputs(w, splits, moved, f, rest, x, n)
+    networks.run_networks(weights, x, s[_HIDDEN * LANES :], t, u, gap_rows, y, n)
+    fields.predict(y, f, out_f, n)
+    fields.draw_noise(
+        counts, clock, fast, slow, c[_OWN], s[_FACTORS * LANES :], F(requests), level, out_f, n
+    )
+    if not poisson:
+        for r in range(requests):
             for k in range(n):
-                splits[j * LANES + k] = F(fluid.CURVE[j - 1])
-        if not poisson:
-            for r in range(requests):
-                for k in range(n):
-                    gap_rows[r * LANES + k] = F(gaps[base + k, r])
-        fluid.fluid_step(s[_FLUID * LANES :], w, splits, scalars, powers, inside, t, f, n)
-        inputs.network_inputs(w, splits, moved, f, rest, x, n)
-        networks.run_networks(weights, x, s[_HIDDEN * LANES :], t, u, y, n)
-        fields.predict(y, f, out_f, n)
-        fields.draw_noise(
-            counts, clock, fast, slow, c[_OWN], s[_FACTORS * LANES :], F(requests), level, out_f, n
-        )
-        here = np.int64(clock[0]) % window
-        filled = min(np.int64(clock[0]) + 1, window)
-        ring = s[_RING * LANES :]
-        own = ring[here * RING * LANES :]
-        serve_requests(
-            counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * LANES :], level, s[_LAG * LANES :], c[_OWN + 4],
-            requests, q, service[block], sojourn[block], own, n,
+                gap_rows[r * LANES + k] = F(gaps[base + k, r])
+    here = np.int64(clock[0]) % window
+    filled = min(np.int64(clock[0]) + 1, window)
+    ring = s[_RING * LANES :]
+    own = ring[here * RING * LANES :]
+    serve_requests(
+        counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * LANES :], level, s[_LAG * LANES :], c[_OWN + 4],
+        requests, q, service[block], sojourn[block], own, n,
+    )  # fmt: skip
+    for k in range(n):
+        level[k] = own[_SPENT * LANES + k] / F(requests)
+    _median(sojourn[block], level, requests, rate, n, own[_MEDIAN * LANES :])
+    fields.add_noise(fast, own, F(requests), F(max_history), out_f, n)
+    _record(c, own, out_f, w, F(requests), n)
+    _report(c, ring, filled, own, requests, out_f, t, tele, n)
+    _flag(c, w, splits, y, flags, block, n)
+    for k in range(n):
+        clock[k] += np.uint32(1)
+        for column in range(WIDTH):
+            out[base + k, 0, column] = tele[column * LANES + k]
+
+
+@kernel
+def step_lanes(
+    c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
+    scratch, out, service, sojourn, flags,
+):  # fmt: skip
+    """Serves one interval in all lanes.
+
+    c: of ``pack``; rows, counters: of ``State``; values: (lanes, parameters); gaps: (lanes, requests), s, NaN
+    where arrivals are Poisson; targets: (lanes, nodes), EMB's pages; window: intervals. Fills out: float64 (lanes, nodes, WIDTH); service, sojourn:
+    float32 (blocks, requests * LANES), ms; flags: bool (lanes, nodes).
+    """
+    for block in range(rows.shape[0]):
+        _serve_block(
+            c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
+            scratch, out, service, sojourn, flags, block, min(LANES, values.shape[0] - block * LANES),
         )  # fmt: skip
-        for k in range(n):
-            level[k] = own[_SPENT * LANES + k] / F(requests)
-        _median(sojourn[block], level, requests, rate, n, own[_MEDIAN * LANES :])
-        fields.add_noise(fast, own, F(requests), F(max_history), out_f, n)
-        _record(c, own, out_f, w, F(requests), n)
-        _report(c, ring, filled, own, requests, out_f, t, tele, n)
-        _flag(c, w, splits, y, flags, block, n)
-        for k in range(n):
-            clock[k] += np.uint32(1)
-            for column in range(WIDTH):
-                out[base + k, column] = tele[column * LANES + k]
+
+
+@kernel
+def step_one(
+    c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
+    scratch, out, service, sojourn, flags,
+):  # fmt: skip
+    """``step_lanes`` where there is one lane: its loops over lanes vanish in compilation, and it takes a third."""
+    _serve_block(
+        c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
+        scratch, out, service, sojourn, flags, 0, 1,
+    )  # fmt: skip

@@ -1,0 +1,7 @@
+"""The fidelity report: how true a learned twin is to the real backend that a log was taken of."""
+
+from surrogate_backend.fidelity.judge import judge
+from surrogate_backend.fidelity.judgement import Judgement
+from surrogate_backend.fidelity.page import write_page
+
+__all__ = ["Judgement", "judge", "write_page"]

@@ -1,0 +1,168 @@
+"""What a log holds to judge a twin by: its settings, and the episodes of each by what they are for."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.errors import InvalidInputError
+from helm_gym.profile import Profile
+from surrogate_backend.log import LoggedEpisode, read_log
+
+Floats = NDArray[np.float64]
+GROUPS = ("repeat", "retake", "sweep", "policy")
+TIMES = (
+    *("service_mean_ms", "service_p99_ms", "sojourn_mean_ms", "sojourn_p99_ms"),
+    *("interval_service_ms", "interval_sojourn_ms"),
+)
+SERIES = (*TIMES, "emb_hit_rate", "kv_hit_rate", "alpha")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One real episode; arrays lead with its intervals.
+
+    Attributes:
+        driver: of alpha: a schedule's kind, or a policy's name.
+        workload: (T, parameters); gaps_s: (T, requests), NaN where arrivals are Poisson.
+        asked_alpha: (T,), the targets that were asked for.
+        series: ``SERIES``, (T,) each; times over the machine's speed.
+    """
+
+    driver: str
+    request_seed: int
+    start_alpha: float
+    warmup: int
+    workload: Floats
+    gaps_s: Floats
+    asked_alpha: Floats
+    series: Mapping[str, Floats]
+
+    @property
+    def intervals(self) -> int:
+        return len(self.workload)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One workload path and its episodes; a group that the log lacks is empty.
+
+    Attributes:
+        repeats: one schedule of alpha under different request seeds.
+        retakes: repeats served again with the same requests.
+        sweep: splits held on the path's stationary part, by ascending alpha.
+        policies: controllers on the path.
+    """
+
+    number: int
+    regime: str
+    repeats: tuple[Case, ...]
+    retakes: tuple[Case, ...]
+    sweep: tuple[Case, ...]
+    policies: tuple[Case, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.number}: {self.regime}"
+
+    def group(self, name: str) -> tuple[Case, ...]:
+        return {"repeat": self.repeats, "retake": self.retakes, "sweep": self.sweep, "policy": self.policies}[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a log's figures come from."""
+
+    folder: str
+    rung: str
+    machine: str
+    dates: str
+    code_version: str
+    episodes: int
+    intervals: int
+
+
+def stack(cases: Sequence[Case], name: str) -> Floats:
+    """One field of several episodes of one length, (episodes, T)."""
+    return np.stack([case.series[name] for case in cases])
+
+
+def gather(folder: pathlib.Path, profile: Profile) -> tuple[tuple[Setting, ...], Origin]:
+    """Reads a log and puts its episodes into settings.
+
+    Raises:
+        InvalidInputError: a log that cannot be used (log.read_log), one without episodes to judge by, of more than
+            one rung, or whose repeats are not of one path.
+    """
+    found: dict[int, dict[str, list[Case]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    regimes: dict[int, str] = {}
+    seen: dict[str, set[str]] = collections.defaultdict(set)
+    episodes = intervals = 0
+    for episode in read_log(folder, profile, GROUPS):
+        constants = episode.constants
+        found[constants["setting"]][constants["group"]].append(_case(episode))
+        regimes[constants["setting"]] = constants["regime"]
+        for name in ("rung", "machine", "date", "code_version"):
+            seen[name].add(constants[name])
+        episodes, intervals = episodes + 1, intervals + episode.intervals
+    if not episodes:
+        raise InvalidInputError(
+            f"Log {folder} holds no episode to judge a twin by; collect one with `helm-gym collect --design test`."
+        )
+    if len(seen["rung"]) > 1:
+        raise InvalidInputError(f"Log {folder} mixes the rungs {' and '.join(sorted(seen['rung']))}; judge each alone.")
+    dates = sorted(seen["date"])
+    origin = Origin(
+        folder=str(folder),
+        rung=seen["rung"].pop(),
+        machine="; ".join(sorted(seen["machine"])),
+        dates=dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
+        code_version=", ".join(sorted(seen["code_version"])),
+        episodes=episodes,
+        intervals=intervals,
+    )
+    return tuple(_setting(folder, n, regimes[n], found[n]) for n in sorted(found)), origin
+
+
+def _case(episode: LoggedEpisode) -> Case:
+    speed = episode.telemetry["speed"]
+    constants = episode.constants
+    return Case(
+        driver=constants["driver"],
+        request_seed=constants["request_seed"],
+        start_alpha=constants["start_alpha"],
+        warmup=constants["warmup"],
+        workload=episode.workload,
+        gaps_s=episode.gaps_s,
+        asked_alpha=episode.asked_alpha,
+        series={name: episode.telemetry[name] / (speed if name in TIMES else 1.0) for name in SERIES},
+    )
+
+
+def _setting(folder: pathlib.Path, number: int, regime: str, groups: Mapping[str, list[Case]]) -> Setting:
+    repeats, sweep = groups.get("repeat", []), groups.get("sweep", [])
+    for case in repeats[1:]:
+        same = case.intervals == repeats[0].intervals
+        if not same or not (
+            np.array_equal(case.workload, repeats[0].workload)
+            and np.array_equal(case.asked_alpha, repeats[0].asked_alpha)
+        ):
+            raise InvalidInputError(
+                f"Log {folder}: the repeats of setting {number} are not of one path and schedule; collect it again "
+                "into an empty folder."
+            )
+    if len({case.intervals for case in sweep}) > 1:
+        raise InvalidInputError(f"Log {folder}: the sweep of setting {number} has episodes of different lengths.")
+    return Setting(
+        number=number,
+        regime=regime,
+        repeats=tuple(repeats),
+        retakes=tuple(groups.get("retake", [])),
+        sweep=tuple(sorted(sweep, key=lambda case: case.asked_alpha[0])),
+        policies=tuple(groups.get("policy", [])),
+    )

@@ -1,0 +1,298 @@
+"""Judges a twin by a log: runs it on the log's settings and holds what it reports against what was logged."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import itertools
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.backend import Backend
+from helm_gym.evaluation.machine import describe_machine, versions
+from helm_gym.profile import Profile
+from surrogate_backend.excitation import SWEEP
+from surrogate_backend.fidelity import statistics as st
+from surrogate_backend.fidelity.cases import Setting, gather, stack
+from surrogate_backend.fidelity.judgement import Choice, Judged, Judgement
+from surrogate_backend.fidelity.measures import (
+    EXPECTED_FIELDS,
+    HIT_FIELDS,
+    KEYS,
+    MEASURES,
+    PATH_FIELDS,
+    PATH_KEYS,
+)
+from surrogate_backend.fidelity.rollout import Rollout, Twin, Work
+from surrogate_backend.fidelity.trust import Stretch, Trust, map_trust
+
+Floats = NDArray[np.float64]
+Progress = Callable[[str, int, int], None]  # what is under way, intervals done, intervals in all
+LANES = 256
+SWEEP_LANES, POLICY_LANES = 32, 8  # of each split and controller
+SWEEP_BLOCKS, POLICY_BLOCKS = 20, 48
+LEAST_SPLITS, LEAST_POLICIES = 5, 3
+_NEEDS = {
+    "repeat": "at least two episodes of the group 'repeat', with different request seeds",
+    "sweep": f"the group 'sweep': at least {LEAST_SPLITS} evenly spaced splits from {SWEEP[0]} to {SWEEP[-1]}",
+    "bias": "the group 'sweep'",
+    "policy": f"the group 'policy': at least {LEAST_POLICIES} controllers",
+}
+
+
+def judge(
+    checkpoint: pathlib.Path,
+    log: pathlib.Path,
+    profile: Profile,
+    progress: Progress | None = None,
+    open_twin: Callable[[int], Backend] | None = None,
+    lanes: int = LANES,
+) -> Judgement:
+    """Runs the twin free and in closed loop on the settings of ``log`` and compares.
+
+    Figures and floors are defined in ``measures.MEASURES``. Times are divided by telemetry's ``speed``, so that a
+    measured log does not depend on how fast its machine was at the time. A log that lacks episodes is judged by what
+    it has.
+
+    Args:
+        checkpoint: of the twin.
+        log: a folder of the design ``test``, of either rung.
+        profile: that the log is of.
+        progress: told what is under way and how far it is.
+        open_twin: opens the twin with so many lanes, in place of the checkpoint's surrogate.
+        lanes: episodes that the twin runs at once; expectations are averaged over as many.
+
+    Raises:
+        InvalidInputError: a log that cannot be used, of another profile, or without episodes to judge by.
+    """
+    settings, origin = gather(log, profile)
+    if open_twin is None:
+        from surrogate_backend.backend import SurrogateBackend
+
+        backend: Backend = SurrogateBackend(profile, lanes=lanes, nodes=1, checkpoint=checkpoint, of=origin.rung)
+    else:
+        backend = open_twin(lanes)
+    try:
+        runs = _run(backend, settings, progress)
+        name = backend.spec.name
+    finally:
+        backend.close()
+    judged = tuple(_judge(setting, *run) for setting, run in zip(settings, runs, strict=True))
+    floor, figures = (_over_settings([getattr(s, side) for s in judged], KEYS) for side in ("floor", "surrogate"))
+    figures["stationary_bias"] = abs(figures["stationary_bias"])  # its sign belongs to the settings
+    noises = [noise for s in settings if len(noise := _bias_noise(s))]
+    floor["stationary_bias"] = st.noise_of_mean(noises) if noises else math.nan
+    stands_on, missing = _basis(judged)
+    return Judgement(
+        rung=origin.rung,
+        profile=profile.name,
+        checkpoint=str(checkpoint),
+        twin=name,
+        lanes=lanes,
+        machine=describe_machine(),
+        date=datetime.date.today().isoformat(),
+        versions=versions(),
+        origin=origin,
+        floor=floor,
+        surrogate=figures,
+        timing=_over_settings([s.timing for s in judged], PATH_KEYS),
+        stands_on=stands_on,
+        missing=missing,
+        settings=judged,
+        trust=_trust(judged),
+    )
+
+
+def _run(
+    backend: Backend, settings: Sequence[Setting], progress: Progress | None
+) -> list[tuple[Rollout | None, tuple[Rollout, ...], tuple[Rollout, ...]]]:
+    """The twin's rollouts of each setting: of the repeats' schedule, of each split, of each controller."""
+    done = total = 0
+
+    def tell(what: str) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(what, done, total)
+
+    twin, lanes = Twin(backend), backend.spec.lanes
+    fewer = max(2, lanes // 4)
+    works = {
+        "schedules": Work([s.repeats[0] for s in settings if s.repeats], lanes),
+        "held splits": Work([case for s in settings for case in s.sweep], min(SWEEP_LANES, fewer)),
+        "controllers": Work([case for s in settings for case in s.policies], min(POLICY_LANES, fewer), controlled=True),
+    }
+    total = sum(twin.steps(work) for work in works.values())
+    repeats, sweeps, policies = (iter(twin.run(w, functools.partial(tell, what))) for what, w in works.items())
+    return [
+        (
+            next(repeats) if s.repeats else None,
+            tuple(itertools.islice(sweeps, len(s.sweep))),
+            tuple(itertools.islice(policies, len(s.policies))),
+        )
+        for s in settings
+    ]
+
+
+def _judge(setting: Setting, repeat: Rollout | None, sweep: tuple[Rollout, ...], policy: tuple[Rollout, ...]) -> Judged:
+    pairs: dict[str, tuple[float, float]] = {}  # figure -> floor, twin
+    if repeat is not None and len(setting.repeats) > 1:
+        for key, field in PATH_FIELDS.items():
+            pairs[key] = st.path_error(repeat.series[field], stack(setting.repeats, field))
+        for key, field in (EXPECTED_FIELDS | HIT_FIELDS).items():
+            relative, middle = key in EXPECTED_FIELDS, np.median if key == "expected_sojourn_mape" else np.mean
+            errors = st.expected_error(repeat.series[field], stack(setting.repeats, field), relative)
+            pairs[key] = float(middle(errors[0])), float(middle(errors[1]))
+    stars = None
+    if sweep:
+        real, mine = _curve(setting), np.array([r.series["interval_service_ms"].mean() for r in sweep])
+        bias = st.PERCENT * float((mine / real - 1.0).mean())
+        noise = _bias_noise(setting)
+        pairs["stationary_bias"] = float(np.abs(noise).mean()) if len(noise) else math.nan, bias
+        if _whole(setting):
+            pairs |= _alpha_star(setting, mine)
+            splits = _splits(setting)
+            stars = float(st.alpha_star(splits, real)), float(st.alpha_star(splits, mine))
+    choice = None
+    if len(policy) >= LEAST_POLICIES:
+        choice, taus = _ranking(setting, policy)
+        pairs["kendall_tau_mean"] = pairs["kendall_tau_min"] = taus
+    said = [r.extrapolating for r in (repeat, *sweep, *policy) if r is not None and r.extrapolating is not None]
+    return Judged(
+        setting=setting,
+        repeat=repeat,
+        sweep=sweep,
+        policy=policy,
+        floor={key: pair[0] for key, pair in pairs.items()},
+        surrogate={key: pair[1] for key, pair in pairs.items()},
+        timing=_timing(setting),
+        stars=stars,
+        choice=choice,
+        extrapolating=float(np.concatenate([flags.ravel() for flags in said]).mean()) if said else None,
+    )
+
+
+def _splits(setting: Setting) -> Floats:
+    return np.array([case.asked_alpha[0] for case in setting.sweep])
+
+
+def _curve(setting: Setting) -> Floats:
+    """Real mean service time at each split."""
+    return stack(setting.sweep, "interval_service_ms").mean(axis=1)
+
+
+def _whole(setting: Setting) -> bool:
+    """Whether the sweep can have an optimum: one that is cut off would have it at its end."""
+    splits = _splits(setting)
+    return bool(
+        len(splits) >= LEAST_SPLITS
+        and np.ptp(np.diff(splits)) < 1e-6
+        and splits[0] <= SWEEP[0] + 1e-6
+        and splits[-1] >= SWEEP[-1] - 1e-6
+    )
+
+
+def _bias_noise(setting: Setting) -> Floats:
+    """Samples of the bias that a perfect twin would show against one seed's sweep; none without repeats."""
+    if not setting.sweep or len(setting.repeats) < 2:
+        return np.empty(0)
+    return st.seed_noise(stack(setting.repeats, "interval_service_ms"), setting.sweep[0].intervals)
+
+
+def _alpha_star(setting: Setting, twin: Floats) -> dict[str, tuple[float, float]]:
+    splits, real = _splits(setting), _curve(setting)
+    one, other = st.halved_means(stack(setting.sweep, "interval_service_ms"), SWEEP_BLOCKS)
+    first, second = (st.alpha_star(splits, half.T) for half in (one, other))
+    mine = float(st.alpha_star(splits, twin))
+    costs = [st.regret(splits, half, star) for half, star in zip(other, first.tolist(), strict=True)]
+    return {
+        "alpha_star_mae": (
+            float(0.5 * np.abs(first - second).mean()),
+            abs(mine - float(st.alpha_star(splits, real))),
+        ),
+        "alpha_star_regret": (0.25 * float(np.mean(costs)), st.regret(splits, real, mine)),
+    }
+
+
+def _ranking(setting: Setting, policy: Sequence[Rollout]) -> tuple[Choice, tuple[float, float]]:
+    """What following the twin's ranking comes to; floor and twin's tau."""
+    sojourn = "interval_sojourn_ms"
+    real = np.array([case.series[sojourn].mean() for case in setting.policies])
+    lanes = np.stack([rollout.series[sojourn].mean(axis=1) for rollout in policy])  # (policies, lanes)
+    mine = lanes.mean(axis=1)
+    halves = [st.halved_means(case.series[sojourn], POLICY_BLOCKS) for case in setting.policies]
+    one, other = (np.stack(side, axis=1) for side in zip(*halves, strict=True))
+    floor = float(np.mean([st.tau(a, b) for a, b in zip(one, other, strict=True)]))
+    first, best = int(mine.argmin()), int(real.argmin())
+    choice = Choice(
+        twin=setting.policies[first].driver,
+        real=setting.policies[best].driver,
+        place=int((real < real[first]).sum()) + 1,
+        policies=len(real),
+        cost=st.PERCENT * float(real[first] / real[best] - 1.0),
+        lane_tau=float(np.mean([st.tau(real, lane) for lane in lanes.T])),
+    )
+    return choice, (floor, st.tau(real, mine))
+
+
+def _timing(setting: Setting) -> dict[str, float]:
+    """Path errors between an episode and its requests timed again."""
+    first = {case.request_seed: case for case in setting.repeats}
+    pairs = [(first[again.request_seed], again) for again in setting.retakes if again.request_seed in first]
+    if not pairs:
+        return {}
+    once, twice = zip(*pairs, strict=True)
+    return {
+        key: float(st.pair_error(stack(twice, field), stack(once, field)).mean()) for key, field in PATH_FIELDS.items()
+    }
+
+
+def _over_settings(figures: Sequence[Mapping[str, float]], keys: Iterable[str]) -> dict[str, float]:
+    """The mean over those settings that have a figure, and the least tau; NaN where none has."""
+    found = {}
+    for key in keys:
+        values = [of[key] for of in figures if math.isfinite(of.get(key, math.nan))]
+        aggregate = min if key == "kendall_tau_min" else np.mean
+        found[key] = float(aggregate(values)) if values else math.nan
+    return found
+
+
+def _basis(judged: Sequence[Judged]) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """By figure, how many settings and episodes it stands on, and what it lacks."""
+    stands_on, missing = {}, {}
+    for measure in MEASURES:
+        has = [s.setting for s in judged if measure.key in s.surrogate]
+        stands_on[measure.key] = {
+            "settings": len(has),
+            "episodes": sum(len(setting.group(measure.group)) for setting in has),
+        }
+        lacks = [s.setting.label for s in judged if measure.key not in s.surrogate]
+        needs = _NEEDS["bias" if measure.key == "stationary_bias" else measure.group]
+        if not has:
+            missing[measure.key] = f"No setting of the log has {needs}."
+        elif not any(math.isfinite(s.floor.get(measure.key, math.nan)) for s in judged):
+            missing[measure.key] = f"The floor needs {_NEEDS['repeat']} of the same setting."
+        elif lacks:
+            missing[measure.key] = f"Left out, for want of {needs}: {'; '.join(lacks)}."
+    return stands_on, missing
+
+
+def _trust(judged: Sequence[Judged]) -> Trust:
+    stretches = []
+    for s in judged:
+        pairs = [(s.setting.repeats, s.repeat)] if s.repeat is not None else []
+        pairs += [((case,), rollout) for case, rollout in zip(s.setting.sweep, s.sweep, strict=True)]
+        for cases, rollout in pairs:
+            real = stack(cases, "service_mean_ms").mean(axis=0)
+            stretches.append(
+                Stretch(
+                    error=st.PERCENT * (rollout.series["service_mean_ms"].mean(axis=0) / real - 1.0),
+                    alpha=stack(cases, "alpha").mean(axis=0),
+                    workload=cases[0].workload,
+                )
+            )
+    return map_trust(stretches)
