@@ -18,7 +18,7 @@ from surrogate_backend import checkpoint as checkpoints
 from surrogate_backend.kernels import step
 from surrogate_backend.kernels.functions import LANES, F
 from surrogate_backend.kernels.requests import make_keys
-from surrogate_backend.network import RUNGS, Sizes
+from surrogate_backend.layout import RUNGS, Sizes
 
 
 @functools.lru_cache(maxsize=8)
@@ -101,7 +101,8 @@ class SurrogateBackend:
         targets = check_allocation(self.profile, allocation, self._shape)
         check_state(state, self._limits, self.profile)
         values = np.empty(self._report)
-        service, sojourn, flags = np.empty(self._requests, F), np.empty(self._requests, F), np.empty(self._shape, np.bool_)
+        service, sojourn = np.empty(self._requests, F), np.empty(self._requests, F)
+        flags = np.empty(self._shape, np.bool_)
         rows, counters = self._state
         self._serve(
             self._known, rows, counters, state.values, state.gaps_s, targets, *self._figures, self._scratch,
@@ -113,11 +114,11 @@ class SurrogateBackend:
         """Copies of the state's arrays."""
         if self._state is None:
             raise InvalidInputError(f"Backend '{self.name}' has no state to keep before it is reset.")
-        return step.State(*(array.copy() for array in self._state))
+        return step.State(self._state.rows.copy(), self._state.counters.copy())
 
     def restore(self, snapshot: Any) -> None:
         """See helm_gym.backend.Backend."""
-        self._state = step.State(*(array.copy() for array in snapshot))
+        self._state = step.State(snapshot.rows.copy(), snapshot.counters.copy())
 
     def close(self) -> None:
         """Nothing is held but memory."""
@@ -137,11 +138,11 @@ class _Served(Telemetry):
         self.__dict__.update(values=values, extrapolating=flags, _service=service, _sojourn=sojourn)
 
     @property
-    def sojourn_ms(self) -> NDArray[np.float32]:  # type: ignore[override]
+    def sojourn_ms(self) -> NDArray[np.float32]:
         return self._by_lane("_sojourn")
 
     @property
-    def service_ms(self) -> NDArray[np.float32]:  # type: ignore[override]
+    def service_ms(self) -> NDArray[np.float32]:
         return self._by_lane("_service")
 
     def _by_lane(self, name: str) -> NDArray[np.float32]:

@@ -1,44 +1,68 @@
-"""Collection: drives a backend through designed episodes and logs every interval, in one process or in many."""
+"""Collection: drives a backend through designed episodes and logs every interval, in one process or in many.
+
+Episodes are served here, by worker processes or by a Ray cluster; this process alone writes them. So a worker that dies
+leaves nothing half written, machines need no folder in common, and what was reported is on this disk.
+"""
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import functools
+import hashlib
 import multiprocessing
+import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 import helm_gym
-from helm_gym.actions import absolute_action
+from helm_gym.actions import Mode, absolute_action
 from helm_gym.backend import Backend, open_backend
 from helm_gym.control_loop import ControlLoop, Step
-from helm_gym.errors import IncompatibleError
+from helm_gym.errors import HelmError, IncompatibleError, UnknownNameError
 from helm_gym.evaluation.machine import describe_machine
 from helm_gym.policy import open_policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
 from helm_gym.telemetry import FIELDS
+from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import PARAMETERS
+from helm_gym.workload.traces import Trace
 from surrogate_backend import excitation, log
 
 Progress = Callable[[int, int, int], None]  # episodes done, episodes wanted, intervals logged now
+Submit = Callable[[int], "Future[pa.Table]"]  # has an episode served, by its number
+
+BACKENDS = ("modelled", "real")
+_LOOK_EVERY_S = 1.0  # whether another collection has finished an episode, or died at it
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is collected: ``episodes`` of a design on one backend, ``intervals`` each."""
+    """What is collected: episodes of a design on one backend, ``intervals`` each.
+
+    Attributes:
+        trace: recorded arrivals, one more regime of the train design.
+    """
 
     profile: Profile
     backend: str
     design: str
     intervals: int
     seed: int
+    trace: Trace | None = None
 
     def manifest(self) -> dict[str, Any]:
         return {
@@ -48,7 +72,18 @@ class Plan:
             "design": self.design,
             "intervals": self.intervals,
             "seed": self.seed,
+            "trace": None if self.trace is None else f"{self.trace.name} {_fingerprint(self.trace)}",
         }
+
+    def episode(self, number: int) -> excitation.Episode:
+        return excitation.episode(self.design, number, self.profile, self.intervals, self.seed, self.trace)
+
+
+def _fingerprint(trace: Trace) -> str:
+    content = hashlib.sha256()
+    for part in (trace.arrival_s, trace.tokens, trace.returning):
+        content.update(b"-" if part is None else part.tobytes())
+    return content.hexdigest()[:16]
 
 
 def collect(
@@ -59,60 +94,179 @@ def collect(
     ray: bool = False,
     progress: Progress | None = None,
 ) -> int:
-    """Logs episodes 0 to ``episodes`` - 1 that ``folder`` does not hold yet; returns how many were added.
+    """Logs episodes 0 to ``episodes`` - 1 that ``folder`` does not hold yet; returns how many were added here.
 
-    An episode is reported as done only when its file is on disk. Killed at any point, it goes on where it stopped.
+    An episode is reported as done only when its file is on disk. Killed at any point, the same call goes on where it
+    stopped. Several collections of one plan may fill a folder together: each takes episodes that no other is at, and
+    all wait until the folder holds them all.
 
     Args:
         plan: what.
         folder: where; made if it is not there.
         episodes: how many the folder shall hold.
-        workers: processes; each serves one episode at a time.
+        workers: processes; each serves one episode at a time. With ``ray`` the tasks at a time; 1: as many as the
+            cluster has processors.
         ray: hand episodes to a Ray cluster in place of processes here.
-        progress: told after each episode.
+        progress: told of what is there at the start, and after each episode.
 
     Raises:
-        InvalidInputError: the folder holds another log.
+        InvalidInputError: the folder holds another log or cannot be written; a trace that the design cannot take.
         UnknownNameError: no such design or backend.
         IncompatibleError: ``ray`` is asked for and not installed.
+        HelmError: a worker died.
     """
-    excitation.episode(plan.design, 0, plan.profile, 2, plan.seed)
+    if plan.backend not in BACKENDS:
+        raise UnknownNameError("backend", plan.backend, BACKENDS)
+    excitation.episode(plan.design, 0, plan.profile, 2, plan.seed, plan.trace)
+    if plan.trace is not None:
+        make_path("trace", plan.profile, [0], 1, plan.trace)
     log.write_manifest(folder, plan.manifest())
-    for left in folder.glob("episode-*.tmp"):
-        left.unlink(missing_ok=True)
+    log.remove_unfinished(folder)
     missing = [number for number in range(episodes) if not log.episode_path(folder, number).exists()]
-    run = functools.partial(run_episode, plan, folder.resolve())
-    done = episodes - len(missing)
-    for intervals in _spread(run, missing, workers, ray):
-        done += 1
-        if progress is not None:
-            progress(done, episodes, intervals)
-    return len(missing)
+    report = progress or (lambda done, wanted, intervals: None)
+    report(episodes - len(missing), episodes, 0)
+    if not missing:
+        return 0
+    added, serving = 0, dict[Future[pa.Table], tuple[int, log.Claim]]()
+
+    def finished(number: int, intervals: int) -> None:
+        missing.remove(number)
+        report(episodes - len(missing), episodes, intervals)
+
+    with contextlib.ExitStack() as stack:
+        submit, width = stack.enter_context(_servers(plan, workers, ray))
+        while missing:
+            at_work = {number for number, _ in serving.values()}
+            for number in [number for number in missing if number not in at_work]:
+                if len(serving) >= width:
+                    break
+                claim = log.claim(folder, number)
+                if claim is not None:
+                    stack.enter_context(claim)
+                    serving[submit(number)] = number, claim
+                elif log.episode_path(folder, number).exists():
+                    finished(number, 0)
+            done, _ = wait(serving, _LOOK_EVERY_S, FIRST_COMPLETED)
+            for future in done:
+                number, claim = serving.pop(future)
+                claim.write(log.to_parquet(future.result()))
+                added += 1
+                finished(number, future.result().num_rows)
+            if missing and not serving and not done:
+                time.sleep(_LOOK_EVERY_S)  # all that is missing is another collection's
+    return added
 
 
-def _spread(run: Callable[[int], int], numbers: list[int], workers: int, ray: bool) -> Iterator[int]:
+def _servers(plan: Plan, workers: int, ray: bool) -> contextlib.AbstractContextManager[tuple[Submit, int]]:
+    """Those who serve episodes, and how many they can at a time."""
     if ray:
-        yield from _on_ray(run, numbers)
-    elif workers == 1:
-        yield from map(run, numbers)
-    else:
-        # Spawned: a forked child would inherit the threads of torch in an unknown state.
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-            for future in concurrent.futures.as_completed([pool.submit(run, number) for number in numbers]):
-                yield future.result()
+        return _on_ray(plan, workers)
+    return _here(plan) if workers == 1 else _in_processes(plan, workers)
 
 
-def _on_ray(run: Callable[[int], int], numbers: Iterable[int]) -> Iterator[int]:
+@contextlib.contextmanager
+def _here(plan: Plan) -> Iterator[tuple[Submit, int]]:
+    def submit(number: int) -> Future[pa.Table]:
+        future: Future[pa.Table] = Future()
+        future.set_result(serve(plan, number))
+        return future
+
+    try:
+        yield submit, 1
+    finally:
+        _open.cache_clear()
+
+
+@contextlib.contextmanager
+def _in_processes(plan: Plan, workers: int) -> Iterator[tuple[Submit, int]]:
+    # Spawned: a forked child would inherit the threads of torch in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+
+    def submit(number: int) -> Future[pa.Table]:
+        # Ctrl-C is for this process, which ends the others: they are born with it masked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return pool.submit(_serve_apart, plan, number)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    with (
+        theirs,
+        _environment(OMP_NUM_THREADS="1"),
+        ProcessPoolExecutor(workers, context, _end_with, (theirs,)) as pool,
+    ):
+        try:
+            yield submit, workers
+            pool.shutdown()
+        except BrokenProcessPool as error:
+            raise HelmError(
+                "A worker process died, killed or out of memory; what was reported is on disk: run the same again, "
+                "perhaps with fewer workers."
+            ) from error
+        finally:
+            ours.close()
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """For processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _end_with(parent: Connection) -> None:
+    """Ends this worker, whatever it is doing, when its parent closes the pipe or is killed."""
+
+    def watch() -> None:
+        parent.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _serve_apart(plan: Plan, number: int) -> pa.Table:
+    try:
+        return serve(plan, number)
+    except HelmError as error:  # its sentence alone: not every exception can be sent to another process
+        raise HelmError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _on_ray(plan: Plan, workers: int) -> Iterator[tuple[Submit, int]]:
     try:
         import ray
     except ImportError as error:
-        raise IncompatibleError("Ray is not installed; install helm-gym[ray] or leave --ray out.") from error
-    remote = ray.remote(num_cpus=1, max_retries=3)(run)
-    pending = [remote.remote(number) for number in numbers]
-    while pending:
-        ready, pending = ray.wait(pending, num_returns=1)
-        yield ray.get(ready[0])
+        raise IncompatibleError("Ray is not installed; install helm-gym[ray], or leave --ray out.") from error
+    started = not ray.is_initialized()
+    try:
+        if started:
+            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        there = ray.cluster_resources()
+        gpus = float(plan.backend == "real" and plan.profile.device == "cuda")
+        if there.get("GPU", 0.0) < gpus:  # Ray would wait for one
+            raise IncompatibleError(f"Profile '{plan.profile.name}' asks for a GPU, and the Ray cluster has none.")
+        # Ray has a task's libraries use as many threads as it was given processors.
+        task, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_serve_apart), ray.put(plan)
+        yield lambda number: task.remote(shared, number).future(), workers if workers > 1 else int(there.get("CPU", 1))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, HelmError):
+            raise HelmError(str(error.cause)) from error
+        raise
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise HelmError(
+            f"Ray failed ({str(error).partition(chr(10))[0]}); what was reported is on disk: run the same again."
+        ) from error
+    finally:
+        if started:
+            ray.shutdown()
 
 
 @functools.lru_cache(maxsize=1)
@@ -122,28 +276,27 @@ def _open(name: str, profile: Profile) -> Backend:
 
 
 def run_episode(plan: Plan, folder: pathlib.Path, number: int) -> int:
-    """Serves one episode, writes its file, and returns its intervals."""
-    profile = plan.profile
-    episode = excitation.episode(plan.design, number, profile, plan.intervals, plan.seed)
+    """Serves one episode in this process, writes its file, and returns its intervals; 0 where it is there already."""
+    claim = log.claim(folder, number)
+    if claim is None:
+        return 0
+    with claim:
+        table = serve(plan, number)
+        claim.write(log.to_parquet(table))
+    return int(table.num_rows)
+
+
+def serve(plan: Plan, number: int) -> pa.Table:
+    """Serves one episode; its rows, as the log has them."""
+    profile, episode = plan.profile, plan.episode(number)
     start = 0.5 if episode.schedule is None else float(episode.schedule[0])
     task = Task(f"collect-{plan.design}", episode.regime, "designed excitation", profile.name, start_alpha=start)
     backend = _open(plan.backend, profile)
-    scheduled = episode.schedule is not None
-    mode: Any = "absolute" if scheduled else "delta"
+    mode: Mode = "delta" if episode.schedule is None else "absolute"
     loop = ControlLoop(task, backend, mode, intervals=episode.path.intervals)
-    step = loop.reset([episode.request_seed], episode.path)
-    policy = None if scheduled else open_policy(episode.driver, loop.layout)
-    state = None if policy is None else policy.initial_state(1)
-    rows = []
-    for t in range(loop.intervals):
-        if policy is None:
-            assert episode.schedule is not None
-            action = absolute_action(profile, np.full((1, 1), episode.schedule[t]))
-        else:
-            assert state is not None
-            action, state = policy.act(step.observation[0], state)
-            action = action[None]
-        step = loop.step(action)
+    step, decide, rows = loop.reset([episode.request_seed], episode.path), _driver(episode, loop), []
+    for _ in range(loop.intervals):
+        step = loop.step(decide(step))
         rows.append(_row(loop, step))
     constants = {
         "episode": number,
@@ -161,9 +314,23 @@ def run_episode(plan: Plan, folder: pathlib.Path, number: int) -> int:
         "code_version": helm_gym.__version__,
         "date": datetime.date.today().isoformat(),
     }
-    table = pa.Table.from_pylist([constants | row for row in rows], schema=log.schema(profile))
-    log.write_episode(folder, number, table)
-    return len(rows)
+    return pa.Table.from_pylist([constants | row for row in rows], schema=log.schema(profile))
+
+
+def _driver(episode: excitation.Episode, loop: ControlLoop) -> Callable[[Step], NDArray[np.floating]]:
+    """Decides an episode's actions, one interval after another."""
+    if episode.schedule is not None:
+        targets = iter(absolute_action(loop.profile, episode.schedule[:, None, None]))
+        return lambda step: next(targets)
+    policy = open_policy(episode.driver, loop.layout)
+    state = policy.initial_state(1)
+
+    def act(step: Step) -> NDArray[np.floating]:
+        nonlocal state
+        action, state = policy.act(step.observation[0], state)
+        return action[None]
+
+    return act
 
 
 def _row(loop: ControlLoop, step: Step) -> dict[str, Any]:

@@ -14,12 +14,23 @@ from torch import Tensor
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from surrogate_backend.kernels.inputs import follow
+from surrogate_backend.layout import RUNGS
 from surrogate_backend.log import LoggedEpisode, read_log
-from surrogate_backend.network import RUNGS
 
 # Fields that a log reports over the window; the others are the interval's own.
 WINDOWED = frozenset(
-    ("kv_hit", "recomputed", "emb_gain", "emb_loss", "kv_gain", "kv_loss", "history", "unique", "returning", "predicted")
+    (
+        "kv_hit",
+        "recomputed",
+        "emb_gain",
+        "emb_loss",
+        "kv_gain",
+        "kv_loss",
+        "history",
+        "unique",
+        "returning",
+        "predicted",
+    )
 )
 
 

@@ -4,7 +4,7 @@ An episode is a workload path, the seed of its requests and what drives alpha, a
 episode's number: a collection that was cut off goes on, and one that is wanted longer gets further episodes.
 
 - ``train``: every regime, and paths that vary each parameter of a workload (``excite``), under splits that are held,
-  stepped, swept and walked.
+  stepped, swept and walked; where a recording is given, its arrivals too (``trace``).
 - ``test``: settings that are judged. Each is one path, served again and again: with sixteen request seeds under one
   schedule; twice with the same requests; at nine splits that are held on its stationary part; and by eleven policies.
 """
@@ -17,11 +17,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.errors import UnknownNameError
+from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
 from helm_gym.workload.demand import rate_for_load
 from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import INDEX, WorkloadPath, at_rest, poisson_gaps
+from helm_gym.workload.traces import Trace
 
 POLICIES = (
     *("static:0.2", "static:0.4", "static:0.5", "static:0.65", "static:0.8", "random", "threshold", "shadow-gradient"),
@@ -61,24 +62,34 @@ class Episode:
     schedule: NDArray[np.float64] | None
 
 
-def episode(design: str, number: int, profile: Profile, intervals: int, seed: int) -> Episode:
-    """Episode ``number`` of a design.
+def episode(
+    design: str, number: int, profile: Profile, intervals: int, seed: int, trace: Trace | None = None
+) -> Episode:
+    """Episode ``number`` of a design; with a ``trace``, of the train design with its arrivals as one more regime.
 
     Raises:
         UnknownNameError: no such design.
+        InvalidInputError: a trace for another design, or one with fewer requests than an interval.
     """
     if design not in DESIGNS:
         raise UnknownNameError("design", design, DESIGNS)
-    return DESIGNS[design](number, profile, intervals, seed)
+    if trace is None:
+        return DESIGNS[design](number, profile, intervals, seed)
+    if design != "train":
+        raise InvalidInputError(f"Design '{design}' takes no recorded arrivals; leave the trace out, or take 'train'.")
+    return _train(number, profile, intervals, seed, trace)
 
 
-def _train(number: int, profile: Profile, intervals: int, seed: int) -> Episode:
+def _train(number: int, profile: Profile, intervals: int, seed: int, trace: Trace | None = None) -> Episode:
     rng = np.random.default_rng([seed, number, _STREAM])
-    regime = _TRAIN_REGIMES[number % len(_TRAIN_REGIMES)]
-    driver = _TRAIN_DRIVERS[number % len(_TRAIN_DRIVERS)]  # coprime counts: every pair comes up
-    path = _path(regime, profile, intervals, int(rng.integers(2**40, 2**41)))
+    regimes = _TRAIN_REGIMES if trace is None else (*_TRAIN_REGIMES, "trace")
+    regime = regimes[number % len(regimes)]
+    driver = _TRAIN_DRIVERS[number % len(_TRAIN_DRIVERS)]  # 5 and 8 or 9: every pair comes up
+    path = _path(regime, profile, intervals, int(rng.integers(2**40, 2**41)), trace)
     request_seed = int(rng.integers(2**40, 2**41))
-    return Episode(number, "train", number, regime, driver, path, request_seed, _schedule(driver, rng, profile, intervals))
+    return Episode(
+        number, "train", number, regime, driver, path, request_seed, _schedule(driver, rng, profile, intervals)
+    )
 
 
 def _test(number: int, profile: Profile, intervals: int, seed: int) -> Episode:
@@ -109,8 +120,10 @@ def episodes_for(settings: int) -> int:
     return settings * _BLOCK
 
 
-def _path(regime: str, profile: Profile, intervals: int, seed: int) -> WorkloadPath:
-    return excite(profile, intervals, seed) if regime == "excite" else make_path(regime, profile, [seed], intervals)
+def _path(regime: str, profile: Profile, intervals: int, seed: int, trace: Trace | None = None) -> WorkloadPath:
+    if regime == "excite":
+        return excite(profile, intervals, seed)
+    return make_path(regime, profile, [seed], intervals, trace)
 
 
 def _stationary(path: WorkloadPath) -> WorkloadPath:
@@ -176,7 +189,8 @@ def _rates(
     for number in range(segment[-1] + 1):
         inside = np.flatnonzero(segment == number)
         ends = values[[min(inside[0] + 1, inside[-1]), inside[-1]]]  # past the edge, whose turnover is not at rest
-        rates[inside] = np.linspace(*rate_for_load(profile, ends, load[inside[[0, -1]]]), len(inside))
+        first, last = rate_for_load(profile, ends, load[inside[[0, -1]]]).tolist()
+        rates[inside] = np.linspace(first, last, len(inside))
     return rates
 
 

@@ -22,13 +22,22 @@ from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
 from surrogate_backend import checkpoint, dataset
 from surrogate_backend.dataset import WINDOWED, Dataset, window
+from surrogate_backend.layout import CACHE_FIELDS, LEVELS, RUNGS, Sizes
 from surrogate_backend.log import read_log
-from surrogate_backend.network import CACHE_FIELDS, LEVELS, RUNGS, Ensemble, Sizes, outputs, together
+from surrogate_backend.network import Ensemble, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
 
 Progress = Callable[[int, int, dict[str, float]], None]  # steps done, steps in all, losses
 HELD_OUT_EVERY = 16  # episodes; each is a setting of its own, so whole settings are held out
-_WEIGHT = {"service": 3.0, "misses": 2.0, "kv_hit": 2.0, "emb_gain": 0.5, "emb_loss": 0.5, "kv_gain": 0.5, "kv_loss": 0.5}
+_WEIGHT = {
+    "service": 3.0,
+    "misses": 2.0,
+    "kv_hit": 2.0,
+    "emb_gain": 0.5,
+    "emb_loss": 0.5,
+    "kv_gain": 0.5,
+    "kv_loss": 0.5,
+}
 _ABSOLUTE = {"emb_empty": 0.22, "kv_empty": 0.07, "backlog": 220.0, "refilled": 110.0}  # spread of fields without one
 _ENDS = (0.003, 0.997)
 _QUANTILES, _SAMPLED = 30.0, 4  # weight of the quantiles' loss, and requests of an interval that it looks at
@@ -44,7 +53,6 @@ class Settings:
         rate: of Adam, at its highest.
         seed: of weights and batches.
         threads: of torch.
-        members: of the ensemble.
         measured_share: of a batch that comes from measured episodes, where the log has both rungs.
         patience: evaluations without a better held-out loss before it stops.
         evaluate_every: steps.
@@ -55,7 +63,6 @@ class Settings:
     rate: float = 6e-3
     seed: int = 0
     threads: int = 2
-    members: int = 3
     measured_share: float = 0.3
     patience: int = 6
     evaluate_every: int = 100
@@ -65,7 +72,7 @@ def fit(
     profile: Profile,
     logs: Sequence[pathlib.Path],
     out: pathlib.Path,
-    settings: Settings = Settings(),  # noqa: B008  # frozen
+    settings: Settings = Settings(),  # frozen
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fits a checkpoint to logs of ``profile``, of either rung or both, and writes it to ``out``. Returns its card.
@@ -83,13 +90,13 @@ def fit(
         )
     if data.lanes < 2 * HELD_OUT_EVERY:
         raise InvalidInputError(
-            f"The logs hold {data.lanes} episodes; at least {2 * HELD_OUT_EVERY} are needed, so that some can be held out."
+            f"The logs hold {data.lanes} episodes; at least {2 * HELD_OUT_EVERY} are needed, for some are held out."
         )
     held = np.arange(data.lanes) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     training, held_out = data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    net = Ensemble(Sizes(members=settings.members))
+    net = Ensemble(Sizes())
     history = _train(net, training, held_out, profile, settings, out, progress)
 
     noise = fit_noise(_residuals(net, training, profile), profile.interval.window // profile.interval.requests)

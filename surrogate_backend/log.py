@@ -1,13 +1,19 @@
-"""The log: Parquet, a row a node and interval, an episode a file; written whole or not at all, checked when read."""
+"""The log: Parquet, a row a node and interval, an episode a file; written whole or not at all, checked when read.
+
+Several collections may write to one folder at once. Whoever makes a file claims it first, by a lock on its unfinished
+form: the kernel drops the lock with the process, however that ends, and the next one takes the file over.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +27,8 @@ from helm_gym.workload.state import PARAMETERS
 
 FORMAT = 1
 MANIFEST = "log.json"
+RUNGS = ("measured", "modelled")
+_SLACK = 1e-6  # of bounds: shares are quotients of sums
 CONSTANTS = {  # of an episode
     "episode": pa.int32(),
     "group": pa.string(),
@@ -92,15 +100,146 @@ def episode_path(folder: pathlib.Path, number: int) -> pathlib.Path:
     return folder / f"episode-{number:06d}.parquet"
 
 
-def write_episode(folder: pathlib.Path, number: int, table: pa.Table) -> None:
-    """Writes one episode durably: after a kill it is there whole or not at all."""
+class Claim:
+    """A file that this process alone may write, until it has or lets go of it."""
+
+    def __init__(self, path: pathlib.Path, unfinished: pathlib.Path, file: BinaryIO):
+        self._path, self._unfinished, self._file = path, unfinished, file
+
+    def write(self, content: bytes) -> None:
+        """Writes the file durably: after a kill or a power cut it is there whole or not at all.
+
+        Raises:
+            InvalidInputError: the disk is full, or fails.
+        """
+        with _writing(self._path):
+            self._file.truncate(0)
+            self._file.write(content)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._unfinished.replace(self._path)
+            _sync(self._path.parent)
+        self._file.close()
+
+    def release(self) -> None:
+        """Lets go of what has not been written; does nothing after ``write``."""
+        if not self._file.closed:
+            self._unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a full disk again, on what was to be written
+                self._file.close()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def claim(folder: pathlib.Path, number: int) -> Claim | None:
+    """Claims an episode; None where it is there already, or is another's.
+
+    Raises:
+        InvalidInputError: the folder cannot be written, or its file system has no locks.
+    """
     path = episode_path(folder, number)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    mine = _claim(path)
+    if mine is not None and path.exists():
+        mine.release()
+        return None
+    return mine
+
+
+def _claim(path: pathlib.Path, wait: bool = False) -> Claim | None:
+    unfinished = path.with_suffix(".tmp")
+    with _writing(unfinished):
+        while True:
+            file = os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                if os.path.samestat(os.fstat(file.fileno()), unfinished.stat()):
+                    return Claim(path, unfinished, file)
+            except BlockingIOError:
+                file.close()
+                return None
+            except FileNotFoundError:
+                pass  # it was finished or let go of between its opening and its lock
+            file.close()
+
+
+def remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what killed collections have left, and nothing that a living one is writing."""
+    for left in folder.glob(f"episode-{'[0-9]' * 6}.tmp"):
+        mine = _claim(left.with_suffix(".parquet"))
+        if mine is not None:
+            mine.release()
+
+
+def write_manifest(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Makes the folder, and says in it what the log is a log of; a collection goes on only under the same.
+
+    Raises:
+        InvalidInputError: the folder holds a log of something else, or cannot be written.
+    """
+    wanted = {"format": FORMAT, **content}
+    with _writing(folder):
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _sync(folder.parent)
+    mine = _claim(folder / MANIFEST, wait=True)
+    assert mine is not None
+    with mine:
+        there = _manifest(folder)
+        if there is None:
+            if any(folder.glob("episode-*.parquet")):
+                raise InvalidInputError(f"{folder} holds episodes and no {MANIFEST} of theirs; give another folder.")
+            mine.write((json.dumps(wanted, indent=2) + "\n").encode())
+            return
+    differs = [f"{key} {there.get(key)!r} and not {wanted[key]!r}" for key in wanted if there.get(key) != wanted[key]]
+    if differs:
+        raise InvalidInputError(f"{folder} holds a log of {', '.join(differs)}; give another folder.")
+
+
+def _manifest(folder: pathlib.Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{path} cannot be read ({_first_line(error)}); take another folder.") from error
+    if not isinstance(content, dict):
+        raise InvalidInputError(f"{path} is not what `helm-gym collect` writes; take another folder.")
+    return content
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Makes a sentence of what the system has against ``path``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or _first_line(error)
+        raise InvalidInputError(f"{path} cannot be written ({reason}); make room, or give another folder.") from error
+
+
+def _sync(folder: pathlib.Path) -> None:
+    """Makes the names in a folder durable; fsync of a file does not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """An episode's file; its pages carry checksums, so that a reader notices a bit that has turned."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return bytes(sink.getvalue())
 
 
 def files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -118,7 +257,7 @@ def files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_log(folder: pathlib.Path, profile: Profile, groups: tuple[str, ...] = ()) -> Iterator[LoggedEpisode]:
-    """Yields the episodes of a log, each checked: columns, profile, finite values, no interval missing.
+    """Yields the episodes of a log, in the order of their numbers, each of them checked.
 
     Args:
         folder: of Parquet files.
@@ -126,91 +265,124 @@ def read_log(folder: pathlib.Path, profile: Profile, groups: tuple[str, ...] = (
         groups: only these; all where empty.
 
     Raises:
-        InvalidInputError: not Parquet, other columns, another profile, an interval missing, a value not finite.
+        InvalidInputError: no log, another profile's, or a file that is not whole, lacks a column or an interval, or
+            holds another type, a missing value, or one that is not finite or out of its bounds.
     """
-    for path in files(folder):
+    paths = files(folder)
+    plan = _manifest(folder) or {"format": FORMAT, "profile_fingerprint": profile.fingerprint}
+    if plan.get("format") != FORMAT:
+        raise InvalidInputError(
+            f"{folder / MANIFEST} is of format {plan.get('format')!r}, not {FORMAT}; collect it again with this one."
+        )
+    _check_profile(folder, plan.get("profile"), plan.get("profile_fingerprint"), profile)
+    for path in paths:
         try:
-            table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InvalidInputError(f"{path} cannot be read as Parquet ({_first_line(error)}); collect it again.") from error
-        episode = _episode(path, table, profile)
-        if not groups or episode.constants["group"] in groups:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                episode = _episode(path, file, profile, groups, plan.get("intervals"))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            _refuse(path, f"cannot be read as Parquet ({_first_line(error)})", error)
+        if episode is not None:
             yield episode
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".")
+def _refuse(path: pathlib.Path, what: str, cause: Exception | None = None) -> NoReturn:
+    raise InvalidInputError(f"{path} {what}; remove the file, and `helm-gym collect` makes it again.") from cause
 
 
-def _episode(path: pathlib.Path, table: pa.Table, profile: Profile) -> LoggedEpisode:
-    expected = schema(profile)
-    missing = [name for name in expected.names if name not in table.column_names]
-    if missing:
-        raise InvalidInputError(f"{path} lacks the column '{missing[0]}'; collect it again with this version.")
-    for name in ("profile_fingerprint", "request_service_ms", "predicted_ms"):
-        if name == "profile_fingerprint":
-            found = set(table[name].to_pylist())
-            if found != {profile.fingerprint}:
-                logged = table["profile"][0].as_py() if table.num_rows else "nothing"
-                raise InvalidInputError(
-                    f"{path} was logged under another profile ('{logged}', {', '.join(sorted(map(str, found)))}) than "
-                    f"'{profile.name}' ({profile.fingerprint}); give its own with --profile."
-                )
-        elif table[name].type != expected.field(name).type:
-            raise InvalidInputError(f"{path}: column '{name}' is {table[name].type}, not {expected.field(name).type}.")
-    constants = {name: table[name][0].as_py() for name in CONSTANTS}
-    telemetry = {field.name: _column(path, table, field.name, field.width) for field in FIELDS}
-    requests = profile.interval.requests
-    intervals = table["interval"].to_numpy()
-    if not np.array_equal(intervals, np.arange(len(intervals))):
-        raise InvalidInputError(f"{path}: an interval is missing or out of order; collect it again.")
-    gaps = np.full((table.num_rows, requests), np.nan)
-    if table["gaps_s"].null_count == 0:
-        gaps = np.array(table["gaps_s"].to_pylist(), np.float64).reshape(-1, requests)
+def _check_profile(where: pathlib.Path, name: object, fingerprint: object, profile: Profile) -> None:
+    if fingerprint != profile.fingerprint:
+        raise InvalidInputError(
+            f"{where} was logged under another profile ('{name}', {fingerprint}) than '{profile.name}' "
+            f"({profile.fingerprint}); give its own with --profile."
+        )
+
+
+def _episode(
+    path: pathlib.Path, file: pq.ParquetFile, profile: Profile, groups: tuple[str, ...], planned: object
+) -> LoggedEpisode | None:
+    """Reads and checks one file; None where its group is not asked for."""
+    expected, found = schema(profile), file.schema_arrow
+    for name in expected.names:
+        if found.names.count(name) != 1:
+            _refuse(path, f"lacks the column '{name}'" if name not in found.names else f"has the column '{name}' twice")
+    _check_types(path, found, expected, [*CONSTANTS])
+    constants = _constants(path, file.read(columns=[*CONSTANTS]))
+    _check_profile(path, constants["profile"], constants["profile_fingerprint"], profile)
+    if episode_path(path.parent, constants["episode"]) != path:
+        _refuse(path, f"holds episode {constants['episode']} under another's name")
+    if constants["rung"] not in RUNGS:
+        _refuse(path, f"is of the rung '{constants['rung']}', and not {' or '.join(RUNGS)}")
+    if groups and constants["group"] not in groups:
+        return None
+    rest = [name for name in expected.names if name not in CONSTANTS]
+    _check_types(path, found, expected, rest)
+    table, requests = file.read(columns=rest), profile.interval.requests
+    interval, node = (_column(path, table, name) for name in ("interval", "node"))
+    whole = planned if isinstance(planned, int) and constants["group"] != "sweep" else len(interval)
+    if not np.array_equal(interval, np.arange(whole)):
+        _refuse(path, f"lacks an interval, or has them out of order ({len(interval)} of {whole})")
+    if node.any():
+        _refuse(path, "holds more nodes than node 0")
     return LoggedEpisode(
         constants=constants,
-        workload=np.stack([_column(path, table, f"w_{parameter.name}") for parameter in PARAMETERS], axis=1),
-        gaps_s=gaps,
-        asked_alpha=_column(path, table, "asked_alpha"),
-        slo_ms=_column(path, table, "slo_ms"),
-        telemetry=telemetry,
-        service_ms=_column(path, table, "request_service_ms", requests),
-        sojourn_ms=_column(path, table, "request_sojourn_ms", requests),
+        workload=np.stack([_column(path, table, f"w_{p.name}", 1, p.low, p.high) for p in PARAMETERS], axis=1),
+        gaps_s=_gaps(path, table, requests),
+        asked_alpha=_column(path, table, "asked_alpha", 1, 0.0, 1.0),
+        slo_ms=_column(path, table, "slo_ms", 1, 0.0),
+        telemetry={
+            field.name: _column(path, table, field.name, field.width, field.low, field.high) for field in FIELDS
+        },
+        service_ms=_column(path, table, "request_service_ms", requests, 0.0),
+        sojourn_ms=_column(path, table, "request_sojourn_ms", requests, 0.0),
     )
 
 
-def _column(path: pathlib.Path, table: pa.Table, name: str, width: int = 1) -> NDArray[np.float64]:
+def _check_types(path: pathlib.Path, found: pa.Schema, expected: pa.Schema, names: list[str]) -> None:
+    for name in names:
+        is_, should = found.field(name).type, expected.field(name).type
+        if is_ != should:
+            _refuse(path, f"has the column '{name}' as {is_}, not {should}")
+
+
+def _constants(path: pathlib.Path, table: pa.Table) -> dict[str, Any]:
+    if table.num_rows == 0:
+        _refuse(path, "holds no interval")
+    constants = {}
+    for name in CONSTANTS:
+        values = table[name].unique().to_pylist()
+        if len(values) != 1 or values[0] is None or values[0] != values[0]:
+            _refuse(path, f"has the column '{name}' without one value that all of its rows share")
+        constants[name] = values[0]
+    return constants
+
+
+def _gaps(path: pathlib.Path, table: pa.Table, requests: int) -> NDArray[np.float64]:
+    column = table["gaps_s"].combine_chunks()
+    if column.null_count == table.num_rows:
+        return np.full((table.num_rows, requests), np.nan)
+    if column.null_count or set(column.value_lengths().to_pylist()) != {requests}:
+        _refuse(path, f"has the column 'gaps_s' without {requests} gaps in each of its rows")
+    return _numbers(path, "gaps_s", column.flatten(), requests, 0.0, np.inf)
+
+
+def _column(
+    path: pathlib.Path, table: pa.Table, name: str, width: int = 1, low: float = -np.inf, high: float = np.inf
+) -> NDArray[np.float64]:
     column = table[name].combine_chunks()
-    try:
-        values = (column if width == 1 else column.flatten()).to_numpy(zero_copy_only=False).astype(np.float64)
-    except (ValueError, TypeError) as error:
-        raise InvalidInputError(f"{path}: column '{name}' holds what is not a number.") from error
-    if len(values) != table.num_rows * width or not np.isfinite(values).all():
-        row = int(np.argmax(~np.isfinite(values))) // width
-        raise InvalidInputError(f"{path}: column '{name}' has a value that is missing or not finite (row {row}).")
-    return values if width == 1 else values.reshape(-1, width)
+    if column.null_count:
+        _refuse(path, f"has no value in column '{name}', row {column.is_null().index(True).as_py()}")
+    return _numbers(path, name, column if width == 1 else column.flatten(), width, low, high)
 
 
-def write_manifest(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """What the log is a log of; a collection goes on only under the same.
-
-    Raises:
-        InvalidInputError: the folder holds a log of something else.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, wanted = folder / MANIFEST, {"format": FORMAT, **content}
-    if path.exists():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InvalidInputError(f"{path} is not JSON; give another folder.") from error
-        differs = [key for key in wanted if there.get(key) != wanted[key]]
-        if differs:
-            key = differs[0]
-            raise InvalidInputError(
-                f"{folder} holds a log with {key} {there.get(key)!r}, not {wanted[key]!r}; give another folder."
-            )
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _numbers(
+    path: pathlib.Path, name: str, values: pa.Array, width: int, low: float, high: float
+) -> NDArray[np.float64]:
+    """(rows,), or (rows, width) where that is not 1; finite and within bounds."""
+    x = values.to_numpy(zero_copy_only=False).astype(np.float64)
+    wrong = ~((x >= low - _SLACK) & (x <= high + _SLACK) & np.isfinite(x))
+    if wrong.any():
+        at = int(wrong.argmax())
+        _refuse(
+            path, f"has {x[at]:g} in column '{name}', row {at // width}; it must be finite, from {low:g} to {high:g}"
+        )
+    return x if width == 1 else x.reshape(-1, width)

@@ -10,47 +10,31 @@ kernels/networks.py and kernels/fields.py say the same in compiled form; a test 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helm_gym.telemetry import ALPHA_GRID
 from surrogate_backend.kernels import fluid
 from surrogate_backend.kernels.inputs import CACHES, USERS
-
-CURVE = len(ALPHA_GRID)
-# Outputs of the users' network, of the caches' network, in order; then the logarithms of spreads.
-USER_FIELDS = ("history", "unique", "returning")
-CACHE_FIELDS = (
-    *("service", "kv_hit", "misses", "recomputed", "emb_gain", "emb_loss", "kv_gain", "kv_loss"),
-    *("emb_empty", "kv_empty", "backlog", "refilled"),
+from surrogate_backend.layout import (
+    BACKLOG_ROWS,
+    CACHE_FIELDS,
+    CACHE_OUTPUTS,
+    CACHE_SPREADS,
+    CURVE,
+    GAIN_MS,
+    INTERPOLATE,
+    KNOT_WEIGHT,
+    KNOTS,
+    LEAST_SPREAD,
+    REFILL_ROWS,
+    RUNGS,
+    USER_OUTPUTS,
+    USER_SPREADS,
+    Sizes,
 )
-USER_SPREADS = (*USER_FIELDS, "predicted")
-CACHE_SPREADS = CACHE_FIELDS[:8]
-# Quantiles of an interval's service times, as a share of their mean; u is a multiple of 1/64.
-LEVELS = np.array([0, 1, 4, 10, 16, 24, 32, 40, 48, 54, 58, 61, 63, 64]) / 64
-KNOTS = len(LEVELS)
-KNOT_WEIGHT = np.convolve(np.diff(LEVELS), [0.5, 0.5])  # the mean of a piecewise linear quantile function
-USER_OUTPUTS = len(USER_FIELDS) + CURVE + len(USER_SPREADS)
-CACHE_OUTPUTS = len(CACHE_FIELDS) + KNOTS + len(CACHE_SPREADS)
-RUNGS = ("modelled", "measured")
-GAIN_MS, BACKLOG_ROWS, REFILL_ROWS = 0.01, 500.0, 250.0  # units of the outputs that no estimate stands behind
-LEAST_SPREAD = 0.003
-# Interpolation of the simulated curve from the splits that the fluid follows to the grid, linear: (splits, grid).
-INTERPOLATE = np.stack([np.interp(ALPHA_GRID, fluid.CURVE, np.eye(len(fluid.CURVE))[k]) for k in range(3)])
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Widths: members of the ensemble, hidden state of the users' and of the caches' network, and their layers."""
-
-    members: int = 3
-    user_hidden: int = 8
-    hidden: int = 12
-    layer: int = 12
 
 
 class _Scan(torch.autograd.Function):
@@ -207,9 +191,9 @@ def outputs(raw: Raw, estimates: Tensor) -> tuple[dict[str, Tensor], dict[str, T
     steps = growth(0.5 * caches[..., first : first + KNOTS])
     knots = steps.cumsum(-1)
     knots = knots / (knots * torch.as_tensor(KNOT_WEIGHT, dtype=f.dtype)).sum(-1, keepdim=True)
-    spread = {
-        name: growth(users[..., 3 + CURVE + k] - 2.0) for k, name in enumerate(USER_SPREADS)
-    } | {name: growth(caches[..., first + KNOTS + k] - 2.0) for k, name in enumerate(CACHE_SPREADS)}
+    spread = {name: growth(users[..., 3 + CURVE + k] - 2.0) for k, name in enumerate(USER_SPREADS)} | {
+        name: growth(caches[..., first + KNOTS + k] - 2.0) for k, name in enumerate(CACHE_SPREADS)
+    }
     for name in ("unique", "returning", "kv_hit"):
         spread[name] = spread[name] + LEAST_SPREAD
     for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss"):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import importlib
 import json
 import math
 import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
@@ -18,7 +20,13 @@ from rich.table import Table
 
 from helm_gym.errors import InvalidInputError
 
-Tick = Callable[[str, int, int], None]  # what is under way, how much of all is done, how much there is
+
+class Tick(Protocol):
+    """Says how far a stretch of work is."""
+
+    def __call__(self, what: str, done: int, total: int, amount: int | None = None) -> None:
+        """``what`` is under way; ``amount``: how many of the stage's units are done, where that is not ``done``."""
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -95,33 +103,64 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def stage(self, label: str) -> Iterator[Tick]:
-        """A stretch of work; the callback says how far it is."""
+    def stage(self, label: str, unit: str = "") -> Iterator[Tick]:
+        """A stretch of work; the callback says how far it is. With a ``unit``, "steps" say, it shows how fast, too."""
         if self.quiet:
-            yield lambda what, done, total: None
-        elif self._console.is_terminal:
+            yield lambda what, done, total, amount=None: None
+            return
+        pace = _Pace(unit)
+        if self._console.is_terminal:
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            ends = TextColumn("{task.fields[pace]}") if unit else TimeRemainingColumn()
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), ends)
             with Bars(*columns, console=self._console, transient=True) as bars:
-                task = bars.add_task(label, total=None)
+                task = bars.add_task(label, total=None, pace="")
 
-                def advance(what: str, done: int, total: int) -> None:
-                    bars.update(task, completed=done, total=total, description=f"{label}: {what}" if what else label)
+                def advance(what: str, done: int, total: int, amount: int | None = None) -> None:
+                    text = pace.text(done, total, amount)
+                    described = f"{label}: {what}" if what else label
+                    bars.update(task, completed=done, total=total, description=described, pace=text)
 
                 yield advance
         else:
             self.say(f"{label} ...")
             last = time.monotonic()
 
-            def tick(what: str, done: int, total: int) -> None:
+            def tick(what: str, done: int, total: int, amount: int | None = None) -> None:
                 nonlocal last
+                text = pace.text(done, total, amount) if unit else f"{done / max(1, total):.0%}"
                 if time.monotonic() - last > _PLAIN_EVERY_S:
                     last = time.monotonic()
-                    self.say(f"{label}: {done / max(1, total):.0%}{what and f', {what}'}")
+                    self.say(f"{label}: {text}{what and f', {what}'}")
 
             yield tick
+
+
+class _Pace:
+    """How fast work goes and how long it will take, since its first report: part of it may have been done before."""
+
+    def __init__(self, unit: str):
+        self._unit = unit
+        self._start: tuple[float, int] | None = None
+
+    def text(self, done: int, total: int, amount: int | None) -> str:
+        now = time.monotonic()
+        if self._start is None:
+            self._start = now, done
+        since, first = self._start
+        if done <= first or now <= since:
+            return f"{done}/{total}"
+        rate = (done - first if amount is None else amount) / (now - since)
+        left = datetime.timedelta(seconds=round((total - done) * (now - since) / (done - first)))
+        return f"{done}/{total}, {rate:,.{0 if rate >= 100 else 1}f} {self._unit}/s, {left} left"
+
+
+def open_by_name(where: str) -> Any:
+    """What ``module:attribute`` names: helm_gym imports none of the packages that do the work."""
+    module, _, attribute = where.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

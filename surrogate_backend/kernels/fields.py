@@ -14,7 +14,7 @@ from surrogate_backend.kernels import fluid
 from surrogate_backend.kernels.fluid import HISTORY, KV_FILLED, KV_HIT, MISSES, PER_SPLIT, RECOMPUTED, SERVICE_MS
 from surrogate_backend.kernels.functions import LANES, F, growth, kernel
 from surrogate_backend.kernels.requests import PER_INTERVAL, hashed, normal
-from surrogate_backend.network import (
+from surrogate_backend.layout import (
     BACKLOG_ROWS,
     CACHE_FIELDS,
     CURVE,
@@ -112,7 +112,9 @@ def predict(y, f, out, n):
 
 @kernel
 def _draw(keys, t, at, k):
-    return normal(hashed(keys[k], keys[LANES + k], np.uint32(np.uint32(t[k]) * np.uint32(PER_INTERVAL) + np.uint32(at))))
+    return normal(
+        hashed(keys[k], keys[LANES + k], np.uint32(np.uint32(t[k]) * np.uint32(PER_INTERVAL) + np.uint32(at)))
+    )
 
 
 @kernel
@@ -150,7 +152,7 @@ def draw_noise(keys, t, fast, slow, persistence, factors, requests, level, out, 
 
 @kernel
 def add_noise(fast, served_ms, requests, max_history, out, n):
-    """Makes the fields what the interval reports, given what its requests came to (``served_ms``, one row, their sum)."""
+    """Makes the fields what the interval reports, given the sum of its service times (``served_ms``, one row)."""
     for k in range(n):
         mean, spread = out[TIME * LANES + k], out[(SPREADS + TIME) * LANES + k]
         z = (served_ms[k] / requests - mean) / spread - out[(NOISE + NOISY + SERVICE) * LANES + k]

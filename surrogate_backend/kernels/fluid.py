@@ -1,14 +1,15 @@
 """What of a node is known and need not be learned: a fluid model of its users and of its two caches, compiled.
 
 Users: hot ones in ``GROUPS`` groups of equal heat, whose mean history grows with their visits and starts anew with
-turnover, and the cold ones; and how skewed the popularity was under which they chose what their histories hold. Caches: Che's approximation of LRU (Che, Tung and Wang, JSAC 2002), an entry
-requested at rate ``q`` is held with probability ``1 - exp(-q T)``. T, the age at which entries are evicted, follows
-the capacity by one step of Newton's an interval. It is dynamic by one rule: T grows by no more than the requests that
-were served, for a cache that has gained memory fills by misses, and it falls at once.
+turnover, and the cold ones; and how skewed the popularity was under which they chose what their histories hold.
+Caches: Che's approximation of LRU (Che, Tung and Wang, JSAC 2002): an entry requested at rate ``q`` is held with
+probability ``1 - exp(-q T)``. T, the age at which entries are evicted, follows the capacity by one step of Newton's an
+interval. It is dynamic by one rule: T grows by no more than the requests that were served, for a cache that has gained
+memory fills by misses, and it falls at once.
 
 It says what an interval would report within some two per cent; the networks (network.py) learn the rest. Logarithms
-and exponentials stand as rational functions of the same shape: what matters is that fitting and stepping use the very
-same ones, and both call this module. Rows are parameters, groups or buckets; columns are the lanes of a block
+and exponentials stand as polynomials and ratios of the same shape: what matters is that fitting and stepping use the
+very same ones, and both call this module. Rows are parameters, groups or buckets; columns are the lanes of a block
 (functions.py).
 """
 
@@ -22,11 +23,11 @@ from numpy.typing import NDArray
 from helm_gym.profile import Profile
 from helm_gym.workload.state import INDEX
 from surrogate_backend.kernels.functions import LANES, F, inverse_exp, kernel, to_blocks
+from surrogate_backend.layout import FOLLOWED
 
 GROUPS = 16  # so many float32 are one vector
 BUCKETS = 16  # of item popularity, geometric
-CURVE = (0.2, 0.5, 0.8)  # alphas at which the caches are followed too, for the simulated curve
-SPLITS = 1 + len(CURVE)  # the present split, and those of the curve
+SPLITS = 1 + len(FOLLOWED)  # the present split, and those of the simulated curve
 
 # State of a lane, float32: mean history by group, share of each group seen before, the cold users' mean history, the
 # exponents of popularity that hot and cold histories were chosen by; of each cache at each split: T (KV: requests; EMB:
@@ -113,7 +114,7 @@ def _room(full):
 
 @kernel
 def _users(s, w, scalars, t, f, n):
-    """Moves the users of ``n`` lanes on by one interval; fills the rates and pages of groups and the users' estimates."""
+    """Moves the users of ``n`` lanes on by one interval; fills groups' rates and pages, and estimates."""
     requests, users, ceiling, page_tokens = scalars[0], scalars[1], scalars[2], scalars[3]
     inverse, per_page = F(1.0) / ceiling, F(1.0) / page_tokens
     for x in range(n):
@@ -191,9 +192,7 @@ def _kv(s, w, k, split, scalars, t, f, n):
     state, out = KV + 3 * k, PER_SPLIT + k * SPLIT_WIDTH
     for x in range(n):
         capacity = (F(1.0) - split[x]) * pages
-        age = _aged(
-            s[state * LANES + x], s[(state + 1) * LANES + x], s[(state + 2) * LANES + x], capacity, requests
-        )
+        age = _aged(s[state * LANES + x], s[(state + 1) * LANES + x], s[(state + 2) * LANES + x], capacity, requests)
         s[state * LANES + x] = t[_AGE * LANES + x] = age
         # Of EMB, in requests, as of the last interval.
         t[_EMB_AGE * LANES + x] = s[(EMB + 3 * k) * LANES + x] / s[(LOOKUPS + k) * LANES + x]
@@ -220,7 +219,10 @@ def _kv(s, w, k, split, scalars, t, f, n):
         hot_share, new = w[_HOT_SHARE * LANES + x], w[_NEW * LANES + x]
         per_group, cold_share = hot_share * F(1.0 / GROUPS), F(1.0) - hot_share
         gone, known = t[_MISSING * LANES + x], cold_share * (F(1.0) - new)
-        cold_again, arrived = known * f[COLD_HISTORY * LANES + x] * gone, cold_share * new * w[_MEAN_HISTORY * LANES + x]
+        cold_again, arrived = (
+            known * f[COLD_HISTORY * LANES + x] * gone,
+            cold_share * new * w[_MEAN_HISTORY * LANES + x],
+        )
         fresh = w[_DELTA * LANES + x] + w[_CANDIDATES * LANES + x]
         apart = per_group * t[_APART * LANES + x]
         lookups = fresh + arrived + cold_again + apart
@@ -274,7 +276,7 @@ def fluid_step(s, w, splits, scalars, powers, inside, t, f, n):
     """Moves ``n`` lanes of a block on by one interval and fills their estimates.
 
     All float32, flat, rows of LANES columns: s (STATE), w (parameters), splits (SPLITS: the present alpha, then
-    ``CURVE``), t (SCRATCH), f (ESTIMATES).
+    ``layout.FOLLOWED``), t (SCRATCH), f (ESTIMATES).
     """
     requests, users, page_tokens = scalars[0], scalars[1], scalars[3]
     _users(s, w, scalars, t, f, n)

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from helm_gym.profile import Profile
 from helm_gym.workload.state import INDEX
 from surrogate_backend.kernels import fluid
-from surrogate_backend.kernels.functions import LANES, F, kernel, log_ratio
 from surrogate_backend.kernels.fluid import (
     COLD_HISTORY,
     EMB_FILLED,
@@ -24,6 +23,8 @@ from surrogate_backend.kernels.fluid import (
     SPLITS,
     fluid_step,
 )
+from surrogate_backend.kernels.functions import LANES, F, kernel, log_ratio
+from surrogate_backend.layout import FOLLOWED
 
 _OWN = 9  # parameters that are fed as they are, scaled
 USERS = _OWN + 3 + (SPLITS - 1) * 5  # inputs of the users' network: nothing that depends on alpha
@@ -104,14 +105,15 @@ def follow(
     known, relative = fluid.constants(profile), rest(profile)
     states, scratch = fluid.initial_state(values[:, 0]), np.zeros(fluid.SCRATCH * LANES, F)
     splits = np.empty((lanes, intervals, fluid.SPLITS))
-    splits[..., 0], splits[..., 1:] = alpha, fluid.CURVE
+    splits[..., 0], splits[..., 1:] = alpha, FOLLOWED
     estimates = np.empty((lanes, intervals, ESTIMATES), F)
     x = np.empty((lanes, intervals, CACHES), F)
     for block, state in enumerate(states):
         part = slice(block * LANES, min(lanes, (block + 1) * LANES))
-        inputs = [_by_time(array[part]) for array in (values, splits, moved[..., None])]
+        w, split, move = (_by_time(array[part]) for array in (values, splits, moved[..., None]))
         rows = [np.zeros((intervals, width * LANES), F) for width in (ESTIMATES, CACHES)]
-        _follow(state, *inputs, *known, relative, scratch, *rows, part.stop - part.start)
+        estimated, fed = rows
+        _follow(state, w, split, move, *known, relative, scratch, estimated, fed, part.stop - part.start)
         for out, row in zip((estimates, x), rows, strict=True):
             by_lane = row.reshape(intervals, -1, LANES)[..., : part.stop - part.start]
             out[part] = by_lane.transpose(2, 0, 1)

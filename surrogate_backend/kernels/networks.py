@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from surrogate_backend.kernels.functions import LANES, F, kernel
 from surrogate_backend.kernels.inputs import CACHES, USERS
-from surrogate_backend.network import CACHE_FIELDS, CACHE_OUTPUTS, RUNGS, USER_OUTPUTS, Sizes
+from surrogate_backend.layout import CACHE_FIELDS, CACHE_OUTPUTS, RUNGS, USER_OUTPUTS, Sizes
 
 _SIZES = Sizes()
 MEMBERS, LAYER = _SIZES.members, _SIZES.layer
@@ -43,7 +43,7 @@ WIDEST = max(2 * HIDDEN, LAYER, CACHE_OUTPUTS)
 
 
 def pack(tensors: Mapping[str, NDArray[np.float32]], rung: str) -> NDArray[np.float32]:
-    """The weights of a checkpoint (``net.*``) for one rung, flat, a member after the other; outputs are the members' mean."""
+    """The weights of a checkpoint (``net.*``) for one rung, flat, member after member; outputs are their mean."""
     members = []
     for m in range(MEMBERS):
         parts = []

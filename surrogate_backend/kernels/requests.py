@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from surrogate_backend.kernels.functions import LANES, F, kernel
-from surrogate_backend.network import KNOTS, LEVELS
+from surrogate_backend.layout import KNOTS, LEVELS
 
 TOP = 3  # largest values kept of an interval, for P99 over windows of up to 299 requests
 PER_INTERVAL = 256  # hashes that an interval may use

@@ -18,7 +18,7 @@ from helm_gym.workload.state import INDEX, PARAMETERS
 from surrogate_backend.kernels import fields, fluid, inputs, networks
 from surrogate_backend.kernels.functions import LANES, F, inverse_exp, kernel
 from surrogate_backend.kernels.requests import TOP, serve_requests
-from surrogate_backend.network import KNOTS
+from surrogate_backend.layout import FOLLOWED, KNOTS
 
 MAX_REQUESTS, MAX_INTERVALS = 64, 8
 _P = len(PARAMETERS)
@@ -26,7 +26,14 @@ _P = len(PARAMETERS)
 _SERVED, _SPENT, _LATE, _SPAN, _TOP_SERVICE, _TOP_SOJOURN = 0, 1, 2, 3, 4, 4 + TOP
 _HITS = 4 + 2 * TOP
 _MISSED, _LOOKED, _AGAIN, _GAIN = _HITS + 1, _HITS + 2, _HITS + 3, _HITS + 4
-_LENGTH, _UNIQUE, _RETURNING, _MOVING, _MEDIAN, _CURVE = _GAIN + 4, _GAIN + 5, _GAIN + 6, _GAIN + 7, _GAIN + 8, _GAIN + 9
+_LENGTH, _UNIQUE, _RETURNING, _MOVING, _MEDIAN, _CURVE = (
+    _GAIN + 4,
+    _GAIN + 5,
+    _GAIN + 6,
+    _GAIN + 7,
+    _GAIN + 8,
+    _GAIN + 9,
+)
 RING = _CURVE + len(ALPHA_GRID)
 
 # Rows of a block's float32 state, and of its uint32 state.
@@ -45,7 +52,7 @@ _REST = _INSIDE + fluid.BUCKETS
 _FAST = _REST + 8
 _SLOW = _FAST + fields.NOISY**2
 _OWN = _SLOW + fields.NOISY * fields.SLOW
-# Persistence, threshold, least and largest alpha logged, SLO, row (ms), row (B), page (B), link latency (ms), page budget.
+# Persistence, threshold, least and largest alpha logged, SLO, row (ms), row (B), page (B), link latency (ms), budget.
 _LOW = _OWN + 10
 _HIGH = _LOW + _P
 _WEIGHTS = _HIGH + _P
@@ -302,7 +309,12 @@ def _serve_block(
     w, splits, moved = scratch[_W * LANES :], scratch[_SPLITS * LANES :], scratch[_ALPHA_MOVED * LANES :]
     f, x, y, out_f = scratch[_F * LANES :], scratch[_X * LANES :], scratch[_Y * LANES :], scratch[_OUT * LANES :]
     level, rate, q = scratch[_LEVEL * LANES :], scratch[_RATE * LANES :], scratch[_Q * LANES :]
-    t, u, gap_rows, tele = scratch[_T * LANES :], scratch[_V * LANES :], scratch[_GAPS * LANES :], scratch[_TELE * LANES :]
+    t, u, gap_rows, tele = (
+        scratch[_T * LANES :],
+        scratch[_V * LANES :],
+        scratch[_GAPS * LANES :],
+        scratch[_TELE * LANES :],
+    )
     budget, total_pages, poisson = c[_OWN + 9], F(pool_pages), np.isnan(gaps[0, 0])
     s, counts = rows[block], counters[block]
     clock, pages = counts[CLOCK * LANES :], counts[PAGES * LANES :]
@@ -316,19 +328,20 @@ def _serve_block(
         splits[k] = F(now) / total_pages
         moved[k] = F(change) / budget
         rate[k] = w[_ARRIVAL * LANES + k]
-        tele[COLUMN_ALPHA * LANES + k], tele[COLUMN_TARGET * LANES + k] = splits[k], F(targets[base + k, 0]) / total_pages
+        tele[COLUMN_ALPHA * LANES + k], tele[COLUMN_TARGET * LANES + k] = (
+            splits[k],
+            F(targets[base + k, 0]) / total_pages,
+        )
         tele[COLUMN_PENDING * LANES + k], tele[COLUMN_MOVED * LANES + k] = F(targets[base + k, 0] - now), F(change)
         tele[COLUMN_MOVED_BYTES * LANES + k] = abs(F(change)) * c[_OWN + 7]
     for j in range(1, fluid.SPLITS):
         for k in range(n):
-            splits[j * LANES + k] = F(fluid.CURVE[j - 1])
+            splits[j * LANES + k] = F(FOLLOWED[j - 1])
     fluid.fluid_step(s[_FLUID * LANES :], w, splits, scalars, powers, inside, t, f, n)
     inputs.network_inputs(w, splits, moved, f, rest, x, n)
     networks.run_networks(weights, x, s[_HIDDEN * LANES :], t, u, gap_rows, y, n)
     fields.predict(y, f, out_f, n)
-    fields.draw_noise(
-        counts, clock, fast, slow, c[_OWN], s[_FACTORS * LANES :], F(requests), level, out_f, n
-    )
+    fields.draw_noise(counts, clock, fast, slow, c[_OWN], s[_FACTORS * LANES :], F(requests), level, out_f, n)
     if not poisson:
         for r in range(requests):
             for k in range(n):
@@ -361,9 +374,9 @@ def step_lanes(
 ):  # fmt: skip
     """Serves one interval in all lanes.
 
-    c: of ``pack``; rows, counters: of ``State``; values: (lanes, parameters); gaps: (lanes, requests), s, NaN
-    where arrivals are Poisson; targets: (lanes, nodes), EMB's pages; window: intervals. Fills out: float64 (lanes, nodes, WIDTH); service, sojourn:
-    float32 (blocks, requests * LANES), ms; flags: bool (lanes, nodes).
+    c: of ``pack``; rows, counters: of ``State``; values: (lanes, parameters); gaps: (lanes, requests), s, NaN where
+    arrivals are Poisson; targets: (lanes, nodes), EMB's pages; window: intervals. Fills out: float64 (lanes, nodes,
+    WIDTH); service, sojourn: float32 (blocks, requests * LANES), ms; flags: bool (lanes, nodes).
     """
     for block in range(rows.shape[0]):
         _serve_block(

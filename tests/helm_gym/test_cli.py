@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import pathlib
+import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from helm_gym.cli.common import parse_seeds, to_json
+from helm_gym import profile as profiles
+from helm_gym.cli import common
+from helm_gym.cli.common import Progress, parse_seeds, to_json
 from helm_gym.cli.main import COMMANDS, app
 from helm_gym.errors import InvalidInputError
+from helm_gym.profile import Interval
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:50.99,{},109\n"
 
@@ -34,6 +41,21 @@ def strict_json(text: str) -> Any:
 def evaluate(*policies: str, **options: str | pathlib.Path) -> tuple[str | pathlib.Path, ...]:
     options = {"task": "burst-v0", **options}
     return ("evaluate", *policies, *(x for name, value in options.items() for x in (f"--{name}", value)))
+
+
+def collect(**options: str | pathlib.Path) -> tuple[str | pathlib.Path, ...]:
+    options = {"out": "/dev/null/log", **options}
+    return ("collect", *(x for name, value in options.items() for x in (f"--{name}", value)))
+
+
+@pytest.fixture
+def small(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A profile that is quick to serve, as a file."""
+    profile = profiles.load("cpu-small")
+    population = dataclasses.replace(profile.population, users=1000, items=20_000)
+    quick = dataclasses.replace(profile, name="small", interval=Interval(10, 20), population=population)
+    profiles.save(quick, tmp_path / "small.yaml")
+    return tmp_path / "small.yaml"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +80,24 @@ def evaluate(*policies: str, **options: str | pathlib.Path) -> tuple[str | pathl
         (("reproduce", "fig44"), "did you mean 'fig4'?"),
         (("bench", "--only", "env_step_per_s"), "did you mean 'env_steps_per_s'?"),
         (("calibrate", "--out", "profile.json"), ".yaml"),
+        (("collect",), "--out"),
+        (collect(backend="modeled"), "Unknown backend 'modeled'; did you mean 'modelled'?"),
+        (collect(backend="surrogate"), "Unknown backend 'surrogate'; known: modelled, real."),
+        (collect(design="tset"), "Unknown design 'tset'; did you mean 'test'?"),
+        (collect(profile="cpu-smal"), "did you mean 'cpu-small'?"),
+        (collect(episodes="3", settings="1", design="test"), "--episodes and --settings both say how much"),
+        (collect(settings="1"), "--settings is for --design test"),
+        (collect(episodes="0"), "--episodes"),
+        (collect(intervals="many"), "--intervals"),
+        (collect(workers="0"), "--workers"),
+        (collect(trace="no/such.csv"), "no/such.csv"),
+        (collect(out="/dev/null/log"), "/dev/null/log cannot be written"),
+        (("fit",), "LOG"),
+        (("fit", "no/such/log", "--out", "/dev/null/x"), "--out /dev/null/x"),
+        (("fit", "no/such/log", "--out", "runs/x", "--profile", "cpu-smal"), "did you mean 'cpu-small'?"),
+        (("fidelity", "no-such-v1"), "LOG"),
+        (("fidelity", "no-such-v1", "no/such/log"), "Unknown checkpoint 'no-such-v1'"),
+        (("fidelity", "no-such-v1", "no/such/log", "--html", "/dev/null/x.html"), "--html /dev/null/x.html"),
         (("evalute",), "Did you mean 'evaluate'?"),
         (("evaluate", "pid"), "--task"),
     ],
@@ -123,6 +163,116 @@ def test_reproduce_writes_plot_text_and_strict_json(tmp_path: pathlib.Path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fig4.json", "fig4.md", "fig4.png", "fig4.svg"]
 
 
+def test_collect_logs_goes_on_and_says_so(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "logs" / "train"
+    arguments = collect(out=out, profile=small, intervals="3", seed="5")
+    first = helm(*arguments, "--episodes", "2", "--quiet")
+    assert (first.exit_code, first.stderr) == (0, "")
+    assert re.fullmatch(
+        rf"Log {re.escape(str(out))}: 0 episodes there before, 2 added: 6 intervals in \d+ s, modelled rung\.\n",
+        first.stdout,
+    )
+    more = helm(*arguments, "--episodes", "5", "--json", "--quiet")
+    assert (more.exit_code, more.stderr) == (0, "")
+    figures = strict_json(more.stdout)
+    assert figures.pop("seconds") > 0
+    said = {"folder": str(out), "profile": "small", "rung": "modelled", "design": "train", "seed": 5}
+    assert figures == said | {"there": 2, "added": 3, "intervals": 9}
+    assert len(list(out.glob("episode-*.parquet"))) == 5
+    other = helm(*arguments, "--design", "test")
+    assert other.exit_code == 2
+    assert f"Error: {out} holds a log of design 'train' and not 'test'; give another folder.\n" in other.stderr
+
+
+def test_collect_takes_settings_of_the_test_design_and_traces(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    test = helm(*collect(out=tmp_path / "test", profile=small, intervals="2", design="test", settings="1"), "--json")
+    assert strict_json(test.stdout)["added"] == 37
+    trace = tmp_path / "trace.csv"
+    lines = [f"2023-11-16 18:{k // 60:02d}:{k % 60:02d}.5,374,44" for k in range(60)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n", encoding="utf-8")
+    traced = collect(out=tmp_path / "traced", profile=small, intervals="2", trace=trace, episodes="9")
+    assert helm(*traced, "--quiet").exit_code == 0
+    assert json.loads((tmp_path / "traced/log.json").read_text())["trace"].startswith("trace ")
+    wrong = helm(*collect(out=tmp_path / "x", profile=small, design="test", settings="1", trace=trace))
+    assert wrong.exit_code == 2 and "takes no recorded arrivals" in wrong.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_fit_hands_over_what_was_asked_and_prints_where_the_checkpoint_lies(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(profile: Any, logs: Any, out: Any, settings: Any, progress: Any) -> dict[str, Any]:
+        progress(0, 7, {"held_out": math.inf})
+        return {"profile": profile.name, "logs": list(map(str, logs)), "held_out": {"loss": 0.25}} | settings
+
+    fakes = {"surrogate_backend.fit:fit": fit, "surrogate_backend.fit:Settings": dict}
+    monkeypatch.setattr("helm_gym.cli.fit.open_by_name", fakes.__getitem__)
+    out = tmp_path / "runs" / "x"
+    done = helm("fit", "a", "b", "--out", out, "--steps", "7", "--seed", "0", "--json", "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    said = {"profile": "cpu-small", "logs": ["a", "b"], "held_out": {"loss": 0.25}, "checkpoint": str(out)}
+    assert strict_json(done.stdout) == said | {"steps": 7, "seed": 0}
+    table = helm("fit", "a", "--out", out)
+    assert "loss" in table.stdout and "0.25" in table.stdout and f"Checkpoint: {out}" in table.stdout
+
+
+def test_fit_refuses_what_is_no_log(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "empty").mkdir()
+    for folder, sentence in (("none", "is no folder"), ("empty", "holds no episodes")):
+        result = helm("fit", tmp_path / folder, "--out", tmp_path / "out", "--quiet")
+        assert result.exit_code == 2 and result.stdout == ""
+        assert re.fullmatch(rf"Error: Log {re.escape(str(tmp_path / folder))} {sentence}.*\.\n", result.stderr)
+
+
+def test_fidelity_shows_figures_beside_their_floor(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {
+        "rung": "measured",
+        "floor": {"service_mean_mape": 4.31, "kendall_tau_mean": None},
+        "surrogate": {"service_mean_mape": 4.52, "kendall_tau_mean": None},
+        "units": {"service_mean_mape": "%", "kendall_tau_mean": ""},
+        "missing": {"kendall_tau_mean": "No setting of the log has controllers."},
+    }
+    asked = []
+
+    def judge(checkpoint: Any, log: Any, profile: Any, progress: Any) -> Any:
+        asked.append((checkpoint, log, profile.name))
+        progress("repeat", 1, 2)
+        return SimpleNamespace(to_json=lambda: figures)
+
+    fakes = {
+        "surrogate_backend.checkpoint:find": lambda text, profile: pathlib.Path("shipped") / text,
+        "surrogate_backend.fidelity:judge": judge,
+        "surrogate_backend.fidelity:write_page": lambda judgement, path: path.write_text("a page"),
+    }
+    monkeypatch.setattr("helm_gym.cli.fidelity.open_by_name", fakes.__getitem__)
+    page = tmp_path / "deep" / "page.html"
+    table = helm("fidelity", "cpu-small-v1", "logs/test", "--html", page, "--quiet")
+    assert (table.exit_code, table.stderr) == (0, "")
+    assert re.search(r"service_mean_mape +4\.31 +4\.52 +%", table.stdout) and "logs/test, measured rung" in table.stdout
+    assert "kendall_tau_mean: No setting of the log has controllers." in table.stdout
+    assert page.read_text() == "a page" and asked == [
+        (pathlib.Path("shipped/cpu-small-v1"), pathlib.Path("logs/test"), "cpu-small")
+    ]
+    assert strict_json(helm("fidelity", "cpu-small-v1", "logs/test", "--json", "--quiet").stdout) == figures
+
+
+def test_progress_says_how_fast_it_goes_and_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of work of which a part was there before: that part took no time."""
+    clock = iter([100.0, 100.0, 110.0, 110.0, 110.0, 120.0, 120.0, 120.0, *([130.0] * 9)])
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with Progress().stage("collect", "intervals") as tick:
+        tick("", 20, 40, 0)
+        tick("", 22, 40, 960)
+        tick("held_out 0.5", 25, 40, 2400)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "collect ..."
+    assert all(re.fullmatch(r"collect: \d+/40, [\d,.]+ intervals/s, \d:\d\d:\d\d left.*", line) for line in shown[2:])
+    assert shown[-1].endswith(", held_out 0.5")
+
+
 @pytest.mark.long
 def test_demo_compares_confirms_and_says_what_was_learned(tmp_path: pathlib.Path) -> None:
     result = helm("demo", "--out", tmp_path, "--quiet")
@@ -147,7 +297,9 @@ def test_json_has_null_where_a_number_does_not_exist() -> None:
 
 
 def test_console_script_starts_without_what_is_heavy() -> None:
-    code = "import sys, helm_gym.cli.main; print(*{'torch', 'numba', 'matplotlib', 'scipy'} & set(sys.modules))"
+    code = (
+        "import sys, helm_gym.cli.main; print(*{'torch', 'numba', 'matplotlib', 'scipy', 'pyarrow'} & set(sys.modules))"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == ""
     shown = subprocess.run([sys.executable, "-m", "helm_gym.cli.main", "--help"], capture_output=True, text=True)

@@ -1,0 +1,41 @@
+"""What the surrogate's networks say, by place and unit: shared by fitting (torch) and stepping (compiled)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from helm_gym.telemetry import ALPHA_GRID
+
+FOLLOWED = (0.2, 0.5, 0.8)  # alphas that the fluid follows beside the present one, for the simulated curve
+CURVE = len(ALPHA_GRID)
+# Outputs of the users' network, of the caches' network, in order; then the logarithms of spreads.
+USER_FIELDS = ("history", "unique", "returning")
+CACHE_FIELDS = (
+    *("service", "kv_hit", "misses", "recomputed", "emb_gain", "emb_loss", "kv_gain", "kv_loss"),
+    *("emb_empty", "kv_empty", "backlog", "refilled"),
+)
+USER_SPREADS = (*USER_FIELDS, "predicted")
+CACHE_SPREADS = CACHE_FIELDS[:8]
+# Quantiles of an interval's service times, as a share of their mean; u is a multiple of 1/64.
+LEVELS = np.array([0, 1, 4, 10, 16, 24, 32, 40, 48, 54, 58, 61, 63, 64]) / 64
+KNOTS = len(LEVELS)
+KNOT_WEIGHT = np.convolve(np.diff(LEVELS), [0.5, 0.5])  # the mean of a piecewise linear quantile function
+USER_OUTPUTS = len(USER_FIELDS) + CURVE + len(USER_SPREADS)
+CACHE_OUTPUTS = len(CACHE_FIELDS) + KNOTS + len(CACHE_SPREADS)
+RUNGS = ("modelled", "measured")
+GAIN_MS, BACKLOG_ROWS, REFILL_ROWS = 0.01, 500.0, 250.0  # units of the outputs that no estimate stands behind
+LEAST_SPREAD = 0.003
+# Interpolation of the simulated curve from the splits that the fluid follows to the grid, linear: (splits, grid).
+INTERPOLATE = np.stack([np.interp(ALPHA_GRID, FOLLOWED, row) for row in np.eye(len(FOLLOWED))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Widths: members of the ensemble, hidden state of the users' and of the caches' network, and their layers."""
+
+    members: int = 3
+    user_hidden: int = 8
+    hidden: int = 12
+    layer: int = 12
