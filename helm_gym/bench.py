@@ -6,11 +6,14 @@ are per second of one core. A figure is the median of a few runs, with the slowe
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +24,9 @@ from helm_gym.errors import UnknownNameError
 from helm_gym.tasks import find_task
 
 RUNS = 3
-LANES = 16
-TASK = "burst-v0"
+TASK, ENV = "burst-v0", "helm/Burst-v0"
+EPISODE = 481  # steps of an episode and of the autoreset behind it
+_EPISODE = "{} lanes; observation, noise, reward, info and one autoreset in each run; a lane-step serves 50 requests"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,22 +100,67 @@ def modelled_requests_per_s() -> Figure:
 
 def env_steps_per_s() -> Figure:
     """Steps of the single Gymnasium environment, beside classic environments."""
-    runs = _steps("helm/Burst-v0", 200)
-    peers = {name: statistics.median(_steps(name, 5000)) for name in ("CartPole-v1", "Pendulum-v1")}
-    return _figure(runs, "steps/s", "modelled", "gym.make('helm/Burst-v0'); a step serves 50 requests", peers)
+    runs = _steps(ENV, 4800)
+    peers = {name: statistics.median(_steps(name, 4800)) for name in ("CartPole-v1", "Pendulum-v1")}
+    return _figure(
+        runs, "steps/s", "surrogate", f"gym.make('{ENV}'); a step serves 50 requests, resets included", peers
+    )
 
 
-def vector_env_lane_steps_per_s() -> Figure:
-    """Lane-steps of the native vector environment, beside classic ones with as many lanes."""
-    runs = _vector_steps("helm/Burst-v0", 30)
-    peers = {name: statistics.median(_vector_steps(name, 1000)) for name in ("CartPole-v1", "Pendulum-v1")}
-    return _figure(runs, "lane-steps/s", "modelled", f"{LANES} lanes; a lane-step serves 50 requests", peers)
+def modelled_env_steps_per_s() -> Figure:
+    """The same environment on the modelled rung."""
+    runs = _steps(ENV, 200, backend="modelled")
+    return _figure(runs, "steps/s", "modelled", f"gym.make('{ENV}', backend='modelled')")
 
 
-def _steps(name: str, steps: int) -> list[float]:
+def _lane_steps(lanes: int) -> Figure:
+    runs = _vector_steps(ENV, EPISODE, lanes)
+    peers = {"CartPole-v1": statistics.median(_vector_steps("CartPole-v1", EPISODE, lanes))}
+    peers["Pendulum-v1"] = statistics.median(_steps("Pendulum-v1", 4800))
+    return _figure(runs, "lane-steps/s", "surrogate", _EPISODE.format(lanes), peers)
+
+
+def lane_steps_per_s_64() -> Figure:
+    """Lane-steps of the native vector environment: 64 lanes."""
+    return _lane_steps(64)
+
+
+def lane_steps_per_s_1024() -> Figure:
+    """The same with 1,024 lanes."""
+    return _lane_steps(1024)
+
+
+def lane_steps_per_s_8192() -> Figure:
+    """The same with 8,192 lanes."""
+    return _lane_steps(8192)
+
+
+def lane_steps_per_s_two_cores() -> Figure:
+    """Two processes at once, each with 1,024 lanes: the sum of their rates."""
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        both = [future.result() for future in [pool.submit(_vector_steps, ENV, EPISODE, 1024) for _ in range(2)]]
+    runs = [sum(rates) for rates in zip(*both, strict=True)]
+    return _figure(runs, "lane-steps/s", "surrogate", "two processes of 1,024 lanes each, at the same time")
+
+
+def memory_8192_lanes_mb() -> Figure:
+    """Largest resident memory of a process that steps 8,192 lanes through a reset, Python and all."""
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        used = pool.submit(_memory_mb, 8192).result()
+    return _figure([used], "MB", "surrogate", "peak resident memory of the process, 8,192 lanes, one reset on the way")
+
+
+def _memory_mb(lanes: int) -> float:
+    import resource
+
+    _drive(ENV, EPISODE + 2, lanes)()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0
+
+
+def _steps(name: str, steps: int, **arguments: Any) -> list[float]:
     import gymnasium as gym
 
-    env = gym.make(name)
+    env = gym.make(name, **arguments)
     try:
         env.reset(seed=0)
         env.action_space.seed(0)
@@ -128,29 +177,57 @@ def _steps(name: str, steps: int) -> list[float]:
         env.close()
 
 
-def _vector_steps(name: str, steps: int) -> list[float]:
+def _vector_steps(name: str, steps: int, lanes: int) -> list[float]:
+    return _rate(_drive(name, steps, lanes), steps * lanes)
+
+
+def _drive(name: str, steps: int, lanes: int) -> Callable[[], None]:
+    """What steps the native vector environment ``steps`` times; an episode and its autoreset are so many."""
     import gymnasium as gym
 
-    native = gym.spec(name).vector_entry_point is not None
-    env = gym.make_vec(name, num_envs=LANES, vectorization_mode="vector_entry_point" if native else "sync")
-    try:
-        env.reset(seed=0)
-        env.action_space.seed(0)
-        actions = [env.action_space.sample() for _ in range(16)]
+    env = gym.make_vec(name, num_envs=lanes, vectorization_mode="vector_entry_point")
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(16)]
 
-        def drive() -> None:
-            for k in range(steps):
-                env.step(actions[k % 16])
+    def drive() -> None:
+        for k in range(steps):
+            env.step(actions[k % 16])
 
-        return _rate(drive, steps * LANES)
-    finally:
-        env.close()
+    return drive
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     figure.__name__: figure
-    for figure in (modelled_requests_per_s, env_steps_per_s, vector_env_lane_steps_per_s, bookkeeping_share)
+    for figure in (
+        modelled_requests_per_s,
+        modelled_env_steps_per_s,
+        env_steps_per_s,
+        lane_steps_per_s_64,
+        lane_steps_per_s_1024,
+        lane_steps_per_s_8192,
+        lane_steps_per_s_two_cores,
+        memory_8192_lanes_mb,
+        bookkeeping_share,
+    )
 }
+GROUPS = {
+    "surrogate": [name for name in FIGURES if "lane" in name] + ["env_steps_per_s"],
+    "real": ["modelled_requests_per_s", "modelled_env_steps_per_s", "bookkeeping_share"],
+}
+
+
+def names(only: Sequence[str]) -> list[str]:
+    """Figures by name or group, all where ``only`` is empty.
+
+    Raises:
+        UnknownNameError: no such figure or group; the nearest name is given.
+    """
+    for name in only:
+        if name not in FIGURES and name not in GROUPS:
+            raise UnknownNameError("figure", name, [*FIGURES, *GROUPS])
+    chosen = [figure for name in only for figure in GROUPS.get(name, [name])]
+    return list(dict.fromkeys(chosen)) or list(FIGURES)
 
 
 def measure(name: str) -> Figure:
@@ -159,6 +236,4 @@ def measure(name: str) -> Figure:
     Raises:
         UnknownNameError: no such figure; the nearest name is given.
     """
-    if name not in FIGURES:
-        raise UnknownNameError("figure", name, FIGURES)
-    return FIGURES[name]()
+    return FIGURES[names([name])[0]]()

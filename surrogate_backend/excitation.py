@@ -81,15 +81,15 @@ def episode(
 
 
 def _train(number: int, profile: Profile, intervals: int, seed: int, trace: Trace | None = None) -> Episode:
-    rng = np.random.default_rng([seed, number, _STREAM])
+    setting, again = divmod(number, 2)  # each twice, with other requests: what differs is noise
+    rng = np.random.default_rng([seed, setting, _STREAM])
     regimes = _TRAIN_REGIMES if trace is None else (*_TRAIN_REGIMES, "trace")
-    regime = regimes[number % len(regimes)]
-    driver = _TRAIN_DRIVERS[number % len(_TRAIN_DRIVERS)]  # 5 and 8 or 9: every pair comes up
+    regime = regimes[setting % len(regimes)]
+    driver = _TRAIN_DRIVERS[setting % len(_TRAIN_DRIVERS)]  # 5 and 8 or 9: every pair comes up
     path = _path(regime, profile, intervals, int(rng.integers(2**40, 2**41)), trace)
-    request_seed = int(rng.integers(2**40, 2**41))
-    return Episode(
-        number, "train", number, regime, driver, path, request_seed, _schedule(driver, rng, profile, intervals)
-    )
+    request_seed = int(rng.integers(2**40, 2**41)) + again
+    schedule = _schedule(driver, rng, profile, intervals)
+    return Episode(number, "train", setting, regime, driver, path, request_seed, schedule)
 
 
 def _test(number: int, profile: Profile, intervals: int, seed: int) -> Episode:

@@ -23,12 +23,12 @@ from helm_gym.profile import Profile
 from surrogate_backend import checkpoint, dataset
 from surrogate_backend.dataset import WINDOWED, Dataset, window
 from surrogate_backend.layout import CACHE_FIELDS, LEVELS, RUNGS, Sizes
-from surrogate_backend.log import read_log
+from surrogate_backend.log import LoggedEpisode, read_log
 from surrogate_backend.network import Ensemble, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
 
 Progress = Callable[[int, int, dict[str, float]], None]  # steps done, steps in all, losses
-HELD_OUT_EVERY = 16  # episodes; each is a setting of its own, so whole settings are held out
+HELD_OUT_EVERY = 16  # settings
 _WEIGHT = {
     "service": 3.0,
     "misses": 2.0,
@@ -39,8 +39,8 @@ _WEIGHT = {
     "kv_loss": 0.5,
 }
 _ABSOLUTE = {"emb_empty": 0.22, "kv_empty": 0.07, "backlog": 220.0, "refilled": 110.0}  # spread of fields without one
-_ENDS = (0.003, 0.997)
-_QUANTILES, _SAMPLED = 30.0, 4  # weight of the quantiles' loss, and requests of an interval that it looks at
+_ENDS = (0.002, 0.998)
+_QUANTILES, _SAMPLED = 30.0, 6  # weight of the quantiles' loss, and requests of an interval that it looks at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Settings:
         evaluate_every: steps.
     """
 
-    steps: int = 1400
+    steps: int = 1800
     batch: int = 16
     rate: float = 6e-3
     seed: int = 0
     threads: int = 2
     measured_share: float = 0.3
-    patience: int = 6
+    patience: int = 8
     evaluate_every: int = 100
 
 
@@ -88,18 +88,27 @@ def fit(
             f"Profile '{profile.name}' serves micro-batches of {profile.max_batch}; a surrogate is fitted to one "
             "request at a time (max_batch 1)."
         )
-    if data.lanes < 2 * HELD_OUT_EVERY:
+    held = np.array([e.constants["setting"] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for e in episodes])
+    if not held.any() or held.all():
         raise InvalidInputError(
-            f"The logs hold {data.lanes} episodes; at least {2 * HELD_OUT_EVERY} are needed, for some are held out."
+            f"The logs hold {len({e.constants['setting'] for e in episodes})} settings; at least {HELD_OUT_EVERY} are "
+            "needed, for every sixteenth is held out."
         )
-    held = np.arange(data.lanes) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     training, held_out = data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     net = Ensemble(Sizes())
     history = _train(net, training, held_out, profile, settings, out, progress)
 
-    noise = fit_noise(_residuals(net, training, profile), profile.interval.window // profile.interval.requests)
+    pairs = _pairs([e for e, out in zip(episodes, held, strict=True) if not out])
+    if not pairs:
+        raise InvalidInputError("The logs serve no setting twice, so noise is unknown; collect the design 'train'.")
+    residuals = _residuals(net, training, profile)
+    first, second = np.array(pairs).T
+    noise = fit_noise(
+        (residuals[:, first] - residuals[:, second]) / np.sqrt(2.0),
+        profile.interval.window // profile.interval.requests,
+    )
     threshold = float(np.quantile(_disagreement(net, held_out), 0.999))
     card = {
         "format": checkpoint.FORMAT,
@@ -128,7 +137,20 @@ def fit(
     return card
 
 
-def _described(episodes: Sequence[Any]) -> list[dict[str, Any]]:
+def _pairs(episodes: Sequence[LoggedEpisode]) -> list[tuple[int, int]]:
+    """Places of two episodes of one log that differ by their requests alone."""
+    pairs: list[tuple[int, int]] = []
+    at: dict[tuple[Any, ...], int] = {}
+    for place, e in enumerate(episodes):
+        key = (e.constants["rung"], e.constants["setting"], e.constants["driver"], e.workload.tobytes())
+        if key in at:
+            pairs.append((at.pop(key), place))
+        else:
+            at[key] = place
+    return pairs
+
+
+def _described(episodes: Sequence[LoggedEpisode]) -> list[dict[str, Any]]:
     """How many episodes and intervals of which rung were logged, where and when."""
     keys = ("rung", "machine", "date", "code_version")
     counts: Counter[tuple[str, ...]] = Counter()
@@ -224,7 +246,9 @@ def losses(
     above = (requests[None, ..., None, :] - quantiles[..., None]) / unit
     # Not quite 0 and 1 at the ends: there any value beyond the extremes would cost nothing.
     levels = torch.as_tensor(LEVELS.clip(*_ENDS), dtype=above.dtype)[:, None]
-    pinball = torch.maximum(levels * above, (levels - 1.0) * above).mean((0, 1, 2, 4)).sum()
+    # The nearer to an end, the rarer is what moves a quantile: weighed up, the ends are learned as fast as the middle.
+    weight = (0.25 / (levels[:, 0] * (1.0 - levels[:, 0]))).clamp(max=10.0)
+    pinball = (weight * torch.maximum(levels * above, (levels - 1.0) * above).mean((0, 1, 2, 4))).sum()
     parts["quantiles"] = pinball.item()
     return total + _QUANTILES * pinball, parts
 

@@ -1,10 +1,10 @@
-"""The noise of an interval, from the residuals of a fit: what stays for long, and what is new each time.
+"""The noise of an interval, from a log that serves each setting twice: what stays for long, and what is new each time.
 
-Residuals over the spreads that the networks predict, field by field, are split by their autocovariance at lags that no
-two windows share: ``slow`` has common persistence and stays because the users of an episode stay; ``fast`` is the
-rest. Sampling (kernels/step.py) draws the fast part by its Cholesky factor, users' fields first and service next, and
-replaces the service's own draw by what the interval's sampled requests came to: what a controller sees of hits and
-misses then goes with the latency that it sees.
+Two episodes of one setting differ by noise alone, whatever a fit's errors are. Their differences, over the spreads that
+the networks predict, field by field, are split by their autocovariance at lags that no two windows share: ``slow`` has
+common persistence and stays because the users of an episode stay; ``fast`` is the rest. Sampling (kernels/fields.py)
+draws the fast part by its Cholesky factor, users' fields first and service next, and replaces the service's own draw by
+what the interval's sampled requests came to: what a controller sees of hits and misses then goes with the latency.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Noise(NamedTuple):
     persistence: NDArray[np.float32]
 
 
-def fit_noise(residuals: NDArray[np.float64], window: int) -> Noise:
+def fit_noise(differences: NDArray[np.float64], window: int) -> Noise:
     """Fits both parts.
 
     Args:
-        residuals: (T, lanes, fields), residuals over a window of ``window`` intervals, over their spreads.
+        differences: (T, pairs, fields), between two episodes of a setting, of means over a window of ``window``
+            intervals in units of spreads, divided by the square root of two.
         window: intervals.
     """
-    z = np.clip(residuals, -6.0, 6.0)
-    z = z - z.mean((0, 1))
+    z = np.clip(differences, -6.0, 6.0)
 
     def covariance(lag: int) -> NDArray[np.float64]:
         a, b = z[: len(z) - lag], z[lag:]

@@ -12,7 +12,8 @@ from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table
 
 def bench(
     only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Measure this figure; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A figure, or surrogate or real for their figures; may be repeated."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -21,16 +22,13 @@ def bench(
 
     \b
     Example:
-      helm-gym bench --only env_steps_per_s --json
+      helm-gym bench --only surrogate --json
+      helm-gym bench --only bookkeeping_share
     """
     from helm_gym import bench as benchmarks
-    from helm_gym.errors import UnknownNameError
     from helm_gym.evaluation.machine import describe_machine, versions
 
-    names = only or list(benchmarks.FIGURES)
-    for name in names:
-        if name not in benchmarks.FIGURES:
-            raise UnknownNameError("figure", name, benchmarks.FIGURES)
+    names = benchmarks.names(only or [])
     found = {}
     with Progress(quiet).stage("bench") as tick:
         for done, name in enumerate(names):

@@ -15,7 +15,7 @@ COLLECT = "surrogate_backend.collect:collect"  # opened by name: helm_gym import
 PLAN = "surrogate_backend.collect:Plan"
 EPISODES_FOR = "surrogate_backend.excitation:episodes_for"
 RUNGS = {"modelled": "modelled", "real": "measured"}
-TRAIN_EPISODES, TEST_SETTINGS = 40, 5  # every regime under every driver of alpha; a setting of every regime
+TRAIN_EPISODES, TEST_SETTINGS = 80, 5  # every regime under every driver of alpha; a setting of every regime
 
 
 def collect(

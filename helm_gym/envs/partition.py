@@ -119,8 +119,9 @@ class PartitionEnv(gym.Env[Floats, Floats]):
     * `task` or `regime`: a task's name (`helm-gym tasks`) or a `Task`; a regime stands for its task. `mixed-v0` where
       neither is given. `helm/Steady-v0`, `helm/Trend-v0`, `helm/Burst-v0`, `helm/Mixed-v0` and `helm/Trace-v0` set it.
     * `profile`: a shipped profile's name, a YAML file or a `Profile`; the task's own where not given.
-    * `backend`: `"modelled"` (deterministic; the default) or `"real"`, which runs and times HSTU and is registered as
-      nondeterministic with `Live` in the id: `helm/PartitionLive-v0`, `helm/BurstLive-v0`, ...
+    * `backend`: `"surrogate"` (the default: learned, thousands of lanes, for profiles with a shipped checkpoint),
+      `"modelled"` (the memory manager on single requests, with modelled time) or `"real"`, which runs and times HSTU
+      and is registered as nondeterministic with `Live` in the id: `helm/PartitionLive-v0`, `helm/BurstLive-v0`, ...
     * `action_mode`: `"delta"` (default) or `"absolute"`.
     * `trace`: a recording's path (Azure 2023 CSV or Mooncake JSONL) or a `Trace`; the trace task needs one.
     * `intervals`: length of an episode; the task's horizon where not given.
@@ -144,7 +145,7 @@ class PartitionEnv(gym.Env[Floats, Floats]):
         task: str | Task | None = None,
         regime: str | None = None,
         profile: PathLike | Profile | None = None,
-        backend: str = "modelled",
+        backend: str = "surrogate",
         action_mode: Mode = "delta",
         trace: PathLike | Trace | None = None,
         intervals: int | None = None,

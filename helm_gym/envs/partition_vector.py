@@ -74,7 +74,7 @@ class PartitionVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         task: str | Task | None = None,
         regime: str | None = None,
         profile: PathLike | Profile | None = None,
-        backend: str = "modelled",
+        backend: str = "surrogate",
         action_mode: Mode = "delta",
         trace: PathLike | Trace | None = None,
         intervals: int | None = None,

@@ -56,11 +56,12 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def arguments(spec: EnvSpec, profile: Profile, trace: pathlib.Path) -> dict[str, Any]:
-    """The registered task with a short warm-up on a small profile, and a recording where it needs one."""
-    if spec.kwargs.get("backend") == "real":
-        pytest.importorskip("torch")
+    """The registered task with a short warm-up, a small profile on the real backend, a recording where it needs one."""
     task = dataclasses.replace(find_task(spec.kwargs.get("task", "mixed-v0")), warmup=2)
-    return {"task": task, "profile": profile, "intervals": 40} | ({"trace": trace} if task.regime == "trace" else {})
+    given: dict[str, Any] = {"task": task, "intervals": 40}
+    if spec.kwargs.get("backend") == "real":
+        given["profile"] = profile
+    return given | ({"trace": trace} if task.regime == "trace" else {})
 
 
 def actions(steps: int, *shape: int) -> Iterator[np.ndarray]:
@@ -236,8 +237,10 @@ def test_what_an_agent_writes_into_infos_stays_with_it() -> None:
 
 
 def test_infos_say_where_a_learned_backend_extrapolates(monkeypatch: pytest.MonkeyPatch) -> None:
-    single, many = PartitionEnv(task="burst-v0"), PartitionVectorEnv(3, task="burst-v0")
+    single = PartitionEnv(task="burst-v0", backend="modelled")
+    many = PartitionVectorEnv(3, task="burst-v0", backend="modelled")
     assert "extrapolating" not in single.reset(seed=0)[1] and "extrapolating" not in many.reset(seed=0)[1]
+    assert PartitionEnv(task="burst-v0").reset(seed=0)[1]["extrapolating"] in (True, False)
     for env, flags in ((single, [[True]]), (many, [[False], [True], [False]])):
         backend = env.loop.backend
         reported = dataclasses.replace(
@@ -258,7 +261,7 @@ def test_an_absolute_action_is_the_target() -> None:
 
 def test_arguments_may_be_objects(small: Profile) -> None:
     task = Task("mine", "steady", "a shorter warm-up", warmup=1, start_alpha=0.3)
-    env = gym.make("helm/Partition-v0", task=task, profile=small)
+    env = gym.make("helm/Partition-v0", task=task, profile=small, backend="modelled")
     assert env.reset(seed=0)[1]["alpha"] == pytest.approx(0.3, abs=1e-3)
     assert gym.make("helm/Partition-v0", regime="trend").get_wrapper_attr("loop").task.name == "trend-v0"
 
@@ -329,6 +332,6 @@ def test_discrete_actions_refuse_what_they_cannot_wrap() -> None:
 
 def test_discrete_actions_serve_maskable_ppo(small: Profile) -> None:
     sb3_contrib = pytest.importorskip("sb3_contrib")
-    env = DiscreteActions(gym.make("helm/Steady-v0", profile=small, intervals=8))
+    env = DiscreteActions(gym.make("helm/Steady-v0", intervals=8))
     model = sb3_contrib.MaskablePPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, seed=0).learn(16)
     assert model.num_timesteps == 16

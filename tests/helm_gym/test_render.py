@@ -20,7 +20,7 @@ def test_text_says_what_is_shown_and_grows_to_a_width() -> None:
     env.reset(seed=0)
     text = env.render()
     assert isinstance(text, str)
-    assert text.splitlines()[0] == "burst-v0 · modelled · interval 0 of 480 · calm"
+    assert text.splitlines()[0] == "burst-v0 · surrogate · interval 0 of 480 · calm"
     for _ in range(70):
         env.step(UP)
     text = env.render()

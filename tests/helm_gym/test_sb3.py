@@ -36,6 +36,7 @@ def arguments() -> dict[str, Any]:
     return {
         "task": dataclasses.replace(find_task("burst-v0"), warmup=2),
         "profile": small,
+        "backend": "modelled",
         "intervals": INTERVALS,
     }
 

@@ -1,0 +1,66 @@
+"""A fit from nothing: a small log, a few steps, a checkpoint that a backend opens; and logs that are refused."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from helm_gym.errors import InvalidInputError
+from helm_gym.profile import Profile, load
+from helm_gym.workload.regimes import make_path
+from surrogate_backend import checkpoint
+from surrogate_backend.backend import SurrogateBackend
+from surrogate_backend.collect import Plan, collect
+from surrogate_backend.fit import Settings, fit
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return load("cpu-small")
+
+
+@pytest.fixture(scope="module")
+def log(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Seventeen settings, each served twice."""
+    folder = tmp_path_factory.mktemp("log")
+    collect(Plan(profile, "modelled", "train", 30, 5), folder, 34)
+    return folder
+
+
+SHORT = Settings(steps=6, batch=4, evaluate_every=3, threads=1)
+
+
+def test_a_fit_writes_what_a_backend_steps(profile: Profile, log: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    seen: list[tuple[int, int]] = []
+    card = fit(profile, [log], tmp_path / "fit", SHORT, lambda step, steps, losses: seen.append((step, steps)))
+    assert seen[-1] == (6, 6)
+    assert card["logs"][0]["rung"] == "modelled" and card["logs"][0]["intervals"] == 34 * 30
+    assert json.loads((tmp_path / "fit" / checkpoint.CARD).read_text()) == card
+    assert list((tmp_path / "fit" / "tensorboard").iterdir())
+    backend = SurrogateBackend(profile, lanes=2, checkpoint=tmp_path / "fit", of="modelled")
+    path = make_path("burst", profile, [0, 1], 5)
+    backend.reset(path.at(0), np.arange(2), np.full((2, 1), 0.5))
+    telemetry = backend.step(np.full((2, 1), 0.5), path.at(0))
+    # Untrained networks leave the fluid's estimates as they are, and those are near.
+    assert telemetry["service_mean_ms"] == pytest.approx(3.0, abs=1.5)
+
+
+def test_the_same_seed_fits_the_same(profile: Profile, log: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for name in ("a", "b"):
+        fit(profile, [log], tmp_path / name, SHORT)
+    a, b = (checkpoint.load(tmp_path / name, profile).tensors for name in ("a", "b"))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_logs_that_hold_too_little_are_refused(profile: Profile, tmp_path: pathlib.Path) -> None:
+    few = tmp_path / "few"
+    collect(Plan(profile, "modelled", "train", 4, 5), few, 2)
+    with pytest.raises(InvalidInputError, match="every sixteenth is held out"):
+        fit(profile, [few], tmp_path / "out", SHORT)
+    with pytest.raises(InvalidInputError, match="no folder"):
+        fit(profile, [tmp_path / "nowhere"], tmp_path / "out", SHORT)
