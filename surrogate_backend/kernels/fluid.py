@@ -203,18 +203,27 @@ def _kv(s, w, k, split, scalars, t, f, n):
         )
         t[_MISSING * LANES + x] = gone
         t[_HIT * LANES + x] = t[_AGAIN * LANES + x] = t[_APART * LANES + x] = F(0.0)
+    used, slope, hit = t[_USED * LANES :], t[_SLOPE * LANES :], t[_HIT * LANES :]
+    all_again, apart, ages, emb_ages = (
+        t[_AGAIN * LANES :],
+        t[_APART * LANES :],
+        t[_AGE * LANES :],
+        t[_EMB_AGE * LANES :],
+    )
     for g in range(GROUPS):
+        rates, sizes = t[(_RATE + g) * LANES :], t[(_SIZE + g) * LANES :]
+        seen, length = s[(SEEN + g) * LANES :], s[(LENGTH + g) * LANES :]
         for x in range(n):
-            rate, size, age = t[(_RATE + g) * LANES + x], t[(_SIZE + g) * LANES + x], t[_AGE * LANES + x]
+            rate, size, age = rates[x], sizes[x], ages[x]
             gone = inverse_exp(rate * age)
-            t[_USED * LANES + x] += size * (F(1.0) - gone)
-            t[_SLOPE * LANES + x] += size * rate * age * gone
-            found = s[(SEEN + g) * LANES + x] * (F(1.0) - gone)
-            again = s[(LENGTH + g) * LANES + x] * (F(1.0) - found)
-            t[_HIT * LANES + x] += found
-            t[_AGAIN * LANES + x] += again
+            used[x] += size * (F(1.0) - gone)
+            slope[x] += size * rate * age * gone
+            found = seen[x] * (F(1.0) - gone)
+            again = length[x] * (F(1.0) - found)
+            hit[x] += found
+            all_again[x] += again
             # Rows of a history that was gone through of late are resident for that alone.
-            t[_APART * LANES + x] += again * inverse_exp(rate * (F(1.0) - found) * t[_EMB_AGE * LANES + x])
+            apart[x] += again * inverse_exp(rate * (F(1.0) - found) * emb_ages[x])
     for x in range(n):
         hot_share, new = w[_HOT_SHARE * LANES + x], w[_NEW * LANES + x]
         per_group, cold_share = hot_share * F(1.0 / GROUPS), F(1.0) - hot_share
@@ -237,10 +246,10 @@ def _kv(s, w, k, split, scalars, t, f, n):
 @kernel
 def _emb(s, w, k, split, scalars, inside, t, f, n):
     """The embedding cache at split number ``k``, and the service time that both caches make."""
-    requests, slots, items = scalars[0], scalars[4] * scalars[5], scalars[6]
+    requests, slots, most = scalars[0], scalars[4] * scalars[5], F(0.995) * scalars[6]
     state, out = EMB + 3 * k, PER_SPLIT + k * SPLIT_WIDTH
     for x in range(n):
-        capacity = min(split[x] * slots, F(0.995) * items)
+        capacity = min(split[x] * slots, most)
         t[_AGE * LANES + x] = _aged(
             s[state * LANES + x],
             s[(state + 1) * LANES + x],
@@ -249,17 +258,19 @@ def _emb(s, w, k, split, scalars, inside, t, f, n):
             requests * t[_LOOK * LANES + x],
         )
         t[_MISSING * LANES + x] = t[_USED * LANES + x] = t[_SLOPE * LANES + x] = F(0.0)
+    missing, used, slope, ages = t[_MISSING * LANES :], t[_USED * LANES :], t[_SLOPE * LANES :], t[_AGE * LANES :]
+    by_new, by_hot, by_cold = t[_BY_NEW * LANES :], t[_BY_HOT * LANES :], t[_BY_COLD * LANES :]
     for b in range(BUCKETS):
-        held = F(1.0) / inside[b]
+        items, held = inside[b], F(1.0) / inside[b]
+        of_new, of_hot = t[(_NEW_ITEMS + b) * LANES :], t[(_HOT_ITEMS + b) * LANES :]
+        of_cold = t[(_COLD_ITEMS + b) * LANES :]
         for x in range(n):
-            asked = t[_BY_NEW * LANES + x] * t[(_NEW_ITEMS + b) * LANES + x]
-            asked += t[_BY_HOT * LANES + x] * t[(_HOT_ITEMS + b) * LANES + x]
-            asked += t[_BY_COLD * LANES + x] * t[(_COLD_ITEMS + b) * LANES + x]
-            age = t[_AGE * LANES + x]
+            asked = by_new[x] * of_new[x] + by_hot[x] * of_hot[x] + by_cold[x] * of_cold[x]
+            age = ages[x]
             gone = inverse_exp(asked * held * age)
-            t[_MISSING * LANES + x] += asked * gone
-            t[_USED * LANES + x] += inside[b] * (F(1.0) - gone)
-            t[_SLOPE * LANES + x] += asked * age * gone
+            missing[x] += asked * gone
+            used[x] += items * (F(1.0) - gone)
+            slope[x] += asked * age * gone
     for x in range(n):
         s[state * LANES + x], s[(LOOKUPS + k) * LANES + x] = t[_AGE * LANES + x], t[_LOOK * LANES + x]
         s[(state + 1) * LANES + x], s[(state + 2) * LANES + x] = t[_USED * LANES + x], t[_SLOPE * LANES + x]

@@ -16,7 +16,8 @@ MEMBERS, LAYER = _SIZES.members, _SIZES.layer
 USER_HIDDEN, HIDDEN = _SIZES.user_hidden, _SIZES.hidden
 _SERVICE = CACHE_FIELDS.index("service")
 STATE = MEMBERS * (USER_HIDDEN + HIDDEN)  # rows: users' hidden states, then caches'
-OUTPUTS = USER_OUTPUTS + CACHE_OUTPUTS + 2  # the last two: least and largest of what members say of the service time
+_USERS, INPUTS, _SAID = (-(-count // 4) * 4 for count in (USERS, CACHES, CACHE_OUTPUTS))  # filled up with zeros
+OUTPUTS = USER_OUTPUTS + _SAID + 2  # the last two: least and largest of what members say of the service time
 
 _LAYERS = (
     *("users.encode", "users.gate", "users_head", "users_out"),
@@ -24,14 +25,14 @@ _LAYERS = (
 )
 # Places of one member's layers in its flat weights; each (inputs + 1, units), the last row the bias.
 _U_ENCODE = 0
-_U_GATE = _U_ENCODE + (USERS + 1) * LAYER
+_U_GATE = _U_ENCODE + (_USERS + 1) * LAYER
 _U_HEAD = _U_GATE + (LAYER + 1) * 2 * USER_HIDDEN
 _U_OUT = _U_HEAD + (LAYER + USER_HIDDEN + 1) * LAYER
 _C_ENCODE = _U_OUT + (LAYER + 1) * USER_OUTPUTS
-_C_GATE = _C_ENCODE + (CACHES + USER_HIDDEN + 1) * LAYER
+_C_GATE = _C_ENCODE + (INPUTS + USER_HIDDEN + 1) * LAYER
 _C_HEAD = _C_GATE + (LAYER + 1) * 2 * HIDDEN
 _C_OUT = _C_HEAD + (LAYER + HIDDEN + 1) * LAYER
-WEIGHTS = _C_OUT + (LAYER + 1) * CACHE_OUTPUTS
+WEIGHTS = _C_OUT + (LAYER + 1) * _SAID
 
 # Scratch rows of a block: encoding and hidden state (or head) of one network, its gates, and the users' hidden state.
 _E, _H = 0, LAYER
@@ -39,7 +40,6 @@ _G = LAYER + max(HIDDEN, USER_HIDDEN)
 _P = _G + 2 * max(HIDDEN, USER_HIDDEN)
 _S = _P + LAYER
 SCRATCH = _S + USER_HIDDEN
-WIDEST = max(2 * HIDDEN, LAYER, CACHE_OUTPUTS)
 
 
 def pack(tensors: Mapping[str, NDArray[np.float32]], rung: str) -> NDArray[np.float32]:
@@ -51,6 +51,12 @@ def pack(tensors: Mapping[str, NDArray[np.float32]], rung: str) -> NDArray[np.fl
             weight, bias = tensors[f"net.{name}.weight"][m], tensors[f"net.{name}.bias"][m]
             if name == "caches_head":
                 bias = bias + tensors["net.rung"][m, RUNGS.index(rung)]
+            if name == "users.encode":
+                weight = np.pad(weight, ((0, _USERS - USERS), (0, 0)))
+            elif name == "caches.encode":
+                weight = np.insert(weight, [CACHES] * (INPUTS - CACHES), 0.0, axis=0)
+            elif name == "caches_out":
+                weight, bias = (np.pad(part, ((0, 0), (0, _SAID - CACHE_OUTPUTS))) for part in (weight, bias))
             scale = MEMBERS if name.endswith("out") else 1
             parts += [weight.ravel() / scale, bias.ravel() / scale]
         members.append(np.concatenate(parts))
@@ -61,51 +67,42 @@ def pack(tensors: Mapping[str, NDArray[np.float32]], rung: str) -> NDArray[np.fl
 
 @kernel
 def _bias(w, at, units, y, row, n):
+    y = y[row * LANES :]
     for j in range(units):
         for k in range(n):
-            y[(row + j) * LANES + k] = w[at + j]
+            y[j * LANES + k] = w[at + j]
 
 
 @kernel
-def _add(w, at, inputs, units, x, first, y, row, z, n):
+def _add(w, at, inputs, units, x, first, y, row, n):
     """Adds ``inputs`` rows of ``x`` from ``first``, by the weights at ``at``, to ``units`` rows of ``y`` from ``row``.
 
-    Every lane sums its inputs in their order. One lane alone has no others to fill a vector with, so there the units
-    do, through ``z``, scratch of at least ``units``; what is multiplied and added is the same.
+    Four inputs to four units at a time, so that what is loaded serves four times; both counts are multiples of four.
     """
-    if n == 1:
-        for j in range(units):
-            z[j] = y[(row + j) * LANES]
-        for i in range(inputs):
-            a, p = x[(first + i) * LANES], at + i * units
-            for j in range(units):
-                z[j] = z[j] + w[p + j] * a
-        for j in range(units):
-            y[(row + j) * LANES] = z[j]
-        return
-    groups = inputs // 4
-    for g in range(groups):
-        i = 4 * g
-        a, b, c, d = (first + i) * LANES, (first + i + 1) * LANES, (first + i + 2) * LANES, (first + i + 3) * LANES
-        for j in range(units):
-            p = at + i * units + j
-            s, t, u, v = w[p], w[p + units], w[p + 2 * units], w[p + 3 * units]
-            q = (row + j) * LANES
+    # Neither steps of four nor rows that start elsewhere than at 0: both keep the loops from becoming vectors.
+    x, y, w = x[first * LANES :], y[row * LANES :], w[at:]
+    for g in range(inputs // 4):
+        i, a = 4 * g, 4 * g * LANES
+        for h in range(units // 4):
+            p, q = i * units + 4 * h, 4 * h * LANES
             for k in range(n):
-                total = y[q + k] + s * x[a + k]
-                total = total + t * x[b + k]
-                total = total + u * x[c + k]
-                y[q + k] = total + v * x[d + k]
-    for i in range(4 * groups, inputs):
-        for j in range(units):
-            s, q = w[at + i * units + j], (row + j) * LANES
-            for k in range(n):
-                y[q + k] += s * x[(first + i) * LANES + k]
+                b, c, d, e = x[a + k], x[a + LANES + k], x[a + 2 * LANES + k], x[a + 3 * LANES + k]
+                y[q + k] = (((y[q + k] + w[p] * b) + w[p + units] * c) + w[p + 2 * units] * d) + w[p + 3 * units] * e
+                y[q + LANES + k] = (
+                    ((y[q + LANES + k] + w[p + 1] * b) + w[p + units + 1] * c) + w[p + 2 * units + 1] * d
+                ) + w[p + 3 * units + 1] * e
+                y[q + 2 * LANES + k] = (
+                    ((y[q + 2 * LANES + k] + w[p + 2] * b) + w[p + units + 2] * c) + w[p + 2 * units + 2] * d
+                ) + w[p + 3 * units + 2] * e
+                y[q + 3 * LANES + k] = (
+                    ((y[q + 3 * LANES + k] + w[p + 3] * b) + w[p + units + 3] * c) + w[p + 2 * units + 3] * d
+                ) + w[p + 3 * units + 3] * e
 
 
 @kernel
 def _softsign(y, row, units, n):
-    for j in range(row, row + units):
+    y = y[row * LANES :]
+    for j in range(units):
         for k in range(n):
             y[j * LANES + k] = y[j * LANES + k] / (F(1.0) + abs(y[j * LANES + k]))
 
@@ -113,69 +110,74 @@ def _softsign(y, row, units, n):
 @kernel
 def _recur(t, hidden, first, units, to, n):
     """h = (1 - z) h + z new, z and new in the gates' rows; softsign(h) into rows from ``to``."""
+    gates, fresh, out = t[_G * LANES :], t[(_G + units) * LANES :], t[to * LANES :]
+    hidden = hidden[first * LANES :]
     for j in range(units):
         for k in range(n):
-            gate = t[(_G + j) * LANES + k]
+            gate = gates[j * LANES + k]
             gate = F(0.5) + F(0.5) * (gate / (F(1.0) + abs(gate)))
-            h = hidden[(first + j) * LANES + k]
-            h = (F(1.0) - gate) * h + gate * t[(_G + units + j) * LANES + k]
-            hidden[(first + j) * LANES + k] = h
-            t[(to + j) * LANES + k] = h / (F(1.0) + abs(h))
+            h = hidden[j * LANES + k]
+            h = (F(1.0) - gate) * h + gate * fresh[j * LANES + k]
+            hidden[j * LANES + k] = h
+            out[j * LANES + k] = h / (F(1.0) + abs(h))
 
 
 @kernel
-def run_networks(weights, x, hidden, t, v, z, out, n):
+def run_networks(weights, x, hidden, t, v, out, n):
     """One interval of ``n`` lanes of a block: moves ``hidden`` (STATE rows) on and fills ``out`` (OUTPUTS rows).
 
-    weights: of ``pack``; x: inputs, rows; t and v: scratch (SCRATCH rows each); z: scratch (WIDEST,).
+    weights: of ``pack``; x: inputs, INPUTS rows, those past CACHES 0; t and v: scratch, SCRATCH rows each.
     """
-    for j in range(USER_OUTPUTS + CACHE_OUTPUTS):
+    for j in range(USER_OUTPUTS + _SAID):
         for k in range(n):
             out[j * LANES + k] = F(0.0)
     for k in range(n):
         out[(OUTPUTS - 2) * LANES + k], out[(OUTPUTS - 1) * LANES + k] = F(1e9), F(-1e9)
     for m in range(MEMBERS):
         w = weights[m * WEIGHTS : (m + 1) * WEIGHTS]
-        _bias(w, _U_ENCODE + USERS * LAYER, LAYER, t, _E, n)
-        _add(w, _U_ENCODE, USERS, LAYER, x, 0, t, _E, z, n)
+        _bias(w, _U_ENCODE + _USERS * LAYER, LAYER, t, _E, n)
+        _add(w, _U_ENCODE, _USERS, LAYER, x, 0, t, _E, n)
         _softsign(t, _E, LAYER, n)
         _bias(w, _U_GATE + LAYER * 2 * USER_HIDDEN, 2 * USER_HIDDEN, v, _G, n)
-        _add(w, _U_GATE, LAYER, 2 * USER_HIDDEN, t, _E, v, _G, z, n)
+        _add(w, _U_GATE, LAYER, 2 * USER_HIDDEN, t, _E, v, _G, n)
         _recur(v, hidden, m * USER_HIDDEN, USER_HIDDEN, _S, n)
         _bias(w, _U_HEAD + (LAYER + USER_HIDDEN) * LAYER, LAYER, v, _P, n)
-        _add(w, _U_HEAD, LAYER, LAYER, t, _E, v, _P, z, n)
+        _add(w, _U_HEAD, LAYER, LAYER, t, _E, v, _P, n)
         for j in range(USER_HIDDEN):
             for k in range(n):
                 t[(_S + j) * LANES + k] = v[(_S + j) * LANES + k]
-        _add(w, _U_HEAD + LAYER * LAYER, USER_HIDDEN, LAYER, t, _S, v, _P, z, n)
+        _add(w, _U_HEAD + LAYER * LAYER, USER_HIDDEN, LAYER, t, _S, v, _P, n)
         _softsign(v, _P, LAYER, n)
-        _add(w, _U_OUT, LAYER, USER_OUTPUTS, v, _P, out, 0, z, n)
+        _add(w, _U_OUT, LAYER, USER_OUTPUTS, v, _P, out, 0, n)
         for j in range(USER_OUTPUTS):
             for k in range(n):
                 out[j * LANES + k] += w[_U_OUT + LAYER * USER_OUTPUTS + j]
 
-        _bias(w, _C_ENCODE + (CACHES + USER_HIDDEN) * LAYER, LAYER, v, _E, n)
-        _add(w, _C_ENCODE, CACHES, LAYER, x, 0, v, _E, z, n)
-        _add(w, _C_ENCODE + CACHES * LAYER, USER_HIDDEN, LAYER, t, _S, v, _E, z, n)
+        _bias(w, _C_ENCODE + (INPUTS + USER_HIDDEN) * LAYER, LAYER, v, _E, n)
+        _add(w, _C_ENCODE, INPUTS, LAYER, x, 0, v, _E, n)
+        _add(w, _C_ENCODE + INPUTS * LAYER, USER_HIDDEN, LAYER, t, _S, v, _E, n)
         _softsign(v, _E, LAYER, n)
         _bias(w, _C_GATE + LAYER * 2 * HIDDEN, 2 * HIDDEN, t, _G, n)
-        _add(w, _C_GATE, LAYER, 2 * HIDDEN, v, _E, t, _G, z, n)
+        _add(w, _C_GATE, LAYER, 2 * HIDDEN, v, _E, t, _G, n)
         _recur(t, hidden, MEMBERS * USER_HIDDEN + m * HIDDEN, HIDDEN, _H, n)
         _bias(w, _C_HEAD + (LAYER + HIDDEN) * LAYER, LAYER, t, _E, n)
-        _add(w, _C_HEAD, LAYER, LAYER, v, _E, t, _E, z, n)
+        _add(w, _C_HEAD, LAYER, LAYER, v, _E, t, _E, n)
         for j in range(HIDDEN):
             for k in range(n):
                 v[(_H + j) * LANES + k] = t[(_H + j) * LANES + k]
-        _add(w, _C_HEAD + LAYER * LAYER, HIDDEN, LAYER, v, _H, t, _E, z, n)
+        _add(w, _C_HEAD + LAYER * LAYER, HIDDEN, LAYER, v, _H, t, _E, n)
         _softsign(t, _E, LAYER, n)
-        for k in range(n):  # what this member alone says of the service time
-            said = w[_C_OUT + LAYER * CACHE_OUTPUTS + _SERVICE]
-            for j in range(LAYER):
-                said += t[(_E + j) * LANES + k] * w[_C_OUT + j * CACHE_OUTPUTS + _SERVICE]
-            said *= F(MEMBERS)
-            out[(OUTPUTS - 2) * LANES + k] = min(out[(OUTPUTS - 2) * LANES + k], said)
-            out[(OUTPUTS - 1) * LANES + k] = max(out[(OUTPUTS - 1) * LANES + k], said)
-        _add(w, _C_OUT, LAYER, CACHE_OUTPUTS, t, _E, out, USER_OUTPUTS, z, n)
-        for j in range(CACHE_OUTPUTS):
+        alone = v[_G * LANES :]  # what this member alone says of the service time
+        for k in range(n):
+            alone[k] = w[_C_OUT + LAYER * _SAID + _SERVICE]
+        for j in range(LAYER):
             for k in range(n):
-                out[(USER_OUTPUTS + j) * LANES + k] += w[_C_OUT + LAYER * CACHE_OUTPUTS + j]
+                alone[k] += t[(_E + j) * LANES + k] * w[_C_OUT + j * _SAID + _SERVICE]
+        low, high = out[(OUTPUTS - 2) * LANES :], out[(OUTPUTS - 1) * LANES :]
+        for k in range(n):
+            said = alone[k] * F(MEMBERS)
+            low[k], high[k] = min(low[k], said), max(high[k], said)
+        _add(w, _C_OUT, LAYER, _SAID, t, _E, out, USER_OUTPUTS, n)
+        for j in range(_SAID):
+            for k in range(n):
+                out[(USER_OUTPUTS + j) * LANES + k] += w[_C_OUT + LAYER * _SAID + j]

@@ -63,7 +63,7 @@ _W, _SPLITS = 0, _P
 _ALPHA_MOVED = _SPLITS + fluid.SPLITS
 _F = _ALPHA_MOVED + 1
 _X = _F + fluid.ESTIMATES
-_Y = _X + inputs.CACHES
+_Y = _X + networks.INPUTS
 _OUT = _Y + networks.OUTPUTS
 _LEVEL = _OUT + fields.FIELDS
 _RATE, _Q = _LEVEL + 1, _LEVEL + 2
@@ -339,7 +339,7 @@ def _serve_block(
             splits[j * LANES + k] = F(FOLLOWED[j - 1])
     fluid.fluid_step(s[_FLUID * LANES :], w, splits, scalars, powers, inside, t, f, n)
     inputs.network_inputs(w, splits, moved, f, rest, x, n)
-    networks.run_networks(weights, x, s[_HIDDEN * LANES :], t, u, gap_rows, y, n)
+    networks.run_networks(weights, x, s[_HIDDEN * LANES :], t, u, y, n)
     fields.predict(y, f, out_f, n)
     fields.draw_noise(counts, clock, fast, slow, c[_OWN], s[_FACTORS * LANES :], F(requests), level, out_f, n)
     if not poisson:

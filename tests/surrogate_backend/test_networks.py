@@ -25,9 +25,9 @@ def profile() -> Profile:
 
 
 @kernel
-def _run(weights, x, hidden, t, v, z, y, f, out, n):
+def _run(weights, x, hidden, t, v, y, f, out, n):
     for k in range(x.shape[0]):
-        networks.run_networks(weights, x[k], hidden, t, v, z, y[k], n)
+        networks.run_networks(weights, x[k], hidden, t, v, y[k], n)
         fields.predict(y[k], f[k], out[k], n)
 
 
@@ -50,8 +50,9 @@ def test_compiled_networks_and_fields_are_those_of_torch(profile: Profile, rung:
     scratch = [np.zeros(networks.SCRATCH * LANES, np.float32) for _ in range(2)]
     y = np.zeros((T, networks.OUTPUTS * LANES), np.float32)
     out = np.zeros((T, fields.FIELDS * LANES), np.float32)
-    hidden, z = np.zeros(networks.STATE * LANES, np.float32), np.zeros(LANES, np.float32)
-    _run(networks.pack(shipped.tensors, rung), rows(x), hidden, *scratch, z, y, rows(estimates), out, COUNT)
+    hidden = np.zeros(networks.STATE * LANES, np.float32)
+    fed = np.pad(rows(x), ((0, 0), (0, (networks.INPUTS - x.shape[2]) * LANES)))
+    _run(networks.pack(shipped.tensors, rung), fed, hidden, *scratch, y, rows(estimates), out, COUNT)
 
     def lanes(array: np.ndarray, row: int) -> np.ndarray:
         return array.reshape(T, -1, LANES)[:, row, :COUNT]
