@@ -127,16 +127,20 @@ def draw_noise(keys, t, fast, slow, persistence, factors, requests, level, out, 
     for i in range(SLOW):
         for k in range(n):
             factors[i * LANES + k] = persistence * factors[i * LANES + k] + fresh * _draw(keys, t, _FIRST_NOISE + i, k)
+    draws, sums = out[NOISE * LANES :], out[(NOISE + NOISY) * LANES :]
     for d in range(NOISY):
+        own, total = draws[d * LANES :], sums[d * LANES :]
         for k in range(n):
-            out[(NOISE + d) * LANES + k] = _draw(keys, t, _FIRST_NOISE + SLOW + d, k)
-            out[(NOISE + NOISY + d) * LANES + k] = F(0.0)
+            own[k] = _draw(keys, t, _FIRST_NOISE + SLOW + d, k)
+            total[k] = F(0.0)
         for i in range(SLOW):
+            loading, factor = slow[d * SLOW + i], factors[i * LANES :]
             for k in range(n):
-                out[(NOISE + NOISY + d) * LANES + k] += slow[d * SLOW + i] * factors[i * LANES + k]
+                total[k] += loading * factor[k]
         for i in range(min(d, SERVICE)):
+            loading, other = fast[d * NOISY + i], draws[i * LANES :]
             for k in range(n):
-                out[(NOISE + NOISY + d) * LANES + k] += fast[d * NOISY + i] * out[(NOISE + i) * LANES + k]
+                total[k] += loading * other[k]
     for k in range(n):
         square = F(0.0)  # of the quantile function, which is linear between knots
         for i in range(KNOTS - 1):
@@ -158,10 +162,13 @@ def add_noise(fast, served_ms, requests, max_history, out, n):
         z = (served_ms[k] / requests - mean) / spread - out[(NOISE + NOISY + SERVICE) * LANES + k]
         out[(NOISE + SERVICE) * LANES + k] = min(max(z / fast[SERVICE * NOISY + SERVICE], F(-4.0)), F(4.0))
         out[TIME * LANES + k] = served_ms[k] / requests
+    draws, sums = out[NOISE * LANES :], out[(NOISE + NOISY) * LANES :]
     for d in range(NOISY):
+        total = sums[d * LANES :]
         for i in range(min(d, SERVICE), d + 1):
+            loading, other = fast[d * NOISY + i], draws[i * LANES :]
             for k in range(n):
-                out[(NOISE + NOISY + d) * LANES + k] += fast[d * NOISY + i] * out[(NOISE + i) * LANES + k]
+                total[k] += loading * other[k]
     for d in range(NOISY):
         row = _OF_NOISE[d]
         if row >= 0 and d != SERVICE:

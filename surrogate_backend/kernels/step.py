@@ -176,7 +176,7 @@ def _median(rows, mean, count, above, n, out):
     for k in range(n):
         out[k] = mean[k]
     width = F(0.5)
-    for _ in range(8):
+    for _ in range(7):
         for k in range(n):
             above[k] = F(0.0)
         for r in range(count):
@@ -240,11 +240,13 @@ def _report(c, ring, filled, own, requests, f, total, v, n):
     count, share = F(requests), F(1.0 / filled)
     window = count * F(filled)
     for row in range(RING):
+        sums = total[row * LANES :]
         for k in range(n):
-            total[row * LANES + k] = F(0.0)
+            sums[k] = F(0.0)
         for i in range(filled):
+            part = ring[(i * RING + row) * LANES :]
             for k in range(n):
-                total[row * LANES + k] += ring[(i * RING + row) * LANES + k]
+                sums[k] += part[k]
     for k in range(n):
         busy, span = total[_SERVED * LANES + k], max(total[_SPAN * LANES + k], F(1e-9))
         v[_V_EMB_HIT * LANES + k] = max(F(1.0) - total[_MISSED * LANES + k] / total[_LOOKED * LANES + k], F(0.0))
