@@ -268,12 +268,12 @@ def test_a_folder_of_another_plan_is_refused_with_what_differs(plan: Plan, tmp_p
 def test_a_trace_belongs_to_the_plan_by_what_it_holds(small: Profile, tmp_path: pathlib.Path) -> None:
     arrivals = np.arange(300) * 0.02
     first = Plan(small, "modelled", "train", 2, 0, Trace("made-up", arrivals, np.full(300, 100), None))
-    assert collect(first, tmp_path / "log", 9) == 9
+    assert collect(first, tmp_path / "log", 17) == 17
     *_, last = read_log(tmp_path / "log", small)
     assert last.constants["regime"] == "trace" and np.ptp(last.gaps_s[1]) < 1e-9, "arrivals as even as recorded"
     other = dataclasses.replace(first, trace=Trace("made-up", arrivals**2, np.full(300, 100), None))
     with pytest.raises(InvalidInputError, match="trace 'made-up "):
-        collect(other, tmp_path / "log", 9)
+        collect(other, tmp_path / "log", 17)
     for plan, sentence in (
         (dataclasses.replace(first, design="test"), "takes no recorded arrivals"),
         (dataclasses.replace(first, trace=Trace("short", np.arange(3.0), np.full(3, 9), None)), "needs more than 10"),

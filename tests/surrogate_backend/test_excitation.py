@@ -160,4 +160,11 @@ def test_mistakes_are_named(profile: Profile, trace: Trace) -> None:
         episode("test", 0, profile, 10, 0, trace)
     with pytest.raises(InvalidInputError, match="an interval alone needs more"):
         short = Trace("short", np.arange(3.0), np.full(3, 100), None)
-        excitation.episode("train", 8, profile, 10, 0, short)
+        excitation.episode("train", 16, profile, 10, 0, short)
+
+
+def test_each_training_setting_is_served_twice_with_other_requests(train: list[Episode]) -> None:
+    for first, second in zip(train[::2], train[1::2], strict=True):
+        np.testing.assert_array_equal(first.path.values, second.path.values)
+        np.testing.assert_array_equal(first.schedule, second.schedule)
+        assert first.request_seed != second.request_seed

@@ -30,7 +30,7 @@ from helm_gym.workload.traces import Trace
 from surrogate_backend.collect import Plan, collect
 from surrogate_backend.log import LoggedEpisode, read_log, schema
 
-EPISODES, INTERVALS = 10, 4  # up to one of each regime, the trace too
+EPISODES, INTERVALS = 18, 4  # up to one of each regime, the trace too
 
 
 @pytest.fixture(scope="module")
