@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import errno
 import json
 import multiprocessing
@@ -186,7 +187,13 @@ def test_an_interrupt_ends_it_quietly(workers: int, small: Profile, tmp_path: pa
     command += ["--episodes", "400", "--profile", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "log")]
     # A group of its own, that the interrupt reaches whole, as one from a keyboard does.
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that were started in the background ignore interrupts, and so would this process.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert eventually(lambda: len(list(tmp_path.glob("log/*.parquet"))) >= 2)
     os.killpg(process.pid, signal.SIGINT)
