@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import errno
+import functools
 import json
 import multiprocessing
 import os
