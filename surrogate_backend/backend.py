@@ -42,7 +42,7 @@ class SurrogateBackend:
         lanes: any number.
         nodes: one.
         checkpoint: a folder; the one shipped for the profile where not given.
-        of: which rung it is the twin of, ``measured`` or ``modelled``.
+        of: which rung it is the twin of, ``modelled`` or ``measured``; the shipped card says how far each is true.
 
     Raises:
         InvalidInputError: no checkpoint for the profile, or a number of lanes or nodes that there cannot be.
@@ -57,7 +57,7 @@ class SurrogateBackend:
         lanes: int = 1,
         nodes: int = 1,
         checkpoint: pathlib.Path | None = None,
-        of: str = "measured",
+        of: str = "modelled",
     ):
         if nodes != 1:
             raise InvalidInputError(f"Backend '{self.name}' has one node, not {nodes}.")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from surrogate_backend.kernels.inputs import follow
 from surrogate_backend.layout import RUNGS
-from surrogate_backend.log import LoggedEpisode, read_log
+from surrogate_backend.log import LoggedEpisode
 
 # Fields that a log reports over the window; the others are the interval's own.
 WINDOWED = frozenset(
@@ -77,15 +76,6 @@ class Dataset:
             values=self.values[at.numpy()],
             alpha=self.alpha[at.numpy()],
         )
-
-
-def load(folders: Iterable[pathlib.Path], profile: Profile, groups: tuple[str, ...] = ()) -> Dataset:
-    """Reads one or several logs of ``profile``; groups: only these.
-
-    Raises:
-        InvalidInputError: a log that cannot be used (log.read_log), or episodes of different lengths.
-    """
-    return from_episodes(profile, [e for folder in folders for e in read_log(folder, profile, groups)])
 
 
 def from_episodes(profile: Profile, episodes: Sequence[LoggedEpisode]) -> Dataset:
