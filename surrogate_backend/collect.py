@@ -47,6 +47,7 @@ Submit = Callable[[int], "Future[pa.Table]"]  # has an episode served, by its nu
 
 BACKENDS = ("modelled", "real")
 _LOOK_EVERY_S = 1.0  # whether another collection has finished an episode, or died at it
+_GRACE_S = 5.0  # for a worker that is not serving to send its result and end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _in_processes(plan: Plan, workers: int) -> Iterator[tuple[Submit, int]]:
         # Ctrl-C is for this process, which ends the others: they are born with it masked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return pool.submit(_serve_apart, plan, number)
+            return pool.submit(_serve_there, plan, number)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -222,14 +223,28 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+# Held by a worker whenever it is not serving: its parent would wait for ever for the rest of a result cut off halfway.
+_sending = threading.Lock()
+
+
 def _end_with(parent: Connection) -> None:
-    """Ends this worker, whatever it is doing, when its parent closes the pipe or is killed."""
+    """Ends this worker, whatever it is serving, when its parent closes the pipe or is killed."""
+    _sending.acquire()
 
     def watch() -> None:
         parent.poll(None)
+        _sending.acquire(timeout=_GRACE_S)  # an idle worker ends by itself, unless its parent was killed
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _serve_there(plan: Plan, number: int) -> pa.Table:
+    _sending.release()
+    try:
+        return _serve_apart(plan, number)
+    finally:
+        _sending.acquire()
 
 
 def _serve_apart(plan: Plan, number: int) -> pa.Table:
