@@ -1,0 +1,220 @@
+"""The training loop that Stable-Baselines3's on-policy algorithms share: checkpoints, resuming, validation.
+
+A training is cut into *rounds*: one episode in every lane. All that is random in a round (episodes' seeds, torch's and
+numpy's generators) is seeded by the run's seed and the round's number, and checkpoints lie between rounds. So a resumed
+training draws what an unbroken one would have drawn, and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import set_random_seed
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.training_env import TrainingEnv
+from helm_gym import runs
+from helm_gym.backend import open_backend
+from helm_gym.control_loop import ControlLoop
+from helm_gym.policy import Policy
+from helm_gym.runs import Tensors
+from helm_gym.training import Training
+
+_NETWORK, _SURVEY, _ROUNDS = 1, 2, 3  # purposes of a training's generators; agents/training_env.py has another
+VALIDATION_SEEDS = range(30_000, 30_064)
+
+
+class FrozenScale(BaseFeaturesExtractor):
+    """``(x - mean) / scale``: statistics that are part of the policy and do not change while it learns."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, observation_space: spaces.Box):
+        width = observation_space.shape[0]
+        super().__init__(observation_space, width)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / self.scale
+
+    def set_from(self, seen: np.ndarray) -> None:
+        """Statistics of features (samples, width)."""
+        self.mean.copy_(torch.from_numpy(seen.mean(axis=0)))
+        # A column that hardly ever moves must not be blown up when it does.
+        self.scale.copy_(torch.from_numpy(np.maximum(seen.std(axis=0), 0.02)))
+
+
+def train_on_policy(
+    training: Training,
+    env: TrainingEnv,
+    make_model: Callable[[TrainingEnv, int], OnPolicyAlgorithm],
+    acting: Callable[[OnPolicyAlgorithm], Tensors],
+    to_policy: Callable[[Tensors], Policy],
+    validate: Callable[[Policy], float] | None = None,
+) -> Tensors:
+    """Trains, or goes on training, and returns the tensors of the policy that validated best.
+
+    Args:
+        env: closed at the end.
+        make_model: of the environment and a seed; with ``FrozenScale`` for its features where they are to be scaled.
+        acting: the tensors that the deterministic policy is made of.
+        to_policy: makes a policy of them.
+        validate: the cost of a policy; that on validation episodes of the surrogate where not given.
+    """
+    with contextlib.closing(env), _threads(1):
+        model = make_model(env, int(training.generator(_NETWORK).integers(2**31)))
+        there = training.restore()
+        extractor = model.policy.features_extractor
+        if there is not None:
+            _load(model, there.tensors)
+            model.num_timesteps, model._n_updates = there.step, there.facts["updates"]
+        elif isinstance(extractor, FrozenScale):
+            extractor.set_from(env.survey(training.generator(_SURVEY)))
+        rounds = _Rounds(training, env, acting, to_policy, validate or Validation(training).cost)
+        if there is not None:
+            rounds.resume(there.facts)
+        logger = TensorBoardOutputFormat(str(training.folder / runs.TENSORBOARD))
+        logger.writer.close()
+        # What was logged behind the checkpoint is logged again.
+        folder = training.folder / runs.TENSORBOARD
+        logger.writer = SummaryWriter(str(folder), purge_step=model.num_timesteps if there else None)
+        model.set_logger(Logger(folder=None, output_formats=[logger]))
+        if model.num_timesteps < rounds.total:
+            model.learn(rounds.total - model.num_timesteps, callback=rounds, reset_num_timesteps=False)
+        logger.close()
+        tensors, kept = training.best_policy()
+        training.facts |= {"validation": kept, "env_share": rounds.env_share, "seconds": rounds.seconds}
+    return tensors
+
+
+class Validation:
+    """The task's mean cost of a policy over episodes that are always the same, on the surrogate."""
+
+    def __init__(self, training: Training):
+        task, seeds = training.task, VALIDATION_SEEDS
+        self._seeds = list(seeds)
+        self._settle = task.settle
+        backend = open_backend("surrogate", training.profile, lanes=len(seeds))
+        self._loop = ControlLoop(task, backend, intervals=task.settle + task.horizon)
+
+    def cost(self, policy: Policy) -> float:
+        step = self._loop.reset(self._seeds)
+        state = policy.initial_state(len(self._seeds))
+        costs = []
+        while not step.done:
+            action, state = policy.act(step.observation[:, 0], state)
+            step = self._loop.step(action[:, None])
+            costs.append(-step.reward.mean())
+        return float(np.mean(costs[self._settle :]))
+
+
+class _Rounds(BaseCallback):
+    """Between rounds: validates, keeps the best policy, saves a checkpoint, and seeds what comes."""
+
+    def __init__(
+        self,
+        training: Training,
+        env: TrainingEnv,
+        acting: Callable[[OnPolicyAlgorithm], Tensors],
+        to_policy: Callable[[Tensors], Policy],
+        validate: Callable[[Policy], float],
+    ):
+        super().__init__()
+        self.training, self.env = training, env
+        self._acting, self._to_policy, self._validate = acting, to_policy, validate
+        self.per_round = env.num_envs * env.settings.episode
+        self.rounds = -(-training.steps // self.per_round)
+        self.total = self.rounds * self.per_round
+        self._before, self._started = 0.0, time.perf_counter()
+        self._behind = -1  # the round whose end was seen to
+        self._words = ""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the training, that of interrupted processes up to their last checkpoint included."""
+        return self._before + time.perf_counter() - self._started
+
+    @property
+    def env_share(self) -> float:
+        return self.env.seconds / self.seconds
+
+    def resume(self, facts: dict[str, float]) -> None:
+        self._before, self.env.seconds = facts["seconds"], facts["env_seconds"]
+        self._behind = self.env.round = int(facts["round"])
+
+    def _on_rollout_start(self) -> None:
+        self._between()
+        self.training.progress(self.num_timesteps, self.total, self._words)
+
+    def _on_training_end(self) -> None:
+        self._between()
+        self.training.progress(self.total, self.total, self._words)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _between(self) -> None:
+        """The end of a round, if this is one; SB3 has updated its weights with the round's last decisions."""
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        over, within = divmod(self.model.num_timesteps, self.per_round)
+        if within:
+            return
+        if over - 1 > self._behind:
+            self._finish(over - 1)
+        set_random_seed(int(self.training.generator(_ROUNDS, over).integers(2**31)))
+
+    def _finish(self, number: int) -> None:
+        assert isinstance(self.model, OnPolicyAlgorithm)
+        self._behind, step = number, self.model.num_timesteps
+        if (number + 1) % self.env.settings.validate_every == 0 or number + 1 == self.rounds:
+            tensors = self._acting(self.model)
+            cost = self._validate(self._to_policy(tensors))
+            best = self.training.report_policy(step, cost, tensors)
+            self.logger.record("validation/cost", cost)
+            self._words = f"cost {cost:.4f}{', the best so far' * best}"
+        facts: dict[str, float] = {"round": number, "updates": self.model._n_updates}
+        facts |= {"seconds": self.seconds, "env_seconds": self.env.seconds}
+        self.training.save(step, _state(self.model), facts)
+
+
+def _state(model: OnPolicyAlgorithm) -> Tensors:
+    """Weights and the optimiser's state: with the round's seeds, all that the training's future depends on."""
+    tensors = {f"policy.{name}": value.numpy() for name, value in model.policy.state_dict().items()}
+    for index, slots in model.policy.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{slot}": value.numpy() for slot, value in slots.items()}
+    return tensors
+
+
+def _load(model: OnPolicyAlgorithm, tensors: Tensors) -> None:
+    model.policy.load_state_dict(
+        {name.removeprefix("policy."): torch.from_numpy(v) for name, v in tensors.items() if name.startswith("policy.")}
+    )
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, slot = name.split(".")
+            state.setdefault(int(index), {})[slot] = torch.from_numpy(value)
+    groups = model.policy.optimizer.state_dict()["param_groups"]
+    model.policy.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+@contextlib.contextmanager
+def _threads(count: int):  # type: ignore[no-untyped-def]
+    """Networks this small are slower on more threads, and with another number of them sums round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,163 @@
+"""The lanes that on-policy agents learn in, on the surrogate, and the hyper-parameters that all of them have."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from agents.network import Features
+from helm_gym.control_loop import Step
+from helm_gym.envs.sb3 import PartitionVecEnv
+from helm_gym.errors import InvalidInputError
+from helm_gym.policy import Floats
+from helm_gym.reward import TERMS
+from helm_gym.training import Training
+
+_EPISODES = 0  # the purpose of a training's generator; agents/sb3.py has others
+_LEAST_SEED = 2**32  # of training episodes; tasks publish small seeds, and validation and tuning use small ones
+_MEAN, _TAIL, _MOVE = (TERMS.index(name) for name in ("mean", "tail", "move"))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicySettings:
+    """Hyper-parameters that all on-policy agents have.
+
+    Attributes:
+        lanes: episodes side by side.
+        episode: intervals of a training episode.
+        n_steps: intervals between updates; divides ``episode``.
+        batch_size, n_epochs, learning_rate, gamma, gae_lambda, clip_range, ent_coef, vf_coef, max_grad_norm: of PPO;
+            the learning rate falls linearly to nought.
+        hidden: width of the network's layers.
+        log_std: of the actions, at first.
+        windows: observations that the network sees at once.
+        excess_price: of P99 over the SLO beyond 1, clipped at 3; mean over SLO, clipped at 3, costs 1.
+        move_price: of the whole pool moved.
+        validate_every: rounds between validations.
+    """
+
+    lanes: int = 128
+    episode: int = 480
+    n_steps: int = 32
+    batch_size: int = 1024
+    n_epochs: int = 6
+    learning_rate: float = 1e-3
+    gamma: float = 0.9
+    gae_lambda: float = 0.9
+    clip_range: float = 0.2
+    ent_coef: float = 0.0
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    hidden: int = 64
+    log_std: float = -1.0
+    windows: int = 3
+    excess_price: float = 0.1
+    move_price: float = 1.0
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        counts = ("lanes", "episode", "n_steps", "batch_size", "n_epochs", "hidden", "windows", "validate_every")
+        for name in (*counts, "learning_rate", "clip_range", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise InvalidInputError(f"Hyper-parameter {name} must be above 0, not {getattr(self, name)}.")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInputError(f"Hyper-parameter {name} must lie in 0 to 1, not {getattr(self, name)}.")
+        if self.episode % self.n_steps:
+            raise InvalidInputError(f"n_steps {self.n_steps} must divide episode, {self.episode} intervals.")
+        if self.lanes * self.n_steps < 2:
+            raise InvalidInputError("lanes x n_steps is 1; an update needs at least 2 decisions.")
+
+
+class TrainingEnv(PartitionVecEnv):
+    """The lanes that an agent trains in, on the surrogate: its features, its reward, and seeds of their own.
+
+    Subclasses override ``reward`` and ``to_action``, and set ``action_space`` for actions that are not a change of
+    target.
+
+    Args:
+        training: whose task, profile and seed; its settings are ``OnPolicySettings``.
+        features: what the network sees.
+
+    Attributes:
+        round: of the present episodes.
+        seconds: spent in the environment so far.
+    """
+
+    def __init__(self, training: Training, features: Features):
+        settings = training.settings
+        super().__init__(
+            settings.lanes,
+            task=training.task,
+            profile=training.profile,
+            backend="surrogate",
+            intervals=settings.episode,
+        )
+        self.training, self.settings, self.features = training, settings, features
+        self.observation_space = spaces.Box(-np.inf, np.inf, (features.width,), np.float32)
+        self.round, self.seconds = -1, 0.0
+        self._seen = self._memory = features.initial_state(0)
+
+    def reward(self, served: Step) -> NDArray[np.float64]:
+        """What an interval is worth, (lanes,): bounded, since heavy tails of queueing drown what can be learned."""
+        weights = self.training.task.weights
+        mean, excess = served.terms[_MEAN], served.terms[_TAIL] / weights.tail - 1
+        moved = served.terms[_MOVE] / weights.move
+        settings = self.settings
+        cost = np.minimum(mean, 3) + settings.excess_price * np.clip(excess, 0, 3) + settings.move_price * moved
+        return -np.asarray(cost)
+
+    def to_action(self, chosen: NDArray[Any]) -> Floats:
+        """What the policy chose, as changes of target (lanes, 1) in [-1, 1]."""
+        return chosen
+
+    def reset(self) -> Floats:
+        """Starts the next round's episodes."""
+        started = time.perf_counter()
+        self._start(None)
+        self.seconds += time.perf_counter() - started
+        return self._seen
+
+    def step_wait(self) -> VecEnvStepReturn:
+        started = time.perf_counter()
+        served = self.lanes.serve(self.to_action(self._actions))
+        self._outcome = served
+        reward = self.reward(served)
+        self._seen, self._memory = self.features(served.observation[:, 0], self._memory)
+        self._returns += reward
+        self._length += 1
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        ended = self.lanes.ended
+        if ended:
+            for info, last, total in zip(infos, self._seen, self._returns.tolist(), strict=True):
+                info["terminal_observation"] = last
+                info["TimeLimit.truncated"] = True
+                info["episode"] = {"r": round(total, 6), "l": self._length}
+            self._start(None)
+        self.seconds += time.perf_counter() - started
+        return self._seen, reward.astype(np.float32), np.full(self.num_envs, ended), infos
+
+    def _start(self, seeds: object) -> None:
+        self.round += 1
+        drawn = self.training.generator(_EPISODES, self.round).integers(_LEAST_SEED, 2**63, size=self.num_envs)
+        super()._start(drawn.tolist())
+        memory = self.features.initial_state(self.num_envs)
+        self._seen, self._memory = self.features(self._outcome.observation[:, 0], memory)
+
+    def survey(self, random: np.random.Generator) -> Floats:
+        """Features (samples, width) of one episode a lane under a random walk of the target, which sees every split."""
+        self.round = -1
+        seen, chosen = [self.reset()], np.zeros((self.num_envs, 1), np.float32)
+        for step in range(self.settings.episode - 1):
+            if step % 8 == 0:
+                chosen = random.uniform(-1, 1, chosen.shape).astype(np.float32)
+            features, self._memory = self.features(self.lanes.serve(chosen).observation[:, 0], self._memory)
+            seen.append(features)
+        self.round = -1
+        return np.concatenate(seen)

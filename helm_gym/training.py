@@ -1,0 +1,277 @@
+"""Training by name: what can be trained, its hyper-parameters, and the run folder that a training fills.
+
+An agent is a ``Trainable``. Its ``train`` gets a ``Training`` and may be killed at any moment: what it has saved with
+``Training.save`` it finds again with ``Training.restore``, in another process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import importlib
+import json
+import pathlib
+import typing
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym import profile as profiles
+from helm_gym import runs
+from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
+from helm_gym.observation import ObservationLayout
+from helm_gym.policy import Policy
+from helm_gym.profile import Profile
+from helm_gym.runs import Run, Tensors
+from helm_gym.tasks import Task
+
+if TYPE_CHECKING:
+    import onnx
+
+Report = Callable[[int, int, str], None]  # steps done, of how many, what is known of them
+
+# name -> where its Trainable is
+TRAINABLE: dict[str, str] = {
+    "ppo": "agents.ppo:PPO",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """An agent that can be trained.
+
+    Attributes:
+        settings: a frozen dataclass of hyper-parameters, all with defaults of type int, float, str or bool. It raises
+            InvalidInputError in ``__post_init__`` for values that do not fit each other.
+        steps: length of a training where none is asked for, in decisions of one lane.
+        train: trains or goes on training, and returns the tensors of the best policy.
+        policy: layout, settings and tensors to what acts.
+        graph: the same as an ONNX graph ``obs, state -> action, state_out``; None for what runs in Python only.
+    """
+
+    name: str
+    settings: type
+    steps: int
+    train: Callable[[Training], Tensors]
+    policy: Callable[[ObservationLayout, Any, Tensors], Policy]
+    graph: Callable[[ObservationLayout, Any, Tensors], onnx.ModelProto] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where a training goes on: ``step``, the tensors and whatever JSON can hold."""
+
+    step: int
+    tensors: dict[str, NDArray[Any]]
+    facts: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Training:
+    """What a training is given.
+
+    Attributes:
+        task: the task to train for; its public seeds are never trained on.
+        settings: an instance of the trainable's ``settings``.
+        steps: to train for, in decisions of one lane.
+        progress: told how many steps are done, of how many, and a few words.
+        facts: what the training has to say of itself; ends in run.json.
+    """
+
+    folder: pathlib.Path
+    task: Task
+    profile: Profile
+    layout: ObservationLayout
+    settings: Any
+    seed: int
+    steps: int
+    progress: Report
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def generator(self, *purpose: int) -> np.random.Generator:
+        """A generator for one purpose, the same in every process: of the run's seed and ``purpose``."""
+        return np.random.default_rng([self.seed, *purpose])
+
+    def save(self, step: int, tensors: Tensors, facts: Mapping[str, Any] | None = None) -> None:
+        """Writes a checkpoint; the newest two are kept."""
+        folder = self.folder / runs.CHECKPOINTS
+        runs.write_tensors(folder / f"{step:012d}.safetensors", tensors, facts)
+        for old in sorted(folder.glob("*.safetensors"))[:-2]:
+            old.unlink()
+
+    def restore(self) -> Checkpoint | None:
+        """The newest checkpoint that can be read; None where there is none."""
+        for path in sorted((self.folder / runs.CHECKPOINTS).glob("*.safetensors"), reverse=True):
+            try:
+                tensors, facts = runs.read_tensors(path)
+            except InvalidInputError:  # a disk that was full, say; the one before it is whole
+                continue
+            return Checkpoint(int(path.stem), tensors, facts)
+        return None
+
+    def report_policy(self, step: int, cost: float, tensors: Tensors) -> bool:
+        """Keeps a policy if none so far was cheaper; returns whether it was kept.
+
+        A training that was killed reports again what it reported behind its last checkpoint: an equal is kept, too.
+        """
+        path = self.folder / runs.POLICY
+        if path.is_file() and cost > runs.read_tensors(path)[1]["cost"]:
+            return False
+        runs.write_tensors(path, tensors, {"step": step, "cost": cost})
+        return True
+
+    def best_policy(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The tensors that ``report_policy`` has kept, and their ``step`` and ``cost``."""
+        return runs.read_tensors(self.folder / runs.POLICY)
+
+
+def find_trainable(name: str) -> Trainable:
+    """The agent of that name, importing its module only now.
+
+    Raises:
+        UnknownNameError: none of that name can be trained; the nearest is given.
+    """
+    if name not in TRAINABLE:
+        raise UnknownNameError("agent to train", name, TRAINABLE)
+    module, _, attribute = TRAINABLE[name].partition(":")
+    found: Trainable = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def make_settings(agent: Trainable, values: Mapping[str, Any], where: str) -> Any:
+    """Hyper-parameters: the defaults, and ``values`` as JSON has them or as texts.
+
+    Raises:
+        UnknownNameError: no such hyper-parameter; the nearest is given.
+        InvalidInputError: a value of another type.
+    """
+    hints = typing.get_type_hints(agent.settings)
+    for name in values:
+        if name not in hints:
+            raise UnknownNameError(f"hyper-parameter of {agent.name} in {where}", name, hints)
+    return agent.settings(**{name: _parse(name, value, hints[name], where) for name, value in values.items()})
+
+
+def _parse(name: str, value: Any, kind: type, where: str) -> Any:
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is kind:
+        return value
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        parsed = kind(float(value)) if kind is int and float(value).is_integer() else kind(value)
+        if kind is float and not np.isfinite(parsed):
+            raise ValueError
+    except (ValueError, KeyError, OverflowError) as error:
+        wanted = {int: "a whole number", float: "a finite number", bool: "true or false"}.get(kind, kind.__name__)
+        raise InvalidInputError(f"{where}: {name} must be {wanted}, not '{value}'.") from error
+    return parsed
+
+
+def build(agent: Trainable, layout: ObservationLayout, settings: Any, tensors: Tensors, where: str) -> Policy:
+    """The policy made of ``tensors``.
+
+    Raises:
+        InvalidInputError: a tensor is missing or of another shape than the settings say.
+    """
+    try:
+        return agent.policy(layout, settings, tensors)
+    except (KeyError, ValueError) as error:
+        reason = f"tensor {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InvalidInputError(f"{where} does not hold a policy of {agent.name}: {reason}; train it again.") from error
+
+
+def train(
+    name: str,
+    task: Task,
+    profile: Profile,
+    out: pathlib.Path,
+    seed: int = 0,
+    steps: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Report | None = None,
+) -> Run:
+    """Trains an agent into the folder ``out``, or goes on where the same training was interrupted.
+
+    Args:
+        steps: decisions of one lane; the agent's own where not given.
+        overrides: hyper-parameters that differ from the defaults, as texts or as JSON has them.
+
+    Raises:
+        UnknownNameError: an unknown agent or hyper-parameter.
+        InvalidInputError: values that cannot be, or a folder that holds another training.
+        HelmError: another process is training into the folder.
+    """
+    agent = find_trainable(name)
+    settings = make_settings(agent, overrides or {}, "the settings")
+    layout = ObservationLayout(profile)
+    wanted = Run(
+        agent=name,
+        task=task.name,
+        origin=runs.Origin.of(layout),
+        settings=dataclasses.asdict(settings),
+        seed=seed,
+        steps=agent.steps if steps is None else steps,
+    )
+    run = _begin(out, wanted, profile)
+    with _alone(out):
+        if run.status == "done":
+            return run
+        told = progress or (lambda done, total, words: None)
+        training = Training(out, task, profile, layout, settings, seed, wanted.steps, told)
+        tensors = agent.train(training)
+        build(agent, layout, settings, tensors, f"Run {out}")  # what cannot be opened again is no result
+        path = out / runs.POLICY
+        if tensors and not path.is_file():
+            runs.write_tensors(path, tensors)
+        run.facts, run.status = training.facts, "done"
+        runs.write_run(out, run)
+    return run
+
+
+def _begin(folder: pathlib.Path, wanted: Run, profile: Profile) -> Run:
+    """The run in the folder if it is the wanted one; otherwise the wanted one, written there."""
+    if not runs.is_run(folder):
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InvalidInputError(f"--out {folder} is a folder with other things in it; give a new one.")
+        from helm_gym.evaluation.machine import describe_machine, versions
+
+        wanted.machine, wanted.versions = describe_machine(), versions()
+        runs.write_run(folder, wanted)
+        profiles.save(profile, folder / runs.PROFILE)
+        return wanted
+    there = runs.read_run(folder)
+    ours, theirs = (json.loads(json.dumps(run.to_json())) for run in (wanted, there))
+    ours, theirs = ({**v.pop("settings"), **v} for v in (ours, theirs))
+    left = {"status", "facts", "scores", "machine", "versions", "date"}
+    differs = [
+        f"{key} {theirs.get(key)} there and {ours.get(key)} here"
+        for key in dict.fromkeys([*theirs, *ours])
+        if key not in left and theirs.get(key) != ours.get(key)
+    ]
+    if differs:
+        raise InvalidInputError(f"Run {folder} is another training: {', '.join(differs)}; give another --out.")
+    return there
+
+
+class _alone:
+    """Holds a folder's lock; a process that ends, however it does, lets go of it."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._path = folder / ".lock"
+
+    def __enter__(self) -> None:
+        self._file = self._path.open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise HelmError(f"Another process is training into {self._path.parent}; wait for it to end.") from error
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
