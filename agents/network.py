@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
 from helm_gym.runs import Tensors
+
+if TYPE_CHECKING:
+    from agents.graph import Graph
 
 
 class Features(Protocol):
@@ -48,6 +51,15 @@ class Windows:
         following[:, :-1] = features[:, : self._older]
         return features, following
 
+    def draw(self, graph: Graph) -> tuple[str, str]:
+        """The same in a policy's graph whose state this is: the names of features and next state."""
+        started = graph.op("Greater", graph.columns("state", self._older, self._older + 1), graph.constant(0.0))
+        kept = graph.columns("state", 0, self._older)
+        first = graph.op("Tile", "obs", graph.constant([1, self.count - 1], np.int64))
+        older = graph.op("Where", started, kept, first)
+        features = graph.concatenate("obs", older)
+        return features, graph.concatenate(graph.columns(features, 0, self._older), graph.fill(1.0))
+
 
 class Mlp:
     """A network of tanh layers and a linear one: ``x -> W2 tanh(W1 tanh(W0 (x - mean) / scale + b0) + b1) + b2``.
@@ -81,3 +93,11 @@ class Mlp:
             x = np.tanh(x @ weight + bias)
         weight, bias = self.layers[-1]
         return x @ weight + bias
+
+    def draw(self, graph: Graph, features: str) -> str:
+        """The same in a policy's graph: the name of its output."""
+        x = features
+        for weight, bias in self.layers[:-1]:
+            x = graph.op("Tanh", graph.op("Gemm", x, graph.constant(weight), graph.constant(bias)))
+        weight, bias = self.layers[-1]
+        return graph.op("Gemm", x, graph.constant(weight), graph.constant(bias))

@@ -14,11 +14,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.training_env import TrainingEnv
@@ -53,6 +55,44 @@ class FrozenScale(BaseFeaturesExtractor):
         self.mean.copy_(torch.from_numpy(seen.mean(axis=0)))
         # A column that hardly ever moves must not be blown up when it does.
         self.scale.copy_(torch.from_numpy(np.maximum(seen.std(axis=0), 0.02)))
+
+
+def make_ppo(env: TrainingEnv, seed: int) -> PPO:
+    """SB3's PPO with the environment's settings."""
+    s = env.settings
+    return PPO(
+        "MlpPolicy",
+        env,
+        learning_rate=lambda left: s.learning_rate * left,
+        n_steps=s.n_steps,
+        batch_size=min(s.batch_size, s.lanes * s.n_steps),
+        n_epochs=s.n_epochs,
+        gamma=s.gamma,
+        gae_lambda=s.gae_lambda,
+        clip_range=s.clip_range,
+        ent_coef=s.ent_coef,
+        vf_coef=s.vf_coef,
+        max_grad_norm=s.max_grad_norm,
+        policy_kwargs={
+            "features_extractor_class": FrozenScale,
+            "net_arch": [s.hidden, s.hidden],
+            "activation_fn": nn.Tanh,
+            "log_std_init": s.log_std,
+        },
+        seed=seed,
+        device="cpu",
+    )
+
+
+def mlp_actor(model: OnPolicyAlgorithm) -> Tensors:
+    """The tensors of the deterministic policy, as ``network.Mlp`` names them."""
+    policy = model.policy
+    layers = [layer for layer in [*policy.mlp_extractor.policy_net, policy.action_net] if isinstance(layer, nn.Linear)]
+    tensors = {name: getattr(policy.features_extractor, name).numpy().copy() for name in ("mean", "scale")}
+    for k, layer in enumerate(layers):
+        tensors[f"{k}.weight"] = layer.weight.detach().numpy().copy()
+        tensors[f"{k}.bias"] = layer.bias.detach().numpy().copy()
+    return tensors
 
 
 def train_on_policy(

@@ -1,8 +1,7 @@
-"""The lanes that on-policy agents learn in, on the surrogate, and the hyper-parameters that all of them have."""
+"""The lanes that on-policy agents learn in, on the surrogate, with seeds and rewards of their own."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from agents.network import Features
+from agents.on_policy import OnPolicySettings
 from helm_gym.control_loop import Step
 from helm_gym.envs.sb3 import PartitionVecEnv
-from helm_gym.errors import InvalidInputError
 from helm_gym.policy import Floats
 from helm_gym.reward import TERMS
 from helm_gym.training import Training
@@ -22,57 +21,6 @@ from helm_gym.training import Training
 _EPISODES = 0  # the purpose of a training's generator; agents/sb3.py has others
 _LEAST_SEED = 2**32  # of training episodes; tasks publish small seeds, and validation and tuning use small ones
 _MEAN, _TAIL, _MOVE = (TERMS.index(name) for name in ("mean", "tail", "move"))
-
-
-@dataclasses.dataclass(frozen=True)
-class OnPolicySettings:
-    """Hyper-parameters that all on-policy agents have.
-
-    Attributes:
-        lanes: episodes side by side.
-        episode: intervals of a training episode.
-        n_steps: intervals between updates; divides ``episode``.
-        batch_size, n_epochs, learning_rate, gamma, gae_lambda, clip_range, ent_coef, vf_coef, max_grad_norm: of PPO;
-            the learning rate falls linearly to nought.
-        hidden: width of the network's layers.
-        log_std: of the actions, at first.
-        windows: observations that the network sees at once.
-        excess_price: of P99 over the SLO beyond 1, clipped at 3; mean over SLO, clipped at 3, costs 1.
-        move_price: of the whole pool moved.
-        validate_every: rounds between validations.
-    """
-
-    lanes: int = 128
-    episode: int = 480
-    n_steps: int = 32
-    batch_size: int = 1024
-    n_epochs: int = 6
-    learning_rate: float = 1e-3
-    gamma: float = 0.9
-    gae_lambda: float = 0.9
-    clip_range: float = 0.2
-    ent_coef: float = 0.0
-    vf_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    hidden: int = 64
-    log_std: float = -1.0
-    windows: int = 3
-    excess_price: float = 0.1
-    move_price: float = 1.0
-    validate_every: int = 1
-
-    def __post_init__(self) -> None:
-        counts = ("lanes", "episode", "n_steps", "batch_size", "n_epochs", "hidden", "windows", "validate_every")
-        for name in (*counts, "learning_rate", "clip_range", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise InvalidInputError(f"Hyper-parameter {name} must be above 0, not {getattr(self, name)}.")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidInputError(f"Hyper-parameter {name} must lie in 0 to 1, not {getattr(self, name)}.")
-        if self.episode % self.n_steps:
-            raise InvalidInputError(f"n_steps {self.n_steps} must divide episode, {self.episode} intervals.")
-        if self.lanes * self.n_steps < 2:
-            raise InvalidInputError("lanes x n_steps is 1; an update needs at least 2 decisions.")
 
 
 class TrainingEnv(PartitionVecEnv):
@@ -91,7 +39,7 @@ class TrainingEnv(PartitionVecEnv):
     """
 
     def __init__(self, training: Training, features: Features):
-        settings = training.settings
+        settings: OnPolicySettings = training.settings
         super().__init__(
             settings.lanes,
             task=training.task,

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+import os
+import pathlib
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ class Oracle(Policy, Protocol):
         ...
 
 
-# name -> (where, one line for `helm-gym agents`, argument)
+# name -> (where, one line for `helm-gym agents`, argument); a Trainable stands for what is shipped of it
 POLICIES: dict[str, tuple[str, str, str]] = {
     "static": ("baselines.simple:Static", "one split, held", "ALPHA"),
     "random": ("baselines.simple:Random", "a random walk of the target", ""),
@@ -89,24 +90,44 @@ def policy_names() -> list[str]:
 
 
 def open_policy(text: str, layout: ObservationLayout) -> Policy:
-    """Opens a policy by name, such as ``pid`` or ``static:0.5``.
+    """Opens a policy: by name, such as ``pid`` or ``static:0.5``, or a run folder, or an ``.onnx`` file.
 
     Raises:
         UnknownNameError: no such policy; the nearest name is given.
-        InvalidInputError: an argument that is missing, superfluous or not a number in its range.
+        InvalidInputError: an argument that is missing, superfluous or not a number in its range, or a folder or file
+            that holds no policy.
+        IncompatibleError: a folder's or file's policy was made for another observation layout, clock or profile.
     """
     name, _, argument = text.partition(":")
     if name not in POLICIES:
-        raise UnknownNameError("policy", text, policy_names())
+        return _open_path(text, layout)
     where, _, expected = POLICIES[name]
     if bool(expected) != bool(argument):
         form = f"'{name}:{expected}'" if expected else f"'{name}', without an argument"
         raise InvalidInputError(f"Policy '{text}' cannot be opened; write {form}.")
     module, _, attribute = where.partition(":")
-    make: Callable[..., Policy] = getattr(importlib.import_module(module), attribute)
-    policy = make(layout, _number(text, argument)) if argument else make(layout)
+    found: Any = getattr(importlib.import_module(module), attribute)
+    if callable(found):
+        policy: Policy = found(layout, _number(text, argument)) if argument else found(layout)
+    else:  # a Trainable: what was trained and is shipped
+        from helm_gym import runs
+
+        policy = runs.open_shipped(found, module.partition(".")[0], layout)
     policy.name = text
     return policy
+
+
+def _open_path(text: str, layout: ObservationLayout) -> Policy:
+    from helm_gym import onnx_policy, runs  # both of them speak of policies
+
+    path = pathlib.Path(text)
+    if path.suffix == ".onnx":
+        return onnx_policy.OnnxPolicy(path, layout)
+    if path.is_dir():
+        return runs.open_run(path, layout)
+    if os.sep in text:
+        raise InvalidInputError(f"Policy '{text}' is no folder or file; give a run folder, an .onnx file or a name.")
+    raise UnknownNameError("policy", text, policy_names())
 
 
 def _number(text: str, argument: str) -> float:

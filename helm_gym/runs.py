@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.resources
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,15 @@ from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
 from helm_gym.profile import Profile
 
+if TYPE_CHECKING:
+    from helm_gym import training
+
 Tensors = Mapping[str, NDArray[Any]]
 
 FORMAT = 1
 RUN, CARD, POLICY, PROFILE = "run.json", "card.json", "policy.safetensors", "profile.yaml"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+SHIPPED = "shipped"  # folder of a package: <agent>/<profile>/ with card, tensors and policy.onnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +227,28 @@ def open_run(folder: pathlib.Path, layout: ObservationLayout) -> Policy:
     policy = training.build(agent, layout, settings, policy_tensors(folder, run), f"Run {folder}")
     policy.name = str(folder)
     return policy
+
+
+def open_shipped(agent: training.Trainable, package: str, layout: ObservationLayout) -> Policy:
+    """The policy that ``package`` ships for the layout's profile; without one, the defaults if they need no weights.
+
+    Raises:
+        InvalidInputError: nothing is shipped for the profile, and it must be trained first.
+        IncompatibleError: the profile has the name of a shipped one and is another.
+    """
+    from helm_gym import training
+
+    place = importlib.resources.files(package) / SHIPPED / agent.name.replace("-", "_") / layout.profile.name
+    folder = pathlib.Path(str(place))
+    if is_run(folder):
+        return open_run(folder, layout)
+    try:
+        return training.build(agent, layout, agent.settings(), {}, "")
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"No {agent.name} is shipped for profile '{layout.profile.name}'; train one (`helm-gym train {agent.name}`)"
+            " and give its folder."
+        ) from error
 
 
 def policy_tensors(folder: pathlib.Path, run: Run) -> dict[str, NDArray[Any]]:

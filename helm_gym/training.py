@@ -207,6 +207,8 @@ def train(
         InvalidInputError: values that cannot be, or a folder that holds another training.
         HelmError: another process is training into the folder.
     """
+    if task.regime == "trace":
+        raise InvalidInputError(f"Task '{task.name}' plays one recording, which is to be judged by; train on another.")
     agent = find_trainable(name)
     settings = make_settings(agent, overrides or {}, "the settings")
     layout = ObservationLayout(profile)

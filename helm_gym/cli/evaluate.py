@@ -19,7 +19,10 @@ _WIDE, _NARROW = 180, 124  # columns that a table needs with intervals beside th
 
 def evaluate(
     policies: Annotated[
-        list[str], typer.Argument(metavar="POLICY...", help="Names, such as static:0.5 or pid (`helm-gym agents`).")
+        list[str],
+        typer.Argument(
+            metavar="POLICY...", help="Names, such as static:0.5 or pid (`helm-gym agents`), run folders, .onnx files."
+        ),
     ],
     task: Annotated[str, typer.Option(help="A task's name (`helm-gym tasks`).")],
     backend: Annotated[str, typer.Option(help="modelled, or real: HSTU runs and is timed.")] = "modelled",
@@ -41,6 +44,7 @@ def evaluate(
     \b
     Examples:
       helm-gym evaluate static:0.5 pid miss-ratio-curve oracle --task burst-v0 --html report.html
+      helm-gym evaluate runs/x policy.onnx --task burst-v0
       helm-gym evaluate pid --task steady-v0 --seeds 2 --json
       helm-gym evaluate pid --task trace-v0 --trace azure_llm_conv_2023.csv
       helm-gym evaluate pid --task burst-v0 --backend real --seeds 1 --horizon 80

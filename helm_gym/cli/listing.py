@@ -50,22 +50,30 @@ def profiles(as_json: Json = False) -> None:
 
 
 def agents(as_json: Json = False) -> None:
-    """List the policies that have a name: agents, baselines and oracles.
+    """List the policies that have a name: agents, baselines and oracles, and what can be trained.
 
     \b
     Example:
       helm-gym agents
+      helm-gym train ppo --settings
       helm-gym evaluate static:0.5 pid oracle --task burst-v0
     """
     from helm_gym.policy import POLICIES
+    from helm_gym.training import TRAINABLE
 
     found = [
-        {"name": f"{name}:{argument}" if argument else name, "kind": _kind(where), "what it is": doc}
+        {
+            "name": f"{name}:{argument}" if argument else name,
+            "kind": _kind(where),
+            "trainable": name in TRAINABLE,
+            "what it is": doc,
+        }
         for name, (where, doc, argument) in POLICIES.items()
     ]
     if as_json:
         return print_json({"agents": found})
-    print_table("", ("policy", "kind", "what it is"), [tuple(entry.values()) for entry in found])
+    rows = [(str(e["name"]), str(e["kind"]), "yes" if e["trainable"] else "–", str(e["what it is"])) for e in found]
+    print_table("", ("policy", "kind", "trains", "what it is"), rows)
 
 
 def _kind(where: str) -> str:

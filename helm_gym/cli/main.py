@@ -13,14 +13,16 @@ from helm_gym.cli.calibrate import calibrate
 from helm_gym.cli.collect import collect
 from helm_gym.cli.demo import demo
 from helm_gym.cli.evaluate import evaluate
+from helm_gym.cli.export import export
 from helm_gym.cli.fidelity import fidelity
 from helm_gym.cli.fit import fit
 from helm_gym.cli.listing import agents, profiles, tasks
 from helm_gym.cli.reproduce import reproduce
+from helm_gym.cli.train import train
 from helm_gym.errors import HelmError
 
 # Command modules import what is heavy (numba, torch, matplotlib) inside their functions, so that --help is instant.
-COMMANDS = (demo, evaluate, calibrate, collect, fit, fidelity, reproduce, bench, tasks, profiles, agents)
+COMMANDS = (demo, train, evaluate, export, calibrate, collect, fit, fidelity, reproduce, bench, tasks, profiles, agents)
 
 
 class Commands(TyperGroup):

@@ -243,22 +243,29 @@ def _decide(
     """The policy's actions (lanes, 1) and next state; the lanes are those from ``first`` on.
 
     Raises:
-        HelmError: an action of a wrong shape or not finite; it names the policy, the interval and the lane.
+        HelmError: an action or a state of a wrong shape or not finite; it names the policy, the interval, the lane and
+            what was observed.
     """
-    action, state = policy.act(observation, state)
-    action = np.asarray(action)
-    if action.shape != (len(seeds), 1):
-        raise HelmError(
-            f"Policy '{policy.name}' returned actions of shape {action.shape} at {when} for {len(seeds)} lanes from "
-            f"lane {first} (seed {seeds[0]}) on; {(len(seeds), 1)} is needed."
-        )
-    bad = np.flatnonzero(~np.isfinite(action[:, 0]))
-    if len(bad):
-        raise HelmError(
-            f"Policy '{policy.name}' returned {action[bad[0], 0]} at {when} in lane {first + bad[0]} "
-            f"(seed {seeds[bad[0]]}); an action must be finite."
-        )
-    return action, state
+    action, following = policy.act(observation, state)
+    action, following = np.asarray(action), np.asarray(following)
+    for what, given, shape in (("actions", action, (len(seeds), 1)), ("a state", following, state.shape)):
+        if given.shape != shape:
+            raise HelmError(
+                f"Policy '{policy.name}' returned {what} of shape {given.shape} at {when} for {len(seeds)} lanes from "
+                f"lane {first} (seed {seeds[0]}) on; {shape} is needed. Observed in that lane: {_text(observation[0])}."
+            )
+        bad = np.argwhere(~np.isfinite(given))
+        if len(bad):
+            lane = int(bad[0, 0])
+            raise HelmError(
+                f"Policy '{policy.name}' returned {what} of {given[tuple(bad[0])]} at {when} in lane {first + lane} "
+                f"(seed {seeds[lane]}); they must be finite. Observed: {_text(observation[lane])}."
+            )
+    return action, following
+
+
+def _text(observation: Floats) -> str:
+    return np.array2string(observation, precision=4, separator=", ", max_line_width=10_000)
 
 
 def _record(step: Step, backend: str) -> dict[str, NDArray[np.floating]]:

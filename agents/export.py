@@ -1,0 +1,131 @@
+"""A run as one ONNX file, checked against the policy that acts in Python before it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from helm_gym import onnx_policy, runs, training
+from helm_gym.backend import open_backend
+from helm_gym.control_loop import ControlLoop
+from helm_gym.errors import HelmError, InvalidInputError
+from helm_gym.observation import ObservationLayout
+from helm_gym.onnx_policy import OnnxPolicy
+from helm_gym.policy import Floats, Policy
+from helm_gym.runs import Run
+from helm_gym.tasks import TASKS
+
+TOLERANCE = 1e-5
+CHECK_SEEDS = (40_000, 40_001)  # of the recorded episodes
+CHECK_INTERVALS = 120
+
+
+def export(folder: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
+    """Writes the run's policy to ``out`` and returns its metadata, with ``largest_difference`` as checked.
+
+    Raises:
+        InvalidInputError: no run, one without a policy, or an agent that is no graph.
+        HelmError: graph and policy differ by more than 1e-5.
+    """
+    run = runs.read_run(folder)
+    layout = ObservationLayout(runs.open_profile(folder, run))
+    run.origin.check(layout, f"Run {folder}")
+    agent = training.find_trainable(run.agent)
+    if agent.graph is None:
+        raise InvalidInputError(f"Run {folder}: '{run.agent}' cannot be a graph and runs in Python only.")
+    settings = training.make_settings(agent, run.settings, f"Run {folder}")
+    tensors = runs.policy_tensors(folder, run)
+    policy = training.build(agent, layout, settings, tensors, f"Run {folder}")
+    model = agent.graph(layout, settings, tensors)
+    facts = dataclasses.asdict(run.origin) | {
+        "agent": run.agent,
+        "task": run.task,
+        "run": folder.resolve().name,
+        "seed": run.seed,
+        "steps": run.steps,
+        "settings": json.dumps(run.settings),
+        "date": run.date,
+        "action": onnx_policy.ACTION,
+    }
+    onnx.helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
+    facts["checksum"] = onnx_policy.checksum(model)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "checksum", facts["checksum"]
+    onnx.checker.check_model(model, full_check=True)
+
+    beside = out.with_name(f".{out.stem}.check.onnx")
+    runs.write(beside, model.SerializeToString())
+    try:
+        facts["largest_difference"] = check(policy, OnnxPolicy(beside, layout), layout, run.task)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return facts
+
+
+def check(policy: Policy, exported: Policy, layout: ObservationLayout, task: str) -> float:
+    """The largest difference of actions and states over recorded observations, each following its own states.
+
+    Raises:
+        HelmError: it is more than 1e-5.
+    """
+    largest = 0.0
+    states = [p.initial_state(len(CHECK_SEEDS)) for p in (policy, exported)]
+    for number, observation in enumerate(_record(policy, layout, task)):
+        decided = [p.act(observation, state) for p, state in zip((policy, exported), states, strict=True)]
+        states = [following for _, following in decided]
+        (action, state), (action_, state_) = decided
+        apart = max(np.abs(action - action_).max(), np.abs(state - state_).max(initial=0.0))
+        if not apart <= TOLERANCE:
+            raise HelmError(
+                f"The graph of '{policy.name}' differs from it by {apart:.2g} at decision {number}; "
+                f"{TOLERANCE:g} is allowed."
+            )
+        largest = max(largest, float(apart))
+    return largest
+
+
+def _record(policy: Policy, layout: ObservationLayout, task: str) -> list[Floats]:
+    """Observations of episodes that the policy controls on the modelled rung, and the bounds of what can be seen."""
+    lanes = len(CHECK_SEEDS)
+    loop = ControlLoop(TASKS[task], open_backend("modelled", layout.profile, lanes), intervals=CHECK_INTERVALS)
+    step, state = loop.reset(CHECK_SEEDS), policy.initial_state(lanes)
+    seen = [step.observation[:, 0]]
+    while not step.done:
+        action, state = policy.act(seen[-1], state)
+        step = loop.step(action[:, None])
+        seen.append(step.observation[:, 0])
+    loop.backend.close()
+    return [*seen, *(np.tile(bound, (lanes, 1)) for bound in (layout.low, layout.high, layout.low))]
+
+
+def write_card(folder: pathlib.Path, out: pathlib.Path, scores: Sequence[Mapping[str, Any]], facts: Any) -> Run:
+    """Writes card.json and policy.safetensors beside ``out``: with them its folder opens as the run does.
+
+    Args:
+        scores: what `helm-gym evaluate --json` printed; of each, the policy's own figures are kept.
+        facts: as ``export`` has returned them.
+
+    Raises:
+        InvalidInputError: an evaluation in which the run does not appear.
+    """
+    run = runs.read_run(folder)
+    tensors = runs.policy_tensors(folder, run)
+    for evaluation in scores:
+        own = [row for row in evaluation["policies"] if runs.is_run(pathlib.Path(row["name"]))]
+        own = [row for row in own if pathlib.Path(row["name"]).resolve() == folder.resolve()]
+        if not own:
+            raise InvalidInputError(f"An evaluation on {evaluation['task']} does not judge {folder}; evaluate it.")
+        judged = {key: evaluation[key] for key in ("rung", "seeds", "machine", "date")}
+        run.scores[evaluation["task"]] = judged | {key: value for key, value in own[0].items() if key != "name"}
+    run.facts = {**run.facts, "checksum": facts["checksum"], "largest_difference": facts["largest_difference"]}
+    runs.write_run(out.parent, run, runs.CARD)
+    if tensors:
+        runs.write_tensors(out.parent / runs.POLICY, tensors)
+    return run

@@ -1,0 +1,61 @@
+"""``helm-gym export``: a run as one ONNX file."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Annotated, Any
+
+import typer
+
+from helm_gym.cli.common import Json, check_writable, open_by_name, print_json
+from helm_gym.errors import InvalidInputError
+
+EXPORT = "agents.export:export"  # opened by name: helm_gym imports no agent
+WRITE_CARD = "agents.export:write_card"
+
+
+def export(
+    run: Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="A folder that `helm-gym train` or `tune` made.")],
+    out: Annotated[pathlib.Path, typer.Option(help="The ONNX file.")],
+    card: Annotated[
+        bool, typer.Option("--card", help="Also write card.json and the weights beside it, as shipped policies have.")
+    ] = False,
+    scores: Annotated[
+        list[pathlib.Path] | None,
+        typer.Option(help="For the card: what `helm-gym evaluate RUN --json` printed; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's policy as one ONNX file, checked against the one that acts in Python.
+
+    \b
+    Examples:
+      helm-gym export runs/ppo --out policy.onnx
+      helm-gym evaluate policy.onnx --task burst-v0
+      helm-gym export runs/ppo --out agents/shipped/ppo/cpu-small/policy.onnx --card --scores burst.json
+    """
+    if out.suffix != ".onnx":
+        raise InvalidInputError(f"--out {out} must end in .onnx.")
+    if scores and not card:
+        raise InvalidInputError("--scores go on the card; add --card.")
+    judged = [_read(path) for path in scores or []]
+    check_writable("--out", out)
+    facts = open_by_name(EXPORT)(run, out)
+    if card:
+        open_by_name(WRITE_CARD)(run, out, judged, facts)
+    if as_json:
+        return print_json(facts | {"file": str(out)})
+    typer.echo(f"{out}: the graph of {run} differs from it by at most {facts['largest_difference']:.1g}.")
+
+
+def _read(path: pathlib.Path) -> Any:
+    try:
+        judged = json.loads(path.read_text(encoding="utf-8"))
+        if not {"task", "rung", "seeds", "machine", "date", "policies"} <= set(judged):
+            raise ValueError("it lacks what an evaluation has")
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"--scores {path} is no output of `helm-gym evaluate --json` ({error}); give one."
+        ) from error
+    return judged
