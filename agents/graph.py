@@ -67,6 +67,15 @@ class Graph:
     def clip(self, value: str, low: float, high: float) -> str:
         return self.op("Clip", value, self.constant(low), self.constant(high))
 
+    def towards(self, target: str) -> str:
+        """``policy.towards``: the action that brings the target alpha to ``target`` (lanes, 1)."""
+        profile = self.layout.profile
+        change = self.op("Sub", target, self.column("target_alpha"))
+        pages = self.op("Mul", self.op("Abs", change), self.constant(profile.pool.pages))
+        still = self.op("LessOrEqual", pages, self.constant(0.5))
+        change = self.op("Where", still, self.constant(0.0), change)
+        return self.clip(self.op("Div", change, self.constant(profile.max_step)), -1.0, 1.0)
+
     def model(self, action: str, following: str) -> onnx.ModelProto:
         """The finished graph; ``action`` (lanes, 1) and ``following`` (lanes, S) are what it returns."""
         ends = [

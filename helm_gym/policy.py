@@ -80,7 +80,7 @@ POLICIES: dict[str, tuple[str, str, str]] = {
     "oracle": ("baselines.oracles:RegimeOracle", "jumps to alpha* of the present regime", ""),
     "oracle-late": ("baselines.oracles:RegimeOracle", "the same, WINDOWS windows late", "WINDOWS"),
     "clairvoyant": ("baselines.oracles:Clairvoyant", "looks ahead with the true future requests", ""),
-    "pid": ("agents.pid:Pid", "PID on the marginal-utility error", ""),
+    "pid": ("agents.pid:PID", "PID on the marginal-utility error", ""),
 }
 
 

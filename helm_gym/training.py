@@ -35,6 +35,7 @@ Report = Callable[[int, int, str], None]  # steps done, of how many, what is kno
 # name -> where its Trainable is
 TRAINABLE: dict[str, str] = {
     "ppo": "agents.ppo:PPO",
+    "pid": "agents.pid:PID",
 }
 
 
