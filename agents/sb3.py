@@ -113,6 +113,7 @@ def train_on_policy(
         validate: the cost of a policy; that on validation episodes of the surrogate where not given.
     """
     with contextlib.closing(env), _threads(1):
+        rounds = _Rounds(training, env, acting, to_policy, validate or Validation(training).cost)
         model = make_model(env, int(training.generator(_NETWORK).integers(2**31)))
         there = training.restore()
         extractor = model.policy.features_extractor
@@ -121,7 +122,6 @@ def train_on_policy(
             model.num_timesteps, model._n_updates = there.step, there.facts["updates"]
         elif isinstance(extractor, FrozenScale):
             extractor.set_from(env.survey(training.generator(_SURVEY)))
-        rounds = _Rounds(training, env, acting, to_policy, validate or Validation(training).cost)
         if there is not None:
             rounds.resume(there.facts)
         logger = TensorBoardOutputFormat(str(training.folder / runs.TENSORBOARD))
@@ -226,6 +226,7 @@ class _Rounds(BaseCallback):
         facts: dict[str, float] = {"round": number, "updates": self.model._n_updates}
         facts |= {"seconds": self.seconds, "env_seconds": self.env.seconds}
         self.training.save(step, _state(self.model), facts)
+        self.logger.dump(step)
 
 
 def _state(model: OnPolicyAlgorithm) -> Tensors:

@@ -24,6 +24,7 @@ from helm_gym.errors import UnknownNameError
 from helm_gym.tasks import find_task
 
 RUNS = 3
+DECIDES, DECISIONS = "ppo", 10_000  # whose decisions are timed, and how many in a run
 TASK, ENV = "burst-v0", "helm/Burst-v0"
 EPISODE = 481  # steps of an episode and of the autoreset behind it
 _EPISODE = "{} lanes; observation, noise, reward, info and one autoreset in each run; a lane-step serves 50 requests"
@@ -197,6 +198,37 @@ def _drive(name: str, steps: int, lanes: int) -> Callable[[], None]:
     return drive
 
 
+def decision_us_p50() -> Figure:
+    """Median time from one node's telemetry to its allocation, of the shipped controller."""
+    return _decision(50)
+
+
+def decision_us_p99() -> Figure:
+    """The 99th percentile of the same."""
+    return _decision(99)
+
+
+def _decision(percentile: int) -> Figure:
+    from stable_baselines3 import PPO
+
+    from helm_gym.decision import decision_us, predict_us, record
+    from helm_gym.envs.sb3 import PartitionVecEnv
+    from helm_gym.policy import Floats, open_policy
+
+    layout, slo_ms, seen = record()
+    policy = open_policy(DECIDES, layout)
+    runs = [np.percentile(decision_us(policy, layout, slo_ms, seen, DECISIONS), percentile) for _ in range(RUNS)]
+    with contextlib.closing(PartitionVecEnv(1)) as env:
+        model = PPO("MlpPolicy", env, device="cpu")  # 64-64, untrained: it takes as long
+
+        def predict(row: Floats) -> object:
+            return model.predict(row, deterministic=True)
+
+        peers = [np.percentile(predict_us(predict, layout.width, DECISIONS // 5), percentile) for _ in range(RUNS)]
+    doc = f"CPU time of a decision of {DECIDES}: observe, act and the target within its bounds; one node, one core"
+    return _figure(runs, "us", "surrogate", doc, {"PPO.predict of Stable-Baselines3": statistics.median(peers)})
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     figure.__name__: figure
     for figure in (
@@ -209,9 +241,12 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         lane_steps_per_s_two_cores,
         memory_8192_lanes_mb,
         bookkeeping_share,
+        decision_us_p50,
+        decision_us_p99,
     )
 }
 GROUPS = {
+    "decision": ["decision_us_p50", "decision_us_p99"],
     "surrogate": [name for name in FIGURES if "lane" in name] + ["env_steps_per_s"],
     "real": ["modelled_requests_per_s", "modelled_env_steps_per_s", "bookkeeping_share"],
 }

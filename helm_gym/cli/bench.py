@@ -13,7 +13,7 @@ from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table
 def bench(
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A figure, or surrogate or real for their figures; may be repeated."),
+        typer.Option(metavar="NAME", help="A figure, or surrogate, real or decision for theirs; may be repeated."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -23,6 +23,7 @@ def bench(
     \b
     Example:
       helm-gym bench --only surrogate --json
+      helm-gym bench --only decision
       helm-gym bench --only bookkeeping_share
     """
     from helm_gym import bench as benchmarks
