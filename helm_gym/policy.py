@@ -81,6 +81,7 @@ POLICIES: dict[str, tuple[str, str, str]] = {
     "oracle-late": ("baselines.oracles:RegimeOracle", "the same, WINDOWS windows late", "WINDOWS"),
     "clairvoyant": ("baselines.oracles:Clairvoyant", "looks ahead with the true future requests", ""),
     "pid": ("agents.pid:PID", "PID on the marginal-utility error", ""),
+    "bayesian": ("agents.bayesian:BAYESIAN", "Gaussian process over split and context", ""),
 }
 
 

@@ -36,6 +36,7 @@ Report = Callable[[int, int, str], None]  # steps done, of how many, what is kno
 TRAINABLE: dict[str, str] = {
     "ppo": "agents.ppo:PPO",
     "pid": "agents.pid:PID",
+    "bayesian": "agents.bayesian:BAYESIAN",
 }
 
 
