@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 from scipy.interpolate import CubicSpline
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
+from helm_gym.search import Trial, without_weights
 from helm_gym.telemetry import ALPHA_GRID
 
 _STEP = 0.0125
 _FINE = np.arange(ALPHA_GRID[0], ALPHA_GRID[-1] + _STEP / 2, _STEP).astype(np.float32)
 # Interpolation is linear in the values, so a matrix does it for all rows: (grid,) -> (fine,).
 _REFINE = CubicSpline(ALPHA_GRID, np.eye(len(ALPHA_GRID)))(_FINE).T.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters.
+
+    Attributes:
+        smoothing: weight of the new curve; 1 takes it as it is.
+        tolerance: share of the least cost that is not worth a move.
+    """
+
+    smoothing: float = 0.7
+    tolerance: float = 0.015
+
+    @staticmethod
+    def space(trial: Trial) -> dict[str, Any]:
+        return {
+            "smoothing": trial.suggest_float("smoothing", 0.1, 1.0),
+            "tolerance": trial.suggest_float("tolerance", 0.002, 0.1, log=True),
+        }
 
 
 class MissRatioCurve:
@@ -29,17 +53,13 @@ class MissRatioCurve:
     - ``tolerance`` .015 in its place: .78 / .86; .86 / .92, with half the moves. At .01 it chatters, at .035 it lags.
     - ``smoothing`` .7: within .02 of none on bursts. At tolerance .02, .3 gained .08 less than none: it lags.
     Measured again on 2026-11-24 on the modelled rung, not tuned: burst-v0, seeds 1000 ... 1005, .77 / .93.
-
-    Args:
-        layout: of the observations to come.
-        smoothing: weight of the new curve; 1 takes it as it is.
-        tolerance: share of the least cost that is not worth a move.
     """
 
-    def __init__(self, layout: ObservationLayout, smoothing: float = 0.7, tolerance: float = 0.015):
+    def __init__(self, layout: ObservationLayout, settings: Settings | None = None):
+        settings = settings or Settings()
         self.name = "miss-ratio-curve"
         self.layout = layout
-        self.smoothing, self.tolerance = np.float32(smoothing), np.float32(tolerance)
+        self.smoothing, self.tolerance = np.float32(settings.smoothing), np.float32(settings.tolerance)
         self._predicted, self._target = layout.column("predicted"), layout.column("target_alpha")
 
     def initial_state(self, rows: int) -> Floats:
@@ -60,3 +80,6 @@ class MissRatioCurve:
         following = np.ones_like(state)
         following[:, :-1] = curve
         return towards(self.layout, observation, target), following
+
+
+MISS_RATIO_CURVE = without_weights("miss-ratio-curve", Settings, MissRatioCurve)

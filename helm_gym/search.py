@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
-from helm_gym.training import Trainable
+from helm_gym.runs import Tensors
+from helm_gym.training import Trainable, Training
 
 if TYPE_CHECKING:
     import onnx
@@ -51,11 +52,15 @@ def without_weights(
     graph: Callable[[ObservationLayout, Any], onnx.ModelProto] | None = None,
 ) -> Trainable:
     """An agent that is its settings: there is nothing to train (``steps`` 0), but settings to be tuned."""
-    return Trainable(
-        name,
-        settings,
-        steps=0,
-        train=lambda training: {},
-        policy=lambda layout, chosen, tensors: policy(layout, chosen),
-        graph=graph and (lambda layout, chosen, tensors: graph(layout, chosen)),
-    )
+
+    def train(training: Training) -> Tensors:
+        return {}
+
+    def build(layout: ObservationLayout, chosen: Any, tensors: Tensors) -> Policy:
+        return policy(layout, chosen)
+
+    def draw(layout: ObservationLayout, chosen: Any, tensors: Tensors) -> onnx.ModelProto:
+        assert graph is not None
+        return graph(layout, chosen)
+
+    return Trainable(name, settings, steps=0, train=train, policy=build, graph=draw if graph else None)

@@ -37,6 +37,10 @@ TRAINABLE: dict[str, str] = {
     "ppo": "agents.ppo:PPO",
     "pid": "agents.pid:PID",
     "bayesian": "agents.bayesian:BAYESIAN",
+    "threshold": "baselines.rules:THRESHOLD",
+    "shadow-gradient": "baselines.rules:SHADOW_GRADIENT",
+    "miss-bytes": "baselines.rules:MISS_BYTES",
+    "miss-ratio-curve": "baselines.curves:MISS_RATIO_CURVE",
 }
 
 

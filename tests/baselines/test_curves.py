@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from baselines.curves import MissRatioCurve
+from baselines.curves import MissRatioCurve, Settings
 from helm_gym.telemetry import ALPHA_GRID
 from tests.conformance.policy import PolicyConformance, make_layout, observe, settle
 
@@ -24,13 +24,13 @@ def valley(alpha: float, depth: float = 2.0) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.237, 0.5, 0.66, 0.9])
 def test_it_goes_to_the_least_cost_between_grid_points_too(alpha: float) -> None:
-    policy = MissRatioCurve(LAYOUT, tolerance=0.0)
+    policy = MissRatioCurve(LAYOUT, Settings(tolerance=0.0))
     assert settle(policy, LAYOUT, 0.45, predicted=valley(alpha))[-1] == pytest.approx(alpha, abs=0.0126)
 
 
 @pytest.mark.parametrize("start", [0.1, 0.9])
 def test_it_stops_as_soon_as_the_cost_is_within_its_tolerance(start: float) -> None:
-    policy = MissRatioCurve(LAYOUT, tolerance=0.02)
+    policy = MissRatioCurve(LAYOUT, Settings(tolerance=0.02))
     reached = settle(policy, LAYOUT, start, predicted=valley(0.5))[-1]
     assert abs(reached - 0.5) == pytest.approx(0.1, abs=0.0126)  # where the parabola is 2% above its least
     assert (reached < 0.5) == (start < 0.5)

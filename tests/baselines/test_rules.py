@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from baselines.rules import MissBytes, ShadowGradient, Threshold
+from baselines.rules import (
+    MissBytes,
+    MissBytesSettings,
+    ShadowGradient,
+    ShadowGradientSettings,
+    Threshold,
+    ThresholdSettings,
+)
 from tests.conformance.policy import PolicyConformance, make_layout, observe, settle
 
 LAYOUT = make_layout()
@@ -29,7 +36,7 @@ class TestMissBytes(PolicyConformance):
     ids=["both well", "EMB starves", "KV starves", "EMB starves more", "KV starves more"],
 )
 def test_threshold_moves_towards_the_starving_side(emb: float, kv: float, direction: int) -> None:
-    policy = Threshold(LAYOUT, emb_low=0.92, kv_low=0.35)
+    policy = Threshold(LAYOUT, ThresholdSettings(emb_low=0.92, kv_low=0.35))
     seen = observe(LAYOUT, emb_hit_rate=emb, kv_hit_rate=kv)
     action, _ = policy.act(seen, policy.initial_state(1))
     assert np.sign(action[0, 0]) == direction
@@ -38,18 +45,18 @@ def test_threshold_moves_towards_the_starving_side(emb: float, kv: float, direct
 def test_shadow_gradient_follows_the_side_where_a_page_is_worth_more() -> None:
     up = {"emb_gain": 0.3, "emb_loss": 0.35, "kv_gain": 0.1, "kv_loss": 0.1}
     down = {"emb_gain": 0.1, "emb_loss": 0.1, "kv_gain": 0.3, "kv_loss": 0.35}
-    policy = ShadowGradient(LAYOUT, emb_weight=1.0)
+    policy = ShadowGradient(LAYOUT, ShadowGradientSettings(emb_weight=1.0))
     assert settle(policy, LAYOUT, **up)[-1] == pytest.approx(0.95)
     assert settle(policy, LAYOUT, **down)[-1] == pytest.approx(0.05)
 
 
 def test_shadow_gradient_rests_where_neither_way_pays() -> None:
     at_optimum = {"emb_gain": 0.2, "emb_loss": 0.3, "kv_gain": 0.2, "kv_loss": 0.3}
-    assert set(settle(ShadowGradient(LAYOUT, emb_weight=1.0), LAYOUT, **at_optimum)) == {0.5}
+    assert set(settle(ShadowGradient(LAYOUT, ShadowGradientSettings(emb_weight=1.0)), LAYOUT, **at_optimum)) == {0.5}
 
 
 def test_shadow_gradient_is_not_moved_by_one_noisy_window() -> None:
-    policy = ShadowGradient(LAYOUT, emb_weight=1.0)
+    policy = ShadowGradient(LAYOUT, ShadowGradientSettings(emb_weight=1.0))
     quiet, noisy = observe(LAYOUT, emb_gain=0.1, kv_loss=0.2), observe(LAYOUT, emb_gain=0.45, kv_loss=0.2)
     state = policy.initial_state(1)
     for seen in (quiet, quiet, quiet, noisy):
@@ -69,5 +76,5 @@ def test_miss_bytes_counts_bytes() -> None:
     rows, tokens, weight = 20.0, 100.0, 0.02
     emb, kv = rows * profile.row_bytes, weight * tokens * profile.kv_bytes_per_token
     seen = {"emb_miss": rows / 200, "kv_recomputed": tokens / profile.model.max_history}
-    target = settle(MissBytes(LAYOUT, kv_weight=weight), LAYOUT, **seen)[-1]
+    target = settle(MissBytes(LAYOUT, MissBytesSettings(kv_weight=weight)), LAYOUT, **seen)[-1]
     assert target == pytest.approx(emb / (emb + kv), abs=1e-4)
