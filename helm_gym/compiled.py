@@ -19,6 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SOURCES = (
+    "baselines/predictors/trees.py",
     "helm_gym/observation.py",
     "helm_gym/passes.py",
     "helm_gym/reward.py",

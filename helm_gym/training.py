@@ -41,6 +41,9 @@ TRAINABLE: dict[str, str] = {
     "shadow-gradient": "baselines.rules:SHADOW_GRADIENT",
     "miss-bytes": "baselines.rules:MISS_BYTES",
     "miss-ratio-curve": "baselines.curves:MISS_RATIO_CURVE",
+    "best-static": "baselines.best_static:BEST_STATIC",
+    "gbdt": "baselines.predictors.gbdt:GBDT",
+    "lstm": "baselines.predictors.lstm:LSTM",
 }
 
 
