@@ -163,6 +163,19 @@ def open_by_name(where: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def parse_overrides(texts: Sequence[str]) -> dict[str, str]:
+    """Hyper-parameters as ``--set`` gives them; raises InvalidInputError for what is not NAME=VALUE, or given twice."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise InvalidInputError(f"--set '{text}' cannot be read; write NAME=VALUE, such as --set gamma=0.95.")
+        if name in found:
+            raise InvalidInputError(f"--set gives {name} twice; give it once.")
+        found[name] = value
+    return found
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """``5``: seeds 0 to 4; ``0-9``, ``3,5`` or ``0-3,7``: those.
 

@@ -19,10 +19,26 @@ from helm_gym.cli.fit import fit
 from helm_gym.cli.listing import agents, profiles, tasks
 from helm_gym.cli.reproduce import reproduce
 from helm_gym.cli.train import train
+from helm_gym.cli.tune import tune
 from helm_gym.errors import HelmError
 
 # Command modules import what is heavy (numba, torch, matplotlib) inside their functions, so that --help is instant.
-COMMANDS = (demo, train, evaluate, export, calibrate, collect, fit, fidelity, reproduce, bench, tasks, profiles, agents)
+COMMANDS = (
+    demo,
+    train,
+    tune,
+    evaluate,
+    export,
+    calibrate,
+    collect,
+    fit,
+    fidelity,
+    reproduce,
+    bench,
+    tasks,
+    profiles,
+    agents,
+)
 
 
 class Commands(TyperGroup):

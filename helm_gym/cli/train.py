@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from helm_gym.cli.common import Json, Progress, Quiet, check_writable, print_json, print_table
+from helm_gym.cli.common import Json, Progress, Quiet, check_writable, parse_overrides, print_json, print_table
 from helm_gym.errors import InvalidInputError
 
 
@@ -44,7 +44,7 @@ def train(
     from helm_gym import training
     from helm_gym.tasks import find_task
 
-    chosen = _parse(overrides or [])
+    chosen = parse_overrides(overrides or [])
     found = training.find_trainable(agent)
     values = training.make_settings(found, chosen, "--set")
     if settings:
@@ -67,16 +67,3 @@ def train(
     facts = {name: value for name, value in run.facts.items() if isinstance(value, int | float)}
     facts |= run.facts.get("validation", {})
     typer.echo(f"Run {out}: {', '.join(f'{name} {value:.4g}' for name, value in facts.items())}.")
-
-
-def _parse(texts: list[str]) -> dict[str, str]:
-    """Raises InvalidInputError for what is not NAME=VALUE, or a name given twice."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise InvalidInputError(f"--set '{text}' cannot be read; write NAME=VALUE, such as --set gamma=0.95.")
-        if name in found:
-            raise InvalidInputError(f"--set gives {name} twice; give it once.")
-        found[name] = value
-    return found

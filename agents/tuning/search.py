@@ -1,0 +1,263 @@
+"""A search from its first trial to the run folder of its best: trials, workers, and the best few on fresh seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from optuna.trial import BaseTrial, Trial, TrialState
+
+from agents.tuning import study as studies
+from agents.tuning.objective import BACKENDS, Objective, blocks, reference_name
+from helm_gym import training
+from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
+from helm_gym.observation import ObservationLayout
+from helm_gym.policy import Policy
+from helm_gym.profile import Profile
+from helm_gym.runs import open_run
+from helm_gym.search import Searchable
+from helm_gym.tasks import Task
+from helm_gym.training import Trainable
+
+Progress = Callable[[str, int, int], None]  # what is under way, how much is done, of how much
+
+TRIAL_SEEDS, FRESH_SEEDS = 1000, 5000  # the first of each; tasks publish 0 to 31
+TRIALS = "trials"  # folder of the trainings of an agent that is trained
+_LOOK_EVERY_S = 0.5
+_GRACE_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is searched, and how.
+
+    Attributes:
+        agent: a name of ``training.TRAINABLE`` whose settings declare a ``space``.
+        backend: that trials are served by, ``modelled`` or ``surrogate``.
+        storage: a database's URL, or a journal file.
+        study: the study's name in it.
+        trials: that count, pruned ones among them: the budget.
+        seeds: episodes of a trial that is not pruned; the same in every trial.
+        fresh: episodes that the best are tried again on.
+        top: how many of the best are tried again.
+        fixed: settings that are not searched, by name, as texts.
+        steps: of each training, of an agent that is trained; its own number where None.
+        seed: of the search's draws, and of trainings.
+        out: folder of what comes out.
+    """
+
+    agent: str
+    task: Task
+    profile: Profile
+    storage: str
+    study: str
+    out: pathlib.Path
+    backend: str = "modelled"
+    trials: int = 100
+    seeds: int = 24
+    fresh: int = 32
+    top: int = 3
+    fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    steps: int | None = None
+    seed: int = 0
+
+    @property
+    def trial_seeds(self) -> range:
+        return range(TRIAL_SEEDS, TRIAL_SEEDS + self.seeds)
+
+    @property
+    def fresh_seeds(self) -> range:
+        return range(FRESH_SEEDS, FRESH_SEEDS + self.fresh)
+
+    def describe(self) -> dict[str, Any]:
+        """What makes one study another, as JSON has it; more trials, and other fresh seeds, do not."""
+        kept = {key: getattr(self, key) for key in ("agent", "backend", "seeds", "steps", "seed")}
+        kept |= {"task": dataclasses.asdict(self.task), "profile": self.profile.fingerprint, "fixed": dict(self.fixed)}
+        described: dict[str, Any] = json.loads(json.dumps(kept))
+        return described
+
+
+class Candidates:
+    """Turns proposed values into settings, and settings into policies.
+
+    Raises:
+        UnknownNameError: no such agent or backend, or a fixed setting that it does not have.
+        InvalidInputError: a search that cannot be.
+    """
+
+    def __init__(self, plan: Plan):
+        if plan.backend not in BACKENDS:
+            raise UnknownNameError("backend of a search", plan.backend, BACKENDS)
+        if plan.task.regime == "trace":
+            raise InvalidInputError(f"Task '{plan.task.name}' plays one recording, to be judged by; tune on another.")
+        self.plan = plan
+        self.agent: Trainable = training.find_trainable(plan.agent)
+        self.layout = ObservationLayout(plan.profile)
+        self.default = training.make_settings(self.agent, plan.fixed, "--set")
+        if not isinstance(self.default, Searchable):
+            raise InvalidInputError(
+                f"The settings of '{plan.agent}' declare no search space; there is nothing to tune."
+            )
+        if plan.steps is not None and not self.agent.steps:
+            raise InvalidInputError(f"'{plan.agent}' has nothing to train; leave --steps out.")
+
+    def propose(self, trial: BaseTrial) -> Any:
+        """The settings that a trial is to try."""
+        held = {name: getattr(self.default, name) for name in self.plan.fixed}
+        return dataclasses.replace(self.default, **self.default.space(_Holding(trial, held)))
+
+    def make(
+        self, settings: Any, name: str, seed: int, progress: Callable[[], None]
+    ) -> tuple[Policy, pathlib.Path | None]:
+        """The policy of these settings, trained first where there is something to train, and the training's folder."""
+        if not self.agent.steps:
+            return training.build(self.agent, self.layout, settings, {}, f"Trial {name}"), None
+        plan, folder = self.plan, self.plan.out / TRIALS / name
+        training.train(
+            plan.agent,
+            plan.task,
+            plan.profile,
+            folder,
+            seed,
+            plan.steps,
+            dataclasses.asdict(settings),
+            lambda done, total, words: progress(),
+        )
+        return open_run(folder, self.layout), folder
+
+
+@dataclasses.dataclass(frozen=True)
+class _Holding:
+    """A trial that proposes no values for settings that are held."""
+
+    trial: BaseTrial
+    held: Mapping[str, Any]
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return self.held[name] if name in self.held else self.trial.suggest_float(name, low, high, log=log)
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return self.held[name] if name in self.held else self.trial.suggest_int(name, low, high, log=log)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self.held[name] if name in self.held else self.trial.suggest_categorical(name, choices)
+
+
+def search(plan: Plan, workers: int = 1, progress: Progress | None = None) -> optuna.Study:
+    """Runs trials until the study has as many as the plan wants; killed at any point, the same call goes on.
+
+    Other processes may run the same search on the same storage: they share its trials.
+
+    Args:
+        workers: processes of this machine.
+        progress: told of the trials that are over.
+
+    Raises:
+        HelmError: what ``Candidates`` raises; all workers died.
+    """
+    tick = progress or (lambda what, done, total: None)
+    found = _open(plan)
+    if workers == 1:
+        work(plan, tick)
+        return found
+    # Spawned: a forked child would inherit threads and the storage's connections in an unknown state.
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_work_there, args=(plan, os.getpid()), daemon=True) for _ in range(workers)]
+    try:
+        # Ctrl-C is for this process, which ends the others: they are born with it masked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        for process in processes:
+            process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while len(studies.over(found)) < plan.trials:
+            _tell(found, plan, tick)
+            if not any(process.is_alive() for process in processes) and len(studies.over(found)) < plan.trials:
+                raise HelmError(
+                    f"All {workers} workers died (exit codes {[p.exitcode for p in processes]}); what they said is "
+                    "above. The same command goes on where they stopped."
+                )
+            time.sleep(_LOOK_EVERY_S)
+        _tell(found, plan, tick)
+        for process in processes:
+            process.join(_GRACE_S)  # they see the same
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    return found
+
+
+def work(plan: Plan, progress: Progress, parent: int | None = None) -> None:
+    """Runs trials of the plan's study until it has all that it wants.
+
+    Args:
+        parent: the process without which there is no use in going on.
+    """
+    candidates, found = Candidates(plan), _open(plan)
+    objective = Objective(plan.task, plan.profile, plan.backend)
+    try:
+        while len(studies.over(found)) < plan.trials:
+            _tell(found, plan, progress)
+            trial = studies.take(found, plan.trials)
+            if trial is None:  # the last ones are other processes': one of those may die
+                time.sleep(_LOOK_EVERY_S)
+            else:
+                try:
+                    _run(trial, found, candidates, objective, parent)
+                except BaseException:
+                    studies.give_back(found, trial.number)
+                    raise
+        _tell(found, plan, progress)
+    finally:
+        objective.close()
+
+
+def _work_there(plan: Plan, parent: int) -> None:
+    try:
+        work(plan, lambda what, done, total: None, parent)
+    except HelmError as error:
+        raise SystemExit(f"Error: {error}") from error
+
+
+def _open(plan: Plan) -> optuna.Study:
+    candidates = Candidates(plan)
+    searched = dataclasses.asdict(candidates.default)
+    return studies.open_study(plan.storage, plan.study, plan.describe(), searched, plan.seed)
+
+
+def _run(trial: Trial, found: optuna.Study, candidates: Candidates, objective: Objective, parent: int | None) -> None:
+    """One trial, block by block, as far as it promises to become the best."""
+    plan = candidates.plan
+
+    def alive() -> None:
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)  # the parent was killed; nobody waits for the result, and its retry is the next command's
+        studies.give_sign(trial)
+
+    settings = candidates.propose(trial)
+    policy, _ = candidates.make(settings, str(trial.number), plan.seed, alive)
+    total = 0.0
+    for seeds in blocks(plan.trial_seeds):
+        alive()
+        costs = objective.relative_costs(policy, seeds)
+        for seed, cost in zip(seeds, costs, strict=True):
+            trial.report(float(cost), step=seed)
+        total += float(costs.sum())
+        if trial.should_prune() and seeds[-1] != plan.trial_seeds[-1]:
+            return studies.finish(found, trial, state=TrialState.PRUNED)
+    studies.finish(found, trial, total / plan.seeds)
+
+
+def _tell(found: optuna.Study, plan: Plan, progress: Progress) -> None:
+    ended = studies.over(found)
+    values = [trial.value for trial in ended if trial.state is TrialState.COMPLETE and trial.value is not None]
+    best = f", least cost {min(values):.4f} of {reference_name(plan.task)}'s" if values else ""
+    progress(f"{len(ended)} of {plan.trials} trials{best}", len(ended), plan.trials)
