@@ -10,6 +10,26 @@ from numpy.typing import NDArray
 
 from helm_gym.envs.partition import Floats, PartitionEnv
 from helm_gym.errors import InvalidInputError
+from helm_gym.profile import Profile
+
+
+def action_values(bins: int) -> Floats:
+    """(bins,) evenly spaced values of an action; the middle one of a delta is to stay.
+
+    Raises:
+        InvalidInputError: a number of bins that has no middle.
+    """
+    if bins < 3 or bins % 2 == 0:
+        raise InvalidInputError(f"bins must be odd and at least 3, so that one of them is to stay; not {bins}.")
+    return np.linspace(-1.0, 1.0, bins, dtype=np.float32)
+
+
+def allowed(profile: Profile, target: NDArray[np.floating], values: Floats) -> NDArray[np.bool_]:
+    """Which changes of target (bins,) keep each present target (rows,) within the profile's bounds, (rows, bins)."""
+    pool = profile.pool
+    slack = 0.5 / pool.pages  # rounding: a target is a whole number of pages
+    after = target[:, None] + values * profile.max_step
+    return np.asarray((after >= pool.min_alpha - slack) & (after <= pool.max_alpha + slack))
 
 
 class DiscreteActions(gym.ActionWrapper[Floats, np.int64, Floats], RecordConstructorArgs):
@@ -37,9 +57,7 @@ class DiscreteActions(gym.ActionWrapper[Floats, np.int64, Floats], RecordConstru
         super().__init__(env)
         if not isinstance(env.unwrapped, PartitionEnv):
             raise InvalidInputError(f"DiscreteActions wraps a partition environment, not {env.unwrapped}.")
-        if bins < 3 or bins % 2 == 0:
-            raise InvalidInputError(f"bins must be odd and at least 3, so that one of them is to stay; not {bins}.")
-        self.values = np.linspace(-1.0, 1.0, bins, dtype=np.float32)
+        self.values = action_values(bins)
         self.action_space = spaces.Discrete(bins)
         self._loop = env.unwrapped.loop
 
@@ -50,8 +68,4 @@ class DiscreteActions(gym.ActionWrapper[Floats, np.int64, Floats], RecordConstru
         """(bins,), False where a move would leave the profile's bounds; the name is the one that MaskablePPO calls."""
         if self._loop.mode == "absolute":
             return np.ones(len(self.values), np.bool_)
-        pool = self._loop.profile.pool
-        slack = 0.5 / pool.pages  # rounding: a target is a whole number of pages
-        after = self._loop.target[0, 0] + self.values * self._loop.profile.max_step
-        allowed: NDArray[np.bool_] = (after >= pool.min_alpha - slack) & (after <= pool.max_alpha + slack)
-        return allowed
+        return allowed(self._loop.profile, self._loop.target[0], self.values)[0]
