@@ -55,6 +55,7 @@ def evaluate(
     references: bool = True,
     clairvoyant: bool = False,
     progress: Progress | None = None,
+    optimum: Optimum | None = None,
 ) -> Evaluation:
     """Runs each policy once a seed, and the references that were not asked for themselves.
 
@@ -70,6 +71,7 @@ def evaluate(
         references: False leaves them out, and with them every gain.
         clairvoyant: also runs the clairvoyant, which takes minutes.
         progress: told what is under way, and how many intervals of all lanes are done, of how many.
+        optimum: the offline optimum of these episodes, settling included, where it was found before.
 
     Raises:
         InvalidInputError: no seed, a seed twice, or two policies of one name.
@@ -88,11 +90,14 @@ def evaluate(
     # Elsewhere than on the modelled rung, the statics run there first and the best of them once more.
     apart = len(statics) + 1 if statics and backend != "modelled" else 0
     runs = {policy.name for policy in policies} | set(limits) | set(() if apart else statics)
-    meter = _Meter(progress, (len(GRID) + len(runs) + apart) * len(chosen) * intervals, label="offline optimum")
+    replays = len(GRID) if optimum is None else 0
+    meter = _Meter(progress, (replays + len(runs) + apart) * len(chosen) * intervals, label="offline optimum")
     case = _Case(task, profile, chosen, path, trace)
     # Opened before the replay: a backend that this machine cannot have must not cost minutes first.
     with contextlib.closing(_Bench(backend, case, meter)) as bench:
-        case.optimum = optimum = offline_optimum(task, profile, path, chosen, advance=meter.advance)
+        if optimum is None:
+            optimum = offline_optimum(task, profile, path, chosen, advance=meter.advance)
+        case.optimum = optimum
         asked = tuple(bench.run(policy) for policy in policies)
         best, beside = _run_references(bench, statics, limits) if references else (np.nan, {})
         scored = slice(task.settle, None)
