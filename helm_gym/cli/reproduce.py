@@ -13,7 +13,7 @@ from helm_gym.errors import UnknownNameError
 
 
 def reproduce(
-    figure: Annotated[str, typer.Argument(metavar="FIGURE", help="fig4")],
+    figure: Annotated[str, typer.Argument(metavar="FIGURE", help="table3 or fig4.")],
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder for plot, Markdown and JSON; runs/FIGURE.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Episodes of each regime.")] = 12,
     profile: Profile = "cpu-small",
@@ -22,8 +22,11 @@ def reproduce(
 ) -> None:
     """Make a table or figure of the paper again: a plot, Markdown and JSON.
 
+    Interrupted, the same command goes on with what it had not measured yet.
+
     \b
-    Example:
+    Examples:
+      helm-gym reproduce table3 --out runs/table3
       helm-gym reproduce fig4 --seeds 6 --out runs/fig4
     """
     from helm_gym import paper
@@ -32,7 +35,7 @@ def reproduce(
         raise UnknownNameError("figure", figure, paper.FIGURES)
     folder = out or pathlib.Path("runs") / figure
     check_writable("--out", folder / f"{figure}.json")
-    made = paper.reproduce(figure, profiles.load(profile), seeds, Progress(quiet).stage)
+    made = paper.reproduce(figure, profiles.load(profile), seeds, Progress(quiet).stage, folder)
     paths = paper.save(made, figure, folder, to_json)
     if as_json:
         return print_json(made.figures)

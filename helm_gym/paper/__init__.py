@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from helm_gym.profile import Profile
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PARTS = "parts"  # folder of what an unfinished reproduction has measured
 Tick = Callable[[str, int, int], None]
 Stage = Callable[[str], Any]  # a context manager that yields a Tick
 
@@ -33,20 +35,22 @@ class Reproduction:
     markdown: str
 
 
-# name -> (where, one line): called with (profile, seeds, stage)
+# name -> (where, one line): called with (profile, seeds, stage, folder)
 FIGURES = {
+    "table3": ("helm_gym.paper.table3:reproduce", "control strategies: gap to alpha* and time of a decision"),
     "fig4": ("helm_gym.paper.fig4:reproduce", "latency over alpha by regime: the optimum moves"),
 }
 
 
-def reproduce(name: str, profile: Profile, seeds: int, stage: Stage) -> Reproduction:
-    """Makes one figure again.
+def reproduce(name: str, profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) -> Reproduction:
+    """Makes one figure again; where that was interrupted, what had been measured is not measured again.
 
     Args:
         name: a key of ``FIGURES``.
         profile: machine and model to make it on.
         seeds: episodes a regime.
         stage: opens a stretch of progress.
+        folder: where what is measured is kept until the figure is complete.
 
     Raises:
         UnknownNameError: no such figure; the nearest name is given.
@@ -54,16 +58,17 @@ def reproduce(name: str, profile: Profile, seeds: int, stage: Stage) -> Reproduc
     if name not in FIGURES:
         raise UnknownNameError("figure", name, FIGURES)
     module, _, attribute = FIGURES[name][0].partition(":")
-    made: Reproduction = getattr(importlib.import_module(module), attribute)(profile, seeds, stage)
+    made: Reproduction = getattr(importlib.import_module(module), attribute)(profile, seeds, stage, folder)
     return made
 
 
 def save(made: Reproduction, name: str, folder: pathlib.Path, to_json: Callable[[Any], str]) -> list[pathlib.Path]:
-    """Writes ``name``.svg, .png, .md and .json into ``folder``; returns the paths."""
+    """Writes ``name``.svg, .png, .md and .json into ``folder`` and drops the parts; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("svg", "png", "md", "json")]
     for path in paths[:2]:
         made.picture.savefig(path, dpi=160)
     paths[2].write_text(made.markdown, encoding="utf-8")
     paths[3].write_text(to_json(made.figures) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
     return paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
-from helm_gym.evaluation import plots, protocol
+from helm_gym.evaluation import plots
 from helm_gym.evaluation.metrics import p99_ms
 from helm_gym.evaluation.results import Evaluation
 from helm_gym.evaluation.statistics import Figure, bootstrap, iqm
-from helm_gym.observation import ObservationLayout
 from helm_gym.paper import Reproduction, Stage
+from helm_gym.paper.parts import Parts
+from helm_gym.paper.words import interval
 from helm_gym.policy import open_policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import find_task
@@ -26,21 +28,14 @@ HORIZON = 360
 PAPER_SPAN = 0.35  # "shift of alpha* between regimes: up to .35"
 
 
-def reproduce(profile: Profile, seeds: int, stage: Stage) -> Reproduction:
+def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) -> Reproduction:
     """Replays every regime at every alpha; on bursts also runs static splits and the oracle, queueing included."""
-    runs = {}
+    parts, runs = Parts(folder, profile, range(seeds)), {}
     for regime in REGIMES:
         task = dataclasses.replace(find_task(f"{regime}-v0"), horizon=HORIZON)
         policies = [*STATICS, "oracle"] if regime == "burst" else []
         with stage(f"fig4: {regime}") as tick:
-            runs[regime] = protocol.evaluate(
-                task,
-                [open_policy(name, ObservationLayout(profile)) for name in policies],
-                profile=profile,
-                seeds=tuple(range(seeds)),
-                references=False,
-                progress=tick,
-            )
+            runs[regime] = parts.evaluate(task, [open_policy(name, parts.layout) for name in policies], tick)
     stars = {name: star for run in runs.values() for name, star in alpha_star(run).items()}
     span = max(s.value for s in stars.values()) - min(s.value for s in stars.values())
     best, loss = best_static_p99_loss(runs["burst"])
@@ -108,7 +103,7 @@ def draw(runs: dict[str, Evaluation], figures: dict[str, Any]) -> Picture:
 
 def markdown(figures: dict[str, Any]) -> str:
     """The figure in words and one table."""
-    stars = "\n".join(f"| {name} | {_interval(star, 2)} |" for name, star in figures["alpha_star_interval"].items())
+    stars = "\n".join(f"| {name} | {interval(star, 2)} |" for name, star in figures["alpha_star_interval"].items())
     loss = figures["burst_best_static_p99_loss"]
     return f"""# Figure 4: the optimum moves ({figures["rung"]} rung)
 
@@ -118,15 +113,7 @@ def markdown(figures: dict[str, Any]) -> str:
 
 - Span of alpha* between settings: **{figures["alpha_star_span"]:.2f}** (paper: up to {PAPER_SPAN}).
 - On bursts the best single split ({figures["burst_best_static"]}) has a P99 that is
-  **{_interval(loss, 0, 100)}%** above that of an oracle that knows the regime.
+  **{interval(loss, 0, 100)}%** above that of an oracle that knows the regime.
 
 Profile {figures["profile"]}, {len(figures["seeds"])} seeds, {figures["machine"]}, {figures["date"]}.
 """
-
-
-def _interval(figure: dict[str, float | None], digits: int, scale: float = 1.0) -> str:
-    value, low, high = (
-        "–" if figure[end] is None else f"{scale * float(figure[end] or 0.0):.{digits}f}"
-        for end in ("value", "low", "high")
-    )
-    return value if "–" in (low, high) else f"{value} [{low}, {high}]"
