@@ -210,8 +210,11 @@ def read_tensors(path: pathlib.Path) -> tuple[dict[str, NDArray[Any]], dict[str,
     return tensors, facts
 
 
-def open_run(folder: pathlib.Path, layout: ObservationLayout) -> Policy:
+def open_run(folder: pathlib.Path, layout: ObservationLayout, overrides: Mapping[str, Any] | None = None) -> Policy:
     """The policy of a run folder, or of a shipped one, acting in Python.
+
+    Args:
+        overrides: hyper-parameters that are to differ from the run's, such as which layers decide.
 
     Raises:
         InvalidInputError: no run folder, a broken one, or one that holds no policy yet.
@@ -223,7 +226,7 @@ def open_run(folder: pathlib.Path, layout: ObservationLayout) -> Policy:
     run = read_run(folder)
     run.origin.check(layout, f"Run {folder}")
     agent = training.find_trainable(run.agent)
-    settings = training.make_settings(agent, run.settings, f"Run {folder}")
+    settings = training.make_settings(agent, {**run.settings, **(overrides or {})}, f"Run {folder}")
     policy = training.build(agent, layout, settings, policy_tensors(folder, run), f"Run {folder}")
     policy.name = str(folder)
     return policy
@@ -238,8 +241,7 @@ def open_shipped(agent: training.Trainable, package: str, layout: ObservationLay
     """
     from helm_gym import training
 
-    place = importlib.resources.files(package) / SHIPPED / agent.name.replace("-", "_") / layout.profile.name
-    folder = pathlib.Path(str(place))
+    folder = shipped_folder(agent.name, package, layout)
     if is_run(folder):
         return open_run(folder, layout)
     try:
@@ -249,6 +251,12 @@ def open_shipped(agent: training.Trainable, package: str, layout: ObservationLay
             f"No {agent.name} is shipped for profile '{layout.profile.name}'; train one (`helm-gym train {agent.name}`)"
             " and give its folder."
         ) from error
+
+
+def shipped_folder(name: str, package: str, layout: ObservationLayout) -> pathlib.Path:
+    """Where ``package`` ships the agent's policy for the layout's profile, or would."""
+    place = importlib.resources.files(package) / SHIPPED / name.replace("-", "_") / layout.profile.name
+    return pathlib.Path(str(place))
 
 
 def policy_tensors(folder: pathlib.Path, run: Run) -> dict[str, NDArray[Any]]:

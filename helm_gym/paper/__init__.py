@@ -38,6 +38,8 @@ class Reproduction:
 # name -> (where, one line): called with (profile, seeds, stage, folder)
 FIGURES = {
     "table3": ("helm_gym.paper.table3:reproduce", "control strategies: gap to alpha* and time of a decision"),
+    "fig14": ("helm_gym.paper.fig14:reproduce", "the layers of the three-layer controller, left out one by one"),
+    "fig15": ("helm_gym.paper.fig15:reproduce", "alpha over a four-hour window against the offline optimum"),
     "fig4": ("helm_gym.paper.fig4:reproduce", "latency over alpha by regime: the optimum moves"),
 }
 
