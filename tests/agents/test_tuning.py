@@ -1,0 +1,370 @@
+"""Searches: what they try, what they survive, and what they leave behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import pathlib
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+
+from agents.pid import Settings
+from agents.tuning import result, search, study
+from agents.tuning.objective import Objective, reference_name
+from agents.tuning.search import Candidates, Plan
+from baselines.simple import Static
+from helm_gym import profile as profiles
+from helm_gym import runs, training
+from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
+from helm_gym.policy import open_policy
+from helm_gym.search import Searchable
+from helm_gym.tasks import TASKS
+from helm_gym.training import TRAINABLE, Trainable, find_trainable
+from tests.agents.tunings import Bowl, make_plan, short_task, tune_bowl_and_tell
+from tests.conformance.policy import make_layout
+
+LAYOUT = make_layout()
+PROFILE = profiles.load("cpu-small")
+
+
+@pytest.fixture
+def bowl(monkeypatch: pytest.MonkeyPatch) -> type[Bowl]:
+    """Searches that take no time: their objective is a bowl."""
+    monkeypatch.setattr(search, "Objective", Bowl)
+    monkeypatch.setattr(result, "Objective", Bowl)
+    return Bowl
+
+
+def tried(plan: Plan) -> list[dict[str, Any]]:
+    """What the trials that count have tried, in the order in which they began."""
+    return [trial.params for trial in trials_of(plan) if trial.state is not TrialState.FAIL]
+
+
+def trials_of(plan: Plan) -> list[FrozenTrial]:
+    return optuna.load_study(storage=study.open_storage(plan.storage), study_name=plan.study).trials
+
+
+class Recorder:
+    """A trial that proposes what it is given, and keeps the ranges."""
+
+    def __init__(self, values: dict[str, Any]):
+        self.values, self.inside = values, dict[str, bool]()
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        self.inside[name] = low <= self.values[name] <= high and (low > 0 or not log)
+        return float(self.values[name])
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        self.inside[name] = low <= self.values[name] <= high
+        return int(self.values[name])
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.inside[name] = self.values[name] in choices
+        return self.values[name]
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_search_space_holds_the_defaults(name: str) -> None:
+    """They are the first trial: outside of it, the search would begin with a warning and end without them."""
+    defaults = find_trainable(name).settings()
+    if not isinstance(defaults, Searchable):
+        pytest.skip("not searched")
+    trial = Recorder(dataclasses.asdict(defaults))
+    assert dataclasses.replace(defaults, **defaults.space(trial)) == defaults
+    assert trial.inside and all(trial.inside.values()), trial.inside
+
+
+def test_costs_are_relative_to_the_reference_seed_by_seed() -> None:
+    task = short_task()
+    objective = Objective(task, PROFILE, "modelled")
+    reference = open_policy(reference_name(task), LAYOUT)
+    np.testing.assert_array_equal(objective.relative_costs(reference, range(1000, 1003)), 1.0)
+    other = Static(LAYOUT, 0.9)
+    together = objective.relative_costs(other, [1000, 1001, 1002])
+    assert (together != 1.0).all()
+    np.testing.assert_allclose(objective.relative_costs(other, [1002]), together[2:])
+    np.testing.assert_array_equal(objective.relative_costs(other, [1000, 1001, 1002]), together)
+    objective.close()
+
+
+@pytest.mark.parametrize("backend", ["modelled", "surrogate"])
+def test_a_search_leaves_a_run_that_opens_as_the_best(tmp_path: pathlib.Path, backend: str) -> None:
+    plan = make_plan(tmp_path, trials=4, seeds=8, backend=backend)
+    figures = result.tune(plan)
+    assert json.loads((tmp_path / result.TUNE).read_text()) == figures
+    run = runs.read_run(tmp_path)
+    assert (run.agent, run.status, run.settings) == ("pid", "done", figures["best"]["settings"])
+    assert run.facts["tuning"]["budget"] == {"trials": 4, "seeds_a_trial": 8, "steps": None}
+    policy: Any = open_policy(str(tmp_path), LAYOUT)
+    assert policy.settings == Settings(**figures["best"]["settings"])
+    assert figures["rung"] == backend and sum(figures["trials"].values()) == 4
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"history.png", "slice.png", "parallel.png"}
+    public = {seed for task in TASKS.values() for seed in task.seeds} | set(range(32))
+    assert public.isdisjoint(plan.trial_seeds) and public.isdisjoint(plan.fresh_seeds)
+    assert set(plan.trial_seeds).isdisjoint(plan.fresh_seeds)
+
+
+def test_the_best_is_the_best_on_seeds_that_no_trial_has_seen(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bowl: type[Bowl]
+) -> None:
+    """kp near 0 is best on the trials' seeds, by luck; near .3 it is best on all others."""
+    plan = make_plan(tmp_path, trials=20, top=20)
+
+    def lucky(self: Bowl, policy: Any, seeds: Sequence[int]) -> NDArray[np.float64]:
+        best = 0.0 if seeds[0] in plan.trial_seeds else 0.3
+        return np.full(len(seeds), 1.0 + (policy.settings.kp - best) ** 2)
+
+    monkeypatch.setattr(bowl, "relative_costs", lucky)
+    monkeypatch.setattr(optuna.pruners.WilcoxonPruner, "prune", lambda *_: False)
+    figures = result.tune(plan)
+    searched = min(figures["top"], key=lambda entry: entry["searched"])
+    assert figures["best"]["settings"]["kp"] == max(entry["settings"]["kp"] for entry in figures["top"])
+    assert searched["settings"]["kp"] < 0.1 < figures["best"]["settings"]["kp"]
+    assert searched["fresh"]["value"] > figures["best"]["fresh"]["value"]
+
+
+def test_it_never_ends_with_worse_than_it_began_with(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bowl: type[Bowl]
+) -> None:
+    def best_is_default(self: Bowl, policy: Any, seeds: Sequence[int]) -> NDArray[np.float64]:
+        return np.full(len(seeds), 1.0 if policy.settings == Settings() else 2.0)
+
+    monkeypatch.setattr(bowl, "relative_costs", best_is_default)
+    figures = result.tune(make_plan(tmp_path))
+    assert figures["best"] == figures["began_with"] and figures["best"]["trial"] is None
+    assert figures["best"]["settings"] == dataclasses.asdict(Settings())
+
+
+def test_what_is_clearly_worse_is_given_up_early(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
+    """Seeds are paired, so eight of them tell; what is given up has cost one block and still counts as a trial."""
+    plan = make_plan(tmp_path, trials=15, seeds=24)
+    trials = search.search(plan).trials
+    assert len(trials) == 15
+    pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    assert len(pruned) >= 5
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    assert {len(trial.intermediate_values) for trial in complete} == {24}
+    assert {len(trial.intermediate_values) for trial in pruned} == {8}
+    far = [abs(trial.params["kp"] - 0.2) for trial in pruned]
+    assert min(far) > min(abs(trial.params["kp"] - 0.2) for trial in complete)
+
+
+def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bowl: type[Bowl]
+) -> None:
+    whole, broken = (make_plan(tmp_path / name, trials=20) for name in ("whole", "broken"))
+    search.search(whole)
+    serve, calls = bowl.relative_costs, 0
+
+    def interrupted(self: Bowl, policy: Any, seeds: Sequence[int]) -> NDArray[np.float64]:
+        nonlocal calls
+        calls += 1
+        if calls % 7 == 0:
+            raise KeyboardInterrupt
+        return serve(self, policy, seeds)
+
+    monkeypatch.setattr(bowl, "relative_costs", interrupted)
+    interrupts = 0
+    while True:
+        try:
+            search.search(broken)
+            break
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts >= 3
+    assert sum(trial.state is TrialState.FAIL for trial in trials_of(broken)) == interrupts
+    assert tried(broken) == tried(whole) and len(tried(whole)) == 20
+
+
+def test_a_study_with_more_trials_wanted_goes_on_and_one_with_all_is_not_touched(
+    tmp_path: pathlib.Path, bowl: type[Bowl]
+) -> None:
+    result.tune(make_plan(tmp_path, trials=5))
+    figures = result.tune(make_plan(tmp_path, trials=7))
+    assert figures["trials"]["complete"] + figures["trials"]["pruned"] == 7
+    assert result.tune(make_plan(tmp_path, trials=7)) == figures
+
+
+def start(plan: Plan, pause_s: float = 0.005) -> tuple[SpawnProcess, Connection]:
+    """A search in a process of its own that has begun its trials."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=tune_bowl_and_tell, args=(plan, there, pause_s), daemon=True)
+    process.start()
+    assert here.recv() == "begun"
+    return process, here
+
+
+def test_a_search_that_is_killed_loses_at_most_a_trial_a_kill(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
+    plan, whole = make_plan(tmp_path / "killed", trials=40), make_plan(tmp_path / "whole", trials=40)
+    rng, over = np.random.default_rng(5), 0
+    for kill in range(3):
+        process, _ = start(plan)
+        time.sleep(rng.uniform(0.1, 0.6))
+        process.kill()
+        process.join()
+        if not (tmp_path / "killed" / "study.db").exists():
+            continue
+        names = optuna.get_all_study_names(study.open_storage(plan.storage))
+        ended = [trial for trial in trials_of(plan) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        assert len(ended) >= over and names in ([], ["x"])
+        over = len(ended)
+        running = sum(trial.state is TrialState.RUNNING for trial in trials_of(plan))
+        assert running <= 1, f"kill {kill}"
+    search.search(plan)
+    search.search(whole)
+    states = [trial.state for trial in trials_of(plan)]
+    assert states.count(TrialState.FAIL) <= 3 and TrialState.RUNNING not in states
+    assert tried(plan) == tried(whole) and len(tried(plan)) == 40
+
+
+def test_two_workers_share_a_storage_and_one_finishes_for_the_other(tmp_path: pathlib.Path) -> None:
+    plan = make_plan(tmp_path, trials=30)
+    (first, _), (second, told) = start(plan, 0.02), start(plan, 0.02)
+    while len({trial.user_attrs.get(study.OWNER, {}).get("pid") for trial in trials_of(plan)} - {None}) < 2:
+        time.sleep(0.05)
+    first.kill()
+    assert told.recv() == "through"
+    first.join()
+    second.join()
+    trials = trials_of(plan)
+    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(ended) == 30
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
+    assert {trial.user_attrs[study.OWNER]["pid"] for trial in trials} == {first.pid, second.pid}
+
+
+def test_workers_of_one_command_share_its_trials(tmp_path: pathlib.Path) -> None:
+    plan = make_plan(tmp_path, trials=6, seeds=8)
+    seen: list[int] = []
+    found = search.search(plan, workers=2, progress=lambda what, done, total: seen.append(done))
+    assert len(study.over(found)) == 6 and seen[-1] == 6 and seen == sorted(seen)
+    assert not multiprocessing.active_children()
+
+
+def test_workers_that_all_die_are_reported(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_work_there", _die)
+    with pytest.raises(HelmError, match=r"All 2 workers died \(exit codes \[7, 7\]\)"):
+        search.search(make_plan(tmp_path), workers=2)
+
+
+def _die(*_: object) -> None:
+    raise SystemExit(7)
+
+
+def test_a_journal_file_is_a_storage(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
+    plan = make_plan(tmp_path, storage=str(tmp_path / "deep" / "x.journal"))
+    search.search(plan)
+    assert len(tried(plan)) == 8
+
+
+def test_a_trial_of_another_machine_is_given_up_after_a_long_silence(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bowl: type[Bowl]
+) -> None:
+    plan = make_plan(tmp_path, trials=3)
+    found = search.search(plan)
+    more = make_plan(tmp_path, trials=4)
+    trial = study.take(found, more.trials)
+    assert trial is not None
+    trial.set_user_attr(study.OWNER, {"machine": "elsewhere", "pid": 1, "born": "1"})
+    study.retry_abandoned(found)
+    assert found.trials[trial.number].state is TrialState.RUNNING
+    trial.set_user_attr(study.SEEN, time.time() - 3600)
+    search.search(more)
+    assert found.trials[trial.number].state is TrialState.FAIL
+    study.finish(found, trial, 0.0)  # it was alive after all: too late, the retry counts
+    assert len(study.over(found)) == 4
+
+
+class _Held:
+    """Always at the alpha of its tensor."""
+
+    def __init__(self, layout: Any, settings: Any, tensors: Any):
+        self.name, self._static = "held", Static(layout, float(tensors["alpha"][0]))
+        self.initial_state, self.act = self._static.initial_state, self._static.act
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeldSettings:
+    alpha: float = 0.5
+
+    @staticmethod
+    def space(trial: Any) -> dict[str, Any]:
+        return {"alpha": trial.suggest_float("alpha", 0.1, 0.9)}
+
+
+def test_an_agent_that_is_trained_is_trained_for_each_trial_and_anew_for_fresh_seeds(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[float, int, int]] = []
+
+    def train(given: training.Training) -> dict[str, NDArray[np.float32]]:
+        trained.append((given.settings.alpha, given.seed, given.steps))
+        return {"alpha": np.array([given.settings.alpha], np.float32)}
+
+    held = Trainable("held", _HeldSettings, 100, train, _Held)
+    monkeypatch.setattr(training, "find_trainable", lambda name: held)
+    plan = make_plan(tmp_path, agent="held", trials=4, seeds=8, top=1, steps=50, seed=3)
+    figures = result.tune(plan)
+    assert [steps for _, _, steps in trained] == [50] * 6
+    assert [seed for _, seed, _ in trained] == [3] * 4 + [4] * 2
+    best = np.float32(figures["best"]["settings"]["alpha"])
+    assert runs.read_tensors(tmp_path / runs.POLICY)[0]["alpha"] == best
+    assert runs.read_run(tmp_path).steps == 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"agent": "pdi"}, UnknownNameError, "did you mean 'pid'?"),
+        ({"backend": "real"}, UnknownNameError, "known: modelled, surrogate"),
+        ({"fixed": {"kpp": "1"}}, UnknownNameError, "did you mean 'kp'?"),
+        ({"fixed": {"kp": "much"}}, InvalidInputError, "kp must be a finite number, not 'much'"),
+        ({"steps": 5}, InvalidInputError, "nothing to train"),
+        ({"task": TASKS["trace-v0"]}, InvalidInputError, "tune on another"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(
+    tmp_path: pathlib.Path, changes: dict[str, Any], error: type[HelmError], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence.replace("?", r"\?")):
+        Candidates(make_plan(tmp_path, **changes))
+
+
+def test_a_study_of_another_search_is_not_gone_on_with(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
+    search.search(make_plan(tmp_path, trials=2))
+    with pytest.raises(InvalidInputError, match="is another search: seeds 16 there and 8 here; give another --study"):
+        search.search(make_plan(tmp_path, trials=2, seeds=8))
+
+
+@pytest.mark.parametrize(
+    ("storage", "sentence"),
+    [
+        ("nosuchdb://host/x", "cannot be opened"),
+        ("sqlite:////dev/null/x.db", "cannot be opened"),
+        ("just-a-name", "cannot be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_named(storage: str, sentence: str) -> None:
+    with pytest.raises(InvalidInputError, match=sentence):
+        study.open_storage(storage)
+
+
+def test_passwords_are_not_shown() -> None:
+    assert study.hide_password("postgresql://me:secret@host/x") == "postgresql://me:***@host/x"
+
+
+def test_settings_that_are_held_are_not_searched(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
+    plan = make_plan(tmp_path, trials=4, fixed={"kd": "0.25"})
+    assert result.tune(plan)["best"]["settings"]["kd"] == 0.25
+    assert all("kd" not in params for params in tried(plan))

@@ -1,0 +1,66 @@
+"""Searches small enough for a test, and what runs them in processes that can be killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.tuning import result, search
+from agents.tuning.search import Plan
+from helm_gym import profile as profiles
+from helm_gym.tasks import Task, find_task
+
+
+def short_task() -> Task:
+    return dataclasses.replace(find_task("burst-v0"), warmup=2, settle=1, horizon=4)
+
+
+def make_plan(folder: pathlib.Path, **changes: Any) -> Plan:
+    plan = Plan(
+        agent="pid",
+        task=short_task(),
+        profile=profiles.load("cpu-small"),
+        storage=f"sqlite:///{folder / 'study.db'}",
+        study="x",
+        out=folder,
+        trials=8,
+        seeds=16,
+        fresh=8,
+        top=2,
+    )
+    return dataclasses.replace(plan, **changes)
+
+
+class Bowl:
+    """An objective without episodes: least at kp .2, noise by seed that is the same for all policies."""
+
+    pause_s = 0.0
+    served: list[tuple[float, tuple[int, ...]]]  # kp and seeds of each block
+
+    def __init__(self, *_: Any):
+        self.served = []
+
+    def relative_costs(self, policy: Any, seeds: Sequence[int]) -> NDArray[np.float64]:
+        time.sleep(self.pause_s)
+        self.served.append((policy.settings.kp, tuple(seeds)))
+        noise = np.array([np.random.default_rng(seed).normal(0.0, 0.01) for seed in seeds])
+        return 1.0 + (policy.settings.kp - 0.2) ** 2 + noise
+
+    def close(self) -> None:
+        pass
+
+
+def tune_bowl_and_tell(plan: Plan, told: Connection, pause_s: float) -> None:
+    """Searches in this process with a bowl for an objective; says that it has begun, and when it is through."""
+    Bowl.pause_s = pause_s
+    search.Objective = result.Objective = Bowl  # type: ignore[assignment, misc, attr-defined]
+    told.send("begun")
+    search.search(plan)
+    told.send("through")
