@@ -127,7 +127,7 @@ def fit(examples: Examples, layout: ObservationLayout, settings: Settings, seed:
         callbacks=[lightgbm.early_stopping(settings.patience, verbose=False)],
     )
     grown = booster.dump_model(num_iteration=booster.best_iteration)["tree_info"]
-    return _flatten([tree["tree_structure"] for tree in grown])
+    return flatten([tree["tree_structure"] for tree in grown])
 
 
 def _rows(traces: Traces, examples: Examples) -> tuple[Floats, Floats]:
@@ -140,7 +140,7 @@ def _rows(traces: Traces, examples: Examples) -> tuple[Floats, Floats]:
     return np.stack(seen, axis=1).reshape(-1, traces.width), examples.alpha_star.ravel()
 
 
-def _flatten(grown: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
+def flatten(grown: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
     """LightGBM's nested trees as the arrays that ``boost`` takes."""
     nodes: dict[str, list[float]] = {name: [] for name in _NODES}
     roots = []

@@ -56,7 +56,7 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
     made = {
         "figure": "fig14",
         "rows": [{"layers": name} | figures for name, figures in rows.items()],
-        "definition": "gain captured: (best static - policy) / (best static - regime oracle), of mean and of P99 sojourn, "
+        "definition": "gain captured: (best static - policy) / (best static - regime oracle), of mean and P99 sojourn, "
         "best static pooled over seeds; interquartile means, 95% bootstrap intervals. Last row: no layer, no learning.",
         **shared,
     }
