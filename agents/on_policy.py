@@ -21,6 +21,7 @@ class OnPolicySettings:
         log_std: of the actions, at first.
         windows: observations that the network sees at once.
         excess_price: of P99 over the SLO beyond 1, clipped at 3; mean over SLO, clipped at 3, costs 1.
+        slo_price: of all answers later than the SLO.
         move_price: of the whole pool moved.
         validate_every: rounds between validations.
     """
@@ -41,6 +42,7 @@ class OnPolicySettings:
     log_std: float = -1.0
     windows: int = 3
     excess_price: float = 0.1
+    slo_price: float = 0.5
     move_price: float = 1.0
     validate_every: int = 1
 

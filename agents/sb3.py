@@ -8,15 +8,17 @@ training draws what an unbroken one would have drawn, and ends with the same wei
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
@@ -27,12 +29,14 @@ from agents.training_env import TrainingEnv
 from helm_gym import runs
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
+from helm_gym.errors import HelmError
 from helm_gym.policy import Policy
 from helm_gym.runs import Tensors
-from helm_gym.training import Training
+from helm_gym.training import Checkpoint, Training
 
 _NETWORK, _SURVEY, _ROUNDS = 1, 2, 3  # purposes of a training's generators; agents/training_env.py has another
 VALIDATION_SEEDS = range(30_000, 30_064)
+_LARGEST_WEIGHT = 1e4  # of a network that can have learned something
 
 
 class FrozenScale(BaseFeaturesExtractor):
@@ -115,27 +119,51 @@ def train_on_policy(
     with contextlib.closing(env), _threads(1):
         rounds = _Rounds(training, env, acting, to_policy, validate or Validation(training).cost)
         model = make_model(env, int(training.generator(_NETWORK).integers(2**31)))
-        there = training.restore()
-        extractor = model.policy.features_extractor
+        there, extractor = training.restore(), model.policy.features_extractor
         if there is not None:
-            _load(model, there.tensors)
-            model.num_timesteps, model._n_updates = there.step, there.facts["updates"]
+            _load(model, there)
+            rounds.resume(there.facts)
         elif isinstance(extractor, FrozenScale):
             extractor.set_from(env.survey(training.generator(_SURVEY)))
-        if there is not None:
-            rounds.resume(there.facts)
-        logger = TensorBoardOutputFormat(str(training.folder / runs.TENSORBOARD))
-        logger.writer.close()
-        # What was logged behind the checkpoint is logged again.
-        folder = training.folder / runs.TENSORBOARD
-        logger.writer = SummaryWriter(str(folder), purge_step=model.num_timesteps if there else None)
-        model.set_logger(Logger(folder=None, output_formats=[logger]))
-        if model.num_timesteps < rounds.total:
-            model.learn(rounds.total - model.num_timesteps, callback=rounds, reset_num_timesteps=False)
-        logger.close()
+        with contextlib.closing(_TensorBoard(training.folder / runs.TENSORBOARD, model.num_timesteps)) as board:
+            model.set_logger(Logger(folder=None, output_formats=[board]))
+            if model.num_timesteps < rounds.total:
+                _learn(model, rounds)
         tensors, kept = training.best_policy()
         training.facts |= {"validation": kept, "env_share": rounds.env_share, "seconds": rounds.seconds}
     return tensors
+
+
+def _learn(model: OnPolicyAlgorithm, rounds: _Rounds) -> None:
+    """Raises HelmError where the training diverges."""
+    try:
+        model.learn(rounds.total - model.num_timesteps, callback=rounds, reset_num_timesteps=False)
+    except ValueError as error:  # torch's distributions refuse a mean that is not finite, or no spread
+        largest = max(
+            float(weights.detach().abs().max().nan_to_num(torch.inf)) for weights in model.policy.parameters()
+        )
+        if largest < _LARGEST_WEIGHT:
+            raise
+        raise HelmError(
+            f"Training diverged at step {model.num_timesteps}: the network's weights reach {largest:.1g}; lower the "
+            "learning_rate and give another --out."
+        ) from error
+
+
+class _TensorBoard(KVWriter):
+    """SB3's scalars for TensorBoard; those behind ``step`` will come again and are not shown twice."""
+
+    def __init__(self, folder: pathlib.Path, step: int):
+        self._writer = SummaryWriter(str(folder), purge_step=step or None)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        for name, value in key_values.items():
+            if "tensorboard" not in (key_excluded[name] or ()):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Validation:
@@ -237,7 +265,9 @@ def _state(model: OnPolicyAlgorithm) -> Tensors:
     return tensors
 
 
-def _load(model: OnPolicyAlgorithm, tensors: Tensors) -> None:
+def _load(model: OnPolicyAlgorithm, there: Checkpoint) -> None:
+    tensors = there.tensors
+    model.num_timesteps, model._n_updates = there.step, there.facts["updates"]
     model.policy.load_state_dict(
         {name.removeprefix("policy."): torch.from_numpy(v) for name, v in tensors.items() if name.startswith("policy.")}
     )

@@ -15,12 +15,10 @@ from agents.on_policy import OnPolicySettings
 from helm_gym.control_loop import Step
 from helm_gym.envs.sb3 import PartitionVecEnv
 from helm_gym.policy import Floats
-from helm_gym.reward import TERMS
 from helm_gym.training import Training
 
 _EPISODES = 0  # the purpose of a training's generator; agents/sb3.py has others
 _LEAST_SEED = 2**32  # of training episodes; tasks publish small seeds, and validation and tuning use small ones
-_MEAN, _TAIL, _MOVE = (TERMS.index(name) for name in ("mean", "tail", "move"))
 
 
 class TrainingEnv(PartitionVecEnv):
@@ -54,12 +52,10 @@ class TrainingEnv(PartitionVecEnv):
 
     def reward(self, served: Step) -> NDArray[np.float64]:
         """What an interval is worth, (lanes,): bounded, since heavy tails of queueing drown what can be learned."""
-        weights = self.training.task.weights
-        mean, excess = served.terms[_MEAN], served.terms[_TAIL] / weights.tail - 1
-        moved = served.terms[_MOVE] / weights.move
-        settings = self.settings
-        cost = np.minimum(mean, 3) + settings.excess_price * np.clip(excess, 0, 3) + settings.move_price * moved
-        return -np.asarray(cost)
+        weights, s = self.training.task.weights, self.settings
+        mean, tail, late, moved = served.terms  # in the order of reward.TERMS
+        cost = np.minimum(mean, 3) + s.excess_price * np.clip(tail / weights.tail - 1, 0, 3)
+        return -(cost + s.slo_price * late / weights.slo + s.move_price * moved / weights.move)
 
     def to_action(self, chosen: NDArray[Any]) -> Floats:
         """What the policy chose, as changes of target (lanes, 1) in [-1, 1]."""

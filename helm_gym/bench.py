@@ -217,7 +217,8 @@ def _decision(percentile: int) -> Figure:
 
     layout, slo_ms, seen = record()
     policy = open_policy(DECIDES, layout)
-    runs = [np.percentile(decision_us(policy, layout, slo_ms, seen, DECISIONS), percentile) for _ in range(RUNS)]
+    ours = (decision_us(policy, layout, slo_ms, seen, DECISIONS) for _ in range(RUNS))
+    runs = [float(np.percentile(times, percentile)) for times in ours]
     with contextlib.closing(PartitionVecEnv(1)) as env:
         model = PPO("MlpPolicy", env, device="cpu")  # 64-64, untrained: it takes as long
 

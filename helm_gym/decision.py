@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ def predict_us(predict: Callable[[Floats], object], width: int, count: int) -> N
     return _times(predict, rows, count)
 
 
-def _times(call: Callable[[NDArray], object], arguments: list[NDArray], count: int) -> NDArray[np.float64]:  # type: ignore[type-arg]
+def _times(call: Callable[[Any], object], arguments: list[Any], count: int) -> NDArray[np.float64]:
     for k in range(_WARM):
         call(arguments[k % len(arguments)])
     times = np.empty(count)

@@ -15,7 +15,7 @@ from agents.ppo import PpoPolicy, Settings
 from agents.training_env import TrainingEnv
 from helm_gym import profile as profiles
 from helm_gym import runs
-from helm_gym.errors import InvalidInputError
+from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy, open_policy
 from helm_gym.runs import Run
@@ -112,12 +112,12 @@ def test_a_reward_is_bounded_and_dearer_for_what_is_worse(tmp_path: pathlib.Path
     env.reset()
     step = env.lanes.serve(np.zeros((4, 1), np.float32))
     # Lanes: an idle node; a tail beyond the SLO; the whole pool moved; a queue that has no end.
-    terms = np.array([[0.1, 0.1, 0.1, 1e6], [0.0, 0.2 * 2, 0.0, 1e6], [0.0] * 4, [0.0, 0.0, 0.5, 0.0]])
+    terms = np.array([[0.1, 0.1, 0.1, 1e6], [0.0, 0.2 * 2, 0.0, 1e6], [0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.5, 0.0]])
     idle, tail, moved, endless = env.reward(step._replace(terms=terms))
     s = env.settings
     assert idle == pytest.approx(-0.1)
     assert tail == pytest.approx(-0.1 - s.excess_price) and moved == pytest.approx(-0.1 - s.move_price)
-    assert endless == pytest.approx(-3 - 3 * s.excess_price)
+    assert endless == pytest.approx(-3 - 3 * s.excess_price - s.slo_price)
     env.close()
 
 
@@ -152,6 +152,11 @@ def test_a_training_killed_again_and_again_ends_as_an_unbroken_one(
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             np.testing.assert_array_equal(value, theirs[key], err_msg=key)
+
+
+def test_a_training_that_diverges_says_so(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(HelmError, match=r"Training diverged at step \d+: .* lower the learning_rate"):
+        train_small(tmp_path / "x", learning_rate=1e30)
 
 
 def test_hyper_parameters_that_do_not_fit_are_refused() -> None:

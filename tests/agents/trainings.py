@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from multiprocessing.connection import Connection
+from typing import Any
 
 from helm_gym import profile as profiles
 from helm_gym import training
@@ -21,9 +22,10 @@ def short_task() -> Task:
 
 
 def train_small(
-    folder: pathlib.Path, agent: str = "ppo", seed: int = 0, progress: training.Report | None = None
+    folder: pathlib.Path, agent: str = "ppo", progress: training.Report | None = None, **overrides: Any
 ) -> Run:
-    return training.train(agent, short_task(), profiles.load("cpu-small"), folder, seed, STEPS, SMALL, progress)
+    profile = profiles.load("cpu-small")
+    return training.train(agent, short_task(), profile, folder, 0, STEPS, {**SMALL, **overrides}, progress)
 
 
 def train_and_tell(folder: pathlib.Path, told: Connection) -> None:
