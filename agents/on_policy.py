@@ -31,7 +31,7 @@ class OnPolicySettings:
     n_steps: int = 32
     batch_size: int = 1024
     n_epochs: int = 6
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     gamma: float = 0.9
     gae_lambda: float = 0.9
     clip_range: float = 0.2

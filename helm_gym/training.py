@@ -35,6 +35,7 @@ Report = Callable[[int, int, str], None]  # steps done, of how many, what is kno
 # name -> where its Trainable is
 TRAINABLE: dict[str, str] = {
     "ppo": "agents.ppo:PPO",
+    "three-layer-ppo": "agents.three_layer_ppo:THREE_LAYER_PPO",
     "recurrent-ppo": "agents.recurrent_ppo:RECURRENT_PPO",
     "maskable-ppo": "agents.maskable_ppo:MASKABLE_PPO",
     "pid": "agents.pid:PID",

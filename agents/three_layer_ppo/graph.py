@@ -1,0 +1,52 @@
+"""The three layers as an ONNX graph, operator by operator what ``policy._decide`` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agents.three_layer_ppo import adapter, recovery
+from agents.three_layer_ppo.base import draw_base_action
+from agents.three_layer_ppo.curves import draw_curves_split
+from agents.three_layer_ppo.policy import LEARNS, ThreeLayerPolicy
+from agents.three_layer_ppo.settings import Settings
+from helm_gym.observation import ObservationLayout
+from helm_gym.runs import Tensors
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def draw(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onnx.ModelProto:
+    """The policy's graph; raises what ``ThreeLayerPolicy`` does."""
+    from agents.graph import Graph
+
+    policy, pool, max_step = ThreeLayerPolicy(layout, settings, tensors), layout.profile.pool, layout.profile.max_step
+    graph = Graph(policy.name, layout, state=policy.initial_state(1).shape[1])
+    op, constant, has = graph.op, graph.constant, settings.chosen
+    started = op("Greater", graph.columns("state", 0, 1), constant(0.0))
+    present = graph.column("target_alpha")
+    asked = draw_curves_split(graph, graph.column("predicted"), settings.sharpness)
+    older = graph.columns("state", LEARNS, graph.state)
+    distance, wanted = op("Sub", asked, present), present
+    if "base" in has:
+        first = op("Tile", "obs", constant([1, settings.windows - 1], np.int64))
+        windows = graph.concatenate("obs", op("Where", started, older, first))
+        output = policy.network.draw(graph, graph.concatenate(windows, distance))
+        lean = op("Mul", distance, constant(settings.pull / max_step))
+        wanted = op("Add", wanted, op("Mul", draw_base_action(graph, output, lean), constant(max_step)))
+        older = graph.columns(windows, 0, graph.state - LEARNS)
+    split, weights = asked, graph.columns("state", 1, 1 + adapter.WIDTH)
+    watched = graph.columns("state", 1 + adapter.WIDTH, LEARNS)
+    if "adapter" in has:
+        split, weights = adapter.draw_learn(graph, asked, weights, settings)
+        split = graph.clip(split, pool.min_alpha, pool.max_alpha)
+        wanted = adapter.draw_correct(graph, wanted, split, settings)
+    if "recovery" in has:
+        before = watched
+        grip, watched = recovery.draw_watch(graph, split, started, before, settings)
+        wanted = recovery.draw_jump(graph, wanted, split, started, before, grip, settings)
+    wanted = graph.clip(wanted, pool.min_alpha, pool.max_alpha)
+    action = graph.clip(op("Div", op("Sub", wanted, present), constant(max_step)), -1.0, 1.0)
+    return graph.model(action, graph.concatenate(graph.fill(1.0), weights, watched, older))

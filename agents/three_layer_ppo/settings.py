@@ -1,0 +1,72 @@
+"""Hyper-parameters of the three layers, and of the training of the first."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from agents.on_policy import OnPolicySettings
+from helm_gym.errors import InvalidInputError
+
+LAYERS = ("base", "adapter", "recovery")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(OnPolicySettings):
+    """Those that all on-policy agents have, and what follows; all splits are shares of the pool.
+
+    Attributes:
+        layers: which layers decide, joined by commas.
+        sharpness: relative cost above a curve's least at which a split counts 1/e of the best one.
+        pull: share of the distance to the curves' split that the base policy goes if its network is silent.
+        prior_alpha: the split that a typical workload asks for, before anything is learned.
+        per_returning, per_history, per_load: by how much a column of the context above the typical moves it.
+        rate: of the adapter's learning; 0 learns nothing.
+        leak: share of what was learned that is forgotten in a decision.
+        bound: of each of the adapter's weights.
+        trust: share of the distance to the adapter's split that it goes.
+        reach: the most that the adapter adds in a decision.
+        drift: deviations from the slow mean that accumulate no alarm.
+        alarm: accumulated deviations at which the recovery starts; it is in full control at twice as many.
+        hold: decisions from full control to none, if nothing else happens.
+        slow: gain of the slow means.
+        lead: decisions that the recovery extrapolates the change of the split that is asked for.
+    """
+
+    layers: str = ",".join(LAYERS)
+    sharpness: float = 0.015
+    pull: float = 0.3
+    prior_alpha: float = 0.57
+    per_returning: float = -0.6
+    per_history: float = -0.22
+    per_load: float = -0.68
+    rate: float = 0.05
+    leak: float = 0.0
+    bound: float = 0.2
+    trust: float = 0.3
+    reach: float = 0.05
+    drift: float = 1.5
+    alarm: float = 3.0
+    hold: float = 6.0
+    slow: float = 0.1
+    lead: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sharpness", "alarm", "hold"):
+            if getattr(self, name) <= 0:
+                raise InvalidInputError(f"Hyper-parameter {name} must be above 0, not {getattr(self, name)}.")
+        for name in ("pull", "rate", "leak", "trust", "slow"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInputError(f"Hyper-parameter {name} must lie in 0 to 1, not {getattr(self, name)}.")
+        for name in ("bound", "reach", "drift", "lead"):
+            if getattr(self, name) < 0:
+                raise InvalidInputError(f"Hyper-parameter {name} must be 0 or more, not {getattr(self, name)}.")
+        chosen = self.chosen
+        unknown = chosen - set(LAYERS)
+        if unknown or not chosen:
+            raise InvalidInputError(f"Hyper-parameter layers must name some of {', '.join(LAYERS)}, not '{self.layers}'.")
+
+    @property
+    def chosen(self) -> frozenset[str]:
+        """The layers that decide."""
+        return frozenset(part.strip() for part in self.layers.split(",") if part.strip())
