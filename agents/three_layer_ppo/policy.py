@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from helm_gym.policy import Floats
 from helm_gym.runs import Tensors
 
 if TYPE_CHECKING:
-    import onnx
-
-    from agents.graph import Graph
+    pass
 
 _ADAPTER, _RECOVERY = adapter.WIDTH, recovery.WIDTH
 LEARNS = 1 + _ADAPTER + _RECOVERY  # what stands before the older windows in a row's state: whether it has started, ...

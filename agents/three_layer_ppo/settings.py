@@ -64,7 +64,9 @@ class Settings(OnPolicySettings):
         chosen = self.chosen
         unknown = chosen - set(LAYERS)
         if unknown or not chosen:
-            raise InvalidInputError(f"Hyper-parameter layers must name some of {', '.join(LAYERS)}, not '{self.layers}'.")
+            raise InvalidInputError(
+                f"Hyper-parameter layers must name some of {', '.join(LAYERS)}, not '{self.layers}'."
+            )
 
     @property
     def chosen(self) -> frozenset[str]:

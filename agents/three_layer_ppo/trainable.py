@@ -1,4 +1,4 @@
-"""How the three layers are trained: the base policy by PPO on the surrogate, alone; the others learn while they serve."""
+"""Training of the three layers: the base policy by PPO on the surrogate; the others learn only while they serve."""
 
 from __future__ import annotations
 
