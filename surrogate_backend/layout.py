@@ -18,8 +18,8 @@ CACHE_FIELDS = (
 )
 USER_SPREADS = (*USER_FIELDS, "predicted")
 CACHE_SPREADS = CACHE_FIELDS[:8]
-# Quantiles of an interval's service times, as a share of their mean; u is a multiple of 1/64.
-LEVELS = np.array([0, 1, 4, 10, 16, 24, 32, 40, 48, 54, 58, 61, 63, 64]) / 64
+# Quantiles of an interval's service times, as a share of their mean; close at the ends, which P99 and the queue rest on.
+LEVELS = np.array([0, 0.3, 1.5, 5, 10, 16, 24, 32, 40, 48, 54, 58, 61, 62.6, 63.5, 64]) / 64
 KNOTS = len(LEVELS)
 KNOT_WEIGHT = np.convolve(np.diff(LEVELS), [0.5, 0.5])  # the mean of a piecewise linear quantile function
 USER_OUTPUTS = len(USER_FIELDS) + CURVE + len(USER_SPREADS)
