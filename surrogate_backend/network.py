@@ -179,7 +179,7 @@ def outputs(raw: Raw, estimates: Tensor) -> tuple[dict[str, Tensor], dict[str, T
         "predicted": curve @ torch.as_tensor(INTERPOLATE, dtype=f.dtype) * growth(0.25 * users[..., 3 : 3 + CURVE]),
         "service": f[..., own + fluid.SERVICE_MS] * growth(0.25 * c["service"]),
         "kv_hit": odds(f[..., own + fluid.KV_HIT].clamp(0.005, 0.995), c["kv_hit"]),
-        "misses": (f[..., own + fluid.MISSES] + 0.1) * growth(c["misses"]),
+        "emb_hit": odds((1.0 - f[..., own + fluid.MISSES] / f[..., fluid.TOKENS]).clamp(0.01, 0.998), c["emb_hit"]),
         "recomputed": (f[..., own + fluid.RECOMPUTED] + 5.0) * growth(0.5 * c["recomputed"]),
         **{name: GAIN_MS * growth(c[name]) for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")},
         "emb_empty": odds((1.0 - f[..., own + fluid.EMB_FILLED]).clamp(0.01, 0.97), 2.0 * c["emb_empty"]),
@@ -188,17 +188,15 @@ def outputs(raw: Raw, estimates: Tensor) -> tuple[dict[str, Tensor], dict[str, T
         "refilled": REFILL_ROWS * growth(c["refilled"] - 1.0),
     }
     first = len(CACHE_FIELDS)
-    steps = growth(0.5 * caches[..., first : first + KNOTS])
-    knots = steps.cumsum(-1)
+    knots = f[..., fluid.SHAPE :] * growth(0.25 * caches[..., first : first + KNOTS])
     knots = knots / (knots * torch.as_tensor(KNOT_WEIGHT, dtype=f.dtype)).sum(-1, keepdim=True)
     spread = {name: growth(users[..., 3 + CURVE + k] - 2.0) for k, name in enumerate(USER_SPREADS)} | {
         name: growth(caches[..., first + KNOTS + k] - 2.0) for k, name in enumerate(CACHE_SPREADS)
     }
-    for name in ("unique", "returning", "kv_hit"):
+    for name in ("unique", "returning", "kv_hit", "emb_hit"):
         spread[name] = spread[name] + LEAST_SPREAD
     for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss"):
         spread[name] = (spread[name] + LEAST_SPREAD) * (means[name].detach() + GAIN_MS)
-    spread["misses"] = (spread["misses"] + LEAST_SPREAD) * (means["misses"].detach() + 0.5)
     for name in ("history", "service", "recomputed"):
         spread[name] = (spread[name] + LEAST_SPREAD) * means[name].detach()
     spread["predicted"] = (spread["predicted"] + LEAST_SPREAD)[..., None] * means["predicted"].detach()
