@@ -185,7 +185,7 @@ def _popularity(powers, exponents, at, out, n):
 def _aged(age, used, slope, capacity, served):
     """T of a cache after one step of Newton's towards filling ``capacity``; it grows by at most what was served."""
     change = (capacity - used) / (slope + F(1e-3) * capacity)
-    age = min(age * (F(1.0) + min(max(change, F(-0.5)), F(1.0))), age + served)
+    age = min(age * (F(1.0) + max(change, F(-0.5))), age + served)
     return min(max(age, F(1.0)), F(3e7))
 
 
