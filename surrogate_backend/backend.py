@@ -67,7 +67,11 @@ class SurrogateBackend:
             raise InvalidInputError(f"A surrogate is the twin of {' or '.join(RUNGS)}, not of '{of}'.")
         interval = profile.interval
         self._window = interval.window // interval.requests
-        if interval.requests > step.MAX_REQUESTS or self._window > step.MAX_INTERVALS or interval.window > step.MAX_WINDOW:
+        if (
+            interval.requests > step.MAX_REQUESTS
+            or self._window > step.MAX_INTERVALS
+            or interval.window > step.MAX_WINDOW
+        ):
             raise InvalidInputError(
                 f"Profile '{profile.name}': a surrogate takes at most {step.MAX_REQUESTS} requests an interval and a "
                 f"window of at most {step.MAX_WINDOW}."

@@ -245,7 +245,7 @@ def losses(
     above = (requests[None, ..., None, :] - quantiles[..., None]) / unit
     levels = torch.as_tensor(LEVELS.clip(*ENDS), dtype=above.dtype)[:, None]
     # The nearer to an end, the rarer is what moves a quantile: weighed up, the ends are learned as fast as the middle.
-    weight = (0.25 / (levels[:, 0] * (1.0 - levels[:, 0]))).clamp(max=10.0)
+    weight = (0.25 / (levels[:, 0] * (1.0 - levels[:, 0]))).clamp(max=40.0)
     pinball = (weight * torch.maximum(levels * above, (levels - 1.0) * above).mean((0, 1, 2, 4))).sum()
     parts["quantiles"] = pinball.item()
     return total + _QUANTILES * pinball, parts

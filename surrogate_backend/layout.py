@@ -18,7 +18,7 @@ CACHE_FIELDS = (
 )
 USER_SPREADS = (*USER_FIELDS, "predicted")
 CACHE_SPREADS = CACHE_FIELDS[:8]
-# Quantiles of an interval's service times, as a share of their mean; close at the ends, which P99 and the queue rest on.
+# Quantiles of an interval's service times, as a share of their mean; close at the ends, on which P99 rests.
 LEVELS = np.array([0, 0.3, 1.5, 5, 10, 16, 24, 32, 40, 48, 54, 58, 61, 62.6, 63.5, 64]) / 64
 KNOTS = len(LEVELS)
 ENDS = (0.002, 0.998)  # what the first and the last stand for: at 0 and 1 nothing beyond the extremes would be wrong

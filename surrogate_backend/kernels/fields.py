@@ -110,7 +110,11 @@ def predict(y, f, out, n):
         out[(SPREADS + 2) * LANES + k] = growth(y[(_U_SPREAD + 2) * LANES + k] - F(2.0)) + _LEAST
         out[_CURVE_SPREAD * LANES + k] = growth(y[(_U_SPREAD + 3) * LANES + k] - F(2.0)) + _LEAST
     for i in range(8):  # of hit rates as they are; of service, recomputed and gains relative to the mean
-        said, mean, spread = y[(_C_SPREAD + i) * LANES :], out[(TIME + i) * LANES :], out[(SPREADS + TIME + i) * LANES :]
+        said, mean, spread = (
+            y[(_C_SPREAD + i) * LANES :],
+            out[(TIME + i) * LANES :],
+            out[(SPREADS + TIME + i) * LANES :],
+        )
         scale, offset = F(0.0 if i == 1 or i == 2 else 1.0), F(1.0) if i == 1 or i == 2 else F(0.0) if i < 4 else _GAIN
         for k in range(n):
             spread[k] = (growth(said[k] - F(2.0)) + _LEAST) * (scale * mean[k] + offset)

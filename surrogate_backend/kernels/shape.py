@@ -38,7 +38,8 @@ def shape(scalars, history, fresh_tokens, hit_rate, recomputed, missed_rows, out
             length = again / share if missing else max(history[k] - again, F(1.0)) / share
             p = (level - hit) / share if missing else level / share
             p = min(max(p, F(0.002)), F(0.998))
-            length = min(length * growth(sigma * _normal_quantile(p)), longest)
+            # Log-normal around a mean of ``length``, which lies above its median.
+            length = min(length * growth(sigma * (_normal_quantile(p) - F(0.5) * sigma)), longest)
             tokens = fresh + length if missing else fresh
             per_new = per_token + per_pair * length + row_ms * missed_rows[k] / (fresh + again)
             quantile[k] = base_ms + latency_ms + tokens * per_new + per_context * length

@@ -13,7 +13,16 @@ from helm_gym.profile import Profile
 from helm_gym.workload.state import INDEX, bounds
 from helm_gym.workload.traces import Trace
 from surrogate_backend import excitation
-from surrogate_backend.excitation import POLICIES, POLICY_SEEDS, REPEATS, SWEEP, TEST_REGIMES, Episode, episode, episodes_for
+from surrogate_backend.excitation import (
+    POLICIES,
+    POLICY_SEEDS,
+    REPEATS,
+    SWEEP,
+    TEST_REGIMES,
+    Episode,
+    episode,
+    episodes_for,
+)
 
 FIRST = 80  # train episodes: the number that `helm-gym collect` logs where it is not told
 
