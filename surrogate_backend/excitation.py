@@ -109,8 +109,8 @@ def _test(number: int, profile: Profile, intervals: int, seed: int) -> Episode:
         held = _stationary(path)
         split = np.full(SWEEP_INTERVALS, SWEEP[place])
         return Episode(number, "sweep", setting, regime, "hold", held, first, split)
-    again, which = divmod(place - len(SWEEP), len(POLICIES))
-    return Episode(number, "policy", setting, regime, POLICIES[which], path, first + again, None)
+    seed_number, which = divmod(place - len(SWEEP), len(POLICIES))
+    return Episode(number, "policy", setting, regime, POLICIES[which], path, first + seed_number, None)
 
 
 DESIGNS: dict[str, Callable[[int, Profile, int, int], Episode]] = {"train": _train, "test": _test}
