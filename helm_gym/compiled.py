@@ -28,6 +28,7 @@ _SOURCES = (
     "real_backend/*.py",
     "real_backend/memory/*.py",
     "surrogate_backend/layout.py",
+    "surrogate_backend/noise.py",
     "surrogate_backend/kernels/*.py",
 )
 

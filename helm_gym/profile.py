@@ -100,12 +100,17 @@ class CostModel:
     """``T(ms) = base + per_token n + per_pair n L + per_context L``, summed over a micro-batch's requests.
 
     n: new tokens (delta or recomputed history, and candidates); L: history tokens. Fitted by ``helm-gym calibrate``.
+
+    Attributes:
+        probe_ms: what the measured rung's probe took on the machine that was fitted, by which the speed of another is
+            known; where it is 0 the model's own figure for it stands in, which is some per cent off.
     """
 
     base_ms: float
     per_token_ms: float
     per_pair_ms: float
     per_context_ms: float
+    probe_ms: float = 0.0
     machine: str = ""
     date: str = ""
     mean_error: float = math.nan

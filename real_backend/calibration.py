@@ -51,8 +51,10 @@ def calibrate(
     backend = MeasuredBackend(profile, device=device)
     fitted: list[Sample] = []
     held_out: list[Sample] = []
+    probes: list[float] = []
     for seed in range(seeds):
-        for t, samples in enumerate(_serve(backend, profile, 9000 + seed)):
+        for t, (samples, probe_ms) in enumerate(_serve(backend, profile, 9000 + seed)):
+            probes.append(probe_ms)
             (held_out if t % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else fitted).extend(samples)
         if progress is not None:
             progress(seed + 1, seeds)
@@ -65,6 +67,7 @@ def calibrate(
         token,
         pair,
         context,
+        probe_ms=float(np.mean(probes)),
         machine=describe_machine(backend.engine.device.type),
         date=datetime.date.today().isoformat(),
         mean_error=error,
@@ -72,8 +75,8 @@ def calibrate(
     return Calibration(cost, len(fitted), error, measured, predicted)
 
 
-def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[list[Sample]]:
-    """The micro-batches of each interval of one mixed path, a third of it at each of three splits."""
+def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[tuple[list[Sample], float]]:
+    """Each interval of one mixed path, a third of it at each of three splits: its micro-batches, and its probe (ms)."""
     path = make_path("mixed", profile, [seed], INTERVALS * len(ALPHAS))
     alpha = np.full((1, 1), ALPHAS[0])
     backend.reset(path.at(0), np.array([seed]), alpha)
@@ -81,7 +84,7 @@ def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[list[S
     for t in range(path.intervals):
         backend.samples = []
         backend.step(np.full((1, 1), ALPHAS[t // INTERVALS]), path.at(t))
-        intervals.append(backend.samples)
+        intervals.append((backend.samples, backend.probed_ms))
     backend.samples = None
     return intervals
 

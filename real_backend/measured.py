@@ -25,9 +25,8 @@ from real_backend.memory.layout import REFILLS, TOKENS, Memory, Rules, make_plan
 from real_backend.memory.pricing import batch_ms, transfer_ms
 from real_backend.memory.serve import account, batch_end, open_interval, plan_batch, plan_refill
 
-SPEED_INTERVALS, OUTLIER = 6, 3.0  # of a reset; times beyond so many medians were interrupted
 PROBES = 4  # an interval; they take a few per cent of its time
-PROBE_SMOOTHING = 0.25  # of one interval; a shared machine changes its speed within seconds
+PROBE_SMOOTHING = 0.4  # of one interval; a shared machine changes its speed within seconds
 
 
 class Sample(NamedTuple):
@@ -42,13 +41,14 @@ class Sample(NamedTuple):
 class MeasuredBackend(ManagedBackend):
     """One lane on one device; not deterministic, because time is not.
 
-    The link and the arrivals of a profile belong to the machine that its cost model was fitted on. At each reset a
-    few intervals are served, at the split that the episode starts with, to find out how fast this machine computes
-    now; link, arrivals and SLO are scaled by that ``speed``, so that the problem keeps its shape. From then on it is
-    followed by a probe, the same request again and again, or a neighbour on a shared machine would change the load;
-    what a policy does to the caches does not reach it. Measured times themselves are never scaled.
+    The link and the arrivals of a profile belong to the machine that its cost model was fitted on. A probe, the same
+    request again and again, says after each interval how much slower this machine computes now than that one did
+    (``CostModel.probe_ms``); link, arrivals and SLO are scaled by that ``speed``, so that the problem keeps its shape
+    whatever the neighbours on a shared machine do. What a policy does to the caches does not reach it. Measured times
+    themselves are never scaled.
 
     Attributes:
+        probed_ms: what the last interval's probe took.
         bookkeeping_ms, service_ms: CPU time of the memory manager and service time, since the last reset.
         samples: where it is a list, every micro-batch served is added to it (calibration).
     """
@@ -66,25 +66,15 @@ class MeasuredBackend(ManagedBackend):
         self._probe_plan = make_plan(profile)
         self._probe_plan.slots[:] = self._probe_plan.cached[:] = self._probe_plan.stored[:] = 0
         self.samples: list[Sample] | None = None
-        self._probe_ms, self._at_reset = 0.0, (1.0, 1.0)
+        self._standard_ms = profile.cost.probe_ms or batch_ms(self._fitted, *_probe_size(profile))
+        self._probe_ms = self.probed_ms = self._standard_ms
         self.bookkeeping_ms = self.service_ms = 0.0
 
     def reset(self, state: WorkloadState, seeds: NDArray[np.int64], alpha: NDArray[np.float64]) -> None:
-        """See helm_gym.backend.Backend; measures ``speed`` on requests that are drawn again afterwards."""
-        self.rules, self.speed = self._fitted, 1.0
-        super().reset(state, seeds, alpha)
-        self._probe()  # the first calls of a while are slow, and would stand for the whole episode
-        probes, self.samples, kept = [], [], self.samples
-        for _ in range(SPEED_INTERVALS):
-            self.step(np.asarray(alpha), state)
-            probes.append(self._probe())
-        served, self.samples = self.samples, kept
-        expected = np.array([batch_ms(self._fitted, *s[:-1]) for s in served])
-        ratio = np.array([s.compute_ms for s in served]) / expected
-        whole = ratio < OUTLIER * np.median(ratio)
-        self._probe_ms = float(np.mean(probes))
-        self._set_speed(float((ratio * expected)[whole].sum() / expected[whole].sum()))
-        self._at_reset = self.speed, self._probe_ms
+        """See helm_gym.backend.Backend."""
+        self._probe()  # the first calls of a while are slow
+        self._probe_ms = self.probed_ms = self._probe()
+        self._follow_speed()
         super().reset(state, seeds, alpha)
         self.bookkeeping_ms = self.service_ms = 0.0
 
@@ -138,22 +128,22 @@ class MeasuredBackend(ManagedBackend):
                 self.samples.append(Sample(int(new.sum()), int(new @ length), int(length.sum()), computed))
             first = end
         ledger.interval[0, 0] += 1
-        if self.samples is None:
-            self._probe_ms += PROBE_SMOOTHING * (self._probe() - self._probe_ms)
-            speed, probe_ms = self._at_reset
-            self._set_speed(speed * self._probe_ms / probe_ms)
+        self.probed_ms = self._probe()
+        self._probe_ms += PROBE_SMOOTHING * (self.probed_ms - self._probe_ms)
+        self._follow_speed()
 
     def _probe(self) -> float:
         """Time (ms) of a request that misses everything and keeps nothing: the mean of a few, as queues see it."""
-        model, profile = self.profile.model, self.profile
-        length, candidates = np.full(1, model.max_history // 4, np.int32), np.full(1, model.max_candidates, np.int32)
+        profile = self.profile
+        new, _, context = _probe_size(profile)
+        length, candidates = np.full(1, context, np.int32), np.full(1, new - context, np.int32)
         batch = MicroBatch(length, candidates, np.full((1, profile.pages_per_user), -1, np.int32))
-        self._probe_plan.counts[TOKENS] = length[0] + candidates[0]
+        self._probe_plan.counts[TOKENS] = new
         return sum(self.engine.timed_execute(self._probe_plan, batch)[1] for _ in range(PROBES)) / PROBES
 
-    def _set_speed(self, speed: float) -> None:
-        self.speed = speed
-        self.rules = _scaled(self._fitted, speed, link=self.profile.link.modelled)
+    def _follow_speed(self) -> None:
+        self.speed = self._probe_ms / self._standard_ms
+        self.rules = _scaled(self._fitted, self.speed, link=self.profile.link.modelled)
 
     def _manage(self, kernel, *arguments):  # type: ignore[no-untyped-def]  # whatever the kernel takes and returns
         """Calls a kernel of the memory manager on its own clock."""
@@ -173,6 +163,13 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _probe_size(profile: Profile) -> tuple[int, int, int]:
+    """New tokens, their product with the history, and history of the request that probes the machine's speed."""
+    length = profile.model.max_history // 4
+    new = length + profile.model.max_candidates
+    return new, new * length, length
 
 
 def _scaled(rules: Rules, speed: float, link: bool) -> Rules:

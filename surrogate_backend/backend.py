@@ -67,10 +67,14 @@ class SurrogateBackend:
             raise InvalidInputError(f"A surrogate is the twin of {' or '.join(RUNGS)}, not of '{of}'.")
         interval = profile.interval
         self._window = interval.window // interval.requests
-        if interval.requests > step.MAX_REQUESTS or self._window > step.MAX_INTERVALS or interval.window > 299:
+        if (
+            interval.requests > step.MAX_REQUESTS
+            or self._window > step.MAX_INTERVALS
+            or interval.window > step.MAX_WINDOW
+        ):
             raise InvalidInputError(
                 f"Profile '{profile.name}': a surrogate takes at most {step.MAX_REQUESTS} requests an interval and a "
-                "window of at most 299."
+                f"window of at most {step.MAX_WINDOW}."
             )
         self.spec = BackendSpec(self.name, self.rung, profile, lanes, nodes, deterministic=True, snapshots=True)
         self.profile = profile

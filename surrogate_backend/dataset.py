@@ -20,6 +20,7 @@ from surrogate_backend.log import LoggedEpisode
 WINDOWED = frozenset(
     (
         "kv_hit",
+        "emb_hit",
         "recomputed",
         "emb_gain",
         "emb_loss",
@@ -121,8 +122,6 @@ def window(x: Tensor, intervals: int) -> Tensor:
 
 
 def _targets(profile: Profile, episodes: Sequence[LoggedEpisode]) -> dict[str, Tensor]:
-    requests = profile.interval.requests
-
     def field(name: str, scale: float = 1.0, timed: bool = False) -> Tensor:
         arrays = []
         for e in episodes:
@@ -135,8 +134,8 @@ def _targets(profile: Profile, episodes: Sequence[LoggedEpisode]) -> dict[str, T
 
     return {
         "service": field("interval_service_ms", timed=True),
-        "misses": field("h2d_critical_bytes", 1.0 / (profile.row_bytes * requests)),
         "kv_hit": field("kv_hit_rate"),
+        "emb_hit": field("emb_hit_rate"),
         "recomputed": field("kv_recomputed_tokens"),
         **{name: field(f"{name}_ms", timed=True) for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")},
         "emb_empty": field("emb_empty_share"),

@@ -6,7 +6,8 @@ episode's number: a collection that was cut off goes on, and one that is wanted 
 - ``train``: every regime, and paths that vary each parameter of a workload (``excite``), under splits that are held,
   stepped, swept and walked; where a recording is given, its arrivals too (``trace``).
 - ``test``: settings that are judged. Each is one path, served again and again: with sixteen request seeds under one
-  schedule; twice with the same requests; at nine splits that are held on its stationary part; and by eleven policies.
+  schedule; twice with the same requests; at nine splits that are held on its stationary part; and by eleven policies,
+  each with two request seeds.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ POLICIES = (
     *("miss-bytes", "miss-ratio-curve", "pid"),
 )
 SWEEP = tuple(round(0.1 * k, 1) for k in range(1, 10))
-REPEATS, SWEEP_INTERVALS = 16, 100
+REPEATS, POLICY_SEEDS, SWEEP_INTERVALS = 16, 2, 100
 TEST_REGIMES = ("burst", "trend", "mixed", "excite", "steady")
-_BLOCK = REPEATS + 1 + len(SWEEP) + len(POLICIES)  # episodes of one setting of the test design
+_BLOCK = REPEATS + 1 + len(SWEEP) + POLICY_SEEDS * len(POLICIES)  # episodes of one setting of the test design
 _TRAIN_REGIMES = ("excite", "burst", "excite", "mixed", "excite", "trend", "excite", "steady")
 _TRAIN_DRIVERS = ("steps", "hold", "walk", "steps", "sweep")
 _STREAM = 0x45584349
@@ -108,8 +109,8 @@ def _test(number: int, profile: Profile, intervals: int, seed: int) -> Episode:
         held = _stationary(path)
         split = np.full(SWEEP_INTERVALS, SWEEP[place])
         return Episode(number, "sweep", setting, regime, "hold", held, first, split)
-    policy = POLICIES[place - len(SWEEP)]
-    return Episode(number, "policy", setting, regime, policy, path, first, None)
+    seed_number, which = divmod(place - len(SWEEP), len(POLICIES))
+    return Episode(number, "policy", setting, regime, POLICIES[which], path, first + seed_number, None)
 
 
 DESIGNS: dict[str, Callable[[int, Profile, int, int], Episode]] = {"train": _train, "test": _test}

@@ -22,7 +22,7 @@ from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
 from surrogate_backend import checkpoint, dataset
 from surrogate_backend.dataset import WINDOWED, Dataset, window
-from surrogate_backend.layout import CACHE_FIELDS, LEVELS, RUNGS, Sizes
+from surrogate_backend.layout import CACHE_FIELDS, ENDS, LEVELS, RUNGS, Sizes
 from surrogate_backend.log import LoggedEpisode, read_log
 from surrogate_backend.network import Ensemble, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
@@ -31,7 +31,7 @@ Progress = Callable[[int, int, dict[str, float]], None]  # steps done, steps in 
 HELD_OUT_EVERY = 16  # settings
 _WEIGHT = {
     "service": 3.0,
-    "misses": 2.0,
+    "emb_hit": 2.0,
     "kv_hit": 2.0,
     "emb_gain": 0.5,
     "emb_loss": 0.5,
@@ -39,7 +39,6 @@ _WEIGHT = {
     "kv_loss": 0.5,
 }
 _ABSOLUTE = {"emb_empty": 0.22, "kv_empty": 0.07, "backlog": 220.0, "refilled": 110.0}  # spread of fields without one
-_ENDS = (0.002, 0.998)
 _QUANTILES, _SAMPLED = 30.0, 6  # weight of the quantiles' loss, and requests of an interval that it looks at
 
 
@@ -244,10 +243,9 @@ def losses(
         requests = requests[..., torch.randint(requests.shape[-1], (_SAMPLED,), generator=generator)]
     quantiles = (knots * means["service"].detach()[..., None])[:, data.warmup :]
     above = (requests[None, ..., None, :] - quantiles[..., None]) / unit
-    # Not quite 0 and 1 at the ends: there any value beyond the extremes would cost nothing.
-    levels = torch.as_tensor(LEVELS.clip(*_ENDS), dtype=above.dtype)[:, None]
+    levels = torch.as_tensor(LEVELS.clip(*ENDS), dtype=above.dtype)[:, None]
     # The nearer to an end, the rarer is what moves a quantile: weighed up, the ends are learned as fast as the middle.
-    weight = (0.25 / (levels[:, 0] * (1.0 - levels[:, 0]))).clamp(max=10.0)
+    weight = (0.25 / (levels[:, 0] * (1.0 - levels[:, 0]))).clamp(max=40.0)
     pinball = (weight * torch.maximum(levels * above, (levels - 1.0) * above).mean((0, 1, 2, 4))).sum()
     parts["quantiles"] = pinball.item()
     return total + _QUANTILES * pinball, parts

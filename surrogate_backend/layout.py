@@ -13,14 +13,15 @@ CURVE = len(ALPHA_GRID)
 # Outputs of the users' network, of the caches' network, in order; then the logarithms of spreads.
 USER_FIELDS = ("history", "unique", "returning")
 CACHE_FIELDS = (
-    *("service", "kv_hit", "misses", "recomputed", "emb_gain", "emb_loss", "kv_gain", "kv_loss"),
+    *("service", "kv_hit", "emb_hit", "recomputed", "emb_gain", "emb_loss", "kv_gain", "kv_loss"),
     *("emb_empty", "kv_empty", "backlog", "refilled"),
 )
 USER_SPREADS = (*USER_FIELDS, "predicted")
 CACHE_SPREADS = CACHE_FIELDS[:8]
-# Quantiles of an interval's service times, as a share of their mean; u is a multiple of 1/64.
-LEVELS = np.array([0, 1, 4, 10, 16, 24, 32, 40, 48, 54, 58, 61, 63, 64]) / 64
+# Quantiles of an interval's service times, as a share of their mean; close at the ends, on which P99 rests.
+LEVELS = np.array([0, 0.3, 1.5, 5, 10, 16, 24, 32, 40, 48, 54, 58, 61, 62.6, 63.5, 64]) / 64
 KNOTS = len(LEVELS)
+ENDS = (0.002, 0.998)  # what the first and the last stand for: at 0 and 1 nothing beyond the extremes would be wrong
 KNOT_WEIGHT = np.convolve(np.diff(LEVELS), [0.5, 0.5])  # the mean of a piecewise linear quantile function
 USER_OUTPUTS = len(USER_FIELDS) + CURVE + len(USER_SPREADS)
 CACHE_OUTPUTS = len(CACHE_FIELDS) + KNOTS + len(CACHE_SPREADS)

@@ -132,6 +132,7 @@ class Ensemble(nn.Module):
         self.caches_head = _Linear(s.members, s.layer + s.hidden, s.layer)
         self.caches_out = _Linear(s.members, s.layer, CACHE_OUTPUTS, 0.3)
         self.rung = nn.Parameter(torch.zeros(s.members, len(RUNGS), s.layer))
+        self.rung_out = nn.Parameter(torch.zeros(s.members, len(RUNGS), CACHE_OUTPUTS))
 
     def forward(self, x: Tensor, rung: Tensor) -> Raw:
         """x: (T, lanes, CACHES); rung: (lanes,), index into RUNGS."""
@@ -141,8 +142,9 @@ class Ensemble(nn.Module):
         encoded, hidden = self.users(flat[..., :USERS], intervals)
         users = self.users_out(softsign(self.users_head(torch.cat([encoded, hidden], -1))))
         encoded, own = self.caches(torch.cat([flat, hidden], -1), intervals)
-        of_rung = self.rung[:, rung].repeat(1, intervals, 1)
-        caches = self.caches_out(softsign(self.caches_head(torch.cat([encoded, own], -1)) + of_rung))
+        of_rung, out_of_rung = (part[:, rung].repeat(1, intervals, 1) for part in (self.rung, self.rung_out))
+        head = softsign(self.caches_head(torch.cat([encoded, own], -1)) + of_rung)
+        caches = self.caches_out(head) + out_of_rung
         shape = (members, intervals, lanes, -1)
         return Raw(users.view(shape), caches.view(shape))
 
@@ -179,7 +181,7 @@ def outputs(raw: Raw, estimates: Tensor) -> tuple[dict[str, Tensor], dict[str, T
         "predicted": curve @ torch.as_tensor(INTERPOLATE, dtype=f.dtype) * growth(0.25 * users[..., 3 : 3 + CURVE]),
         "service": f[..., own + fluid.SERVICE_MS] * growth(0.25 * c["service"]),
         "kv_hit": odds(f[..., own + fluid.KV_HIT].clamp(0.005, 0.995), c["kv_hit"]),
-        "misses": (f[..., own + fluid.MISSES] + 0.1) * growth(c["misses"]),
+        "emb_hit": odds((1.0 - f[..., own + fluid.MISSES] / f[..., fluid.TOKENS]).clamp(0.01, 0.998), c["emb_hit"]),
         "recomputed": (f[..., own + fluid.RECOMPUTED] + 5.0) * growth(0.5 * c["recomputed"]),
         **{name: GAIN_MS * growth(c[name]) for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")},
         "emb_empty": odds((1.0 - f[..., own + fluid.EMB_FILLED]).clamp(0.01, 0.97), 2.0 * c["emb_empty"]),
@@ -188,17 +190,15 @@ def outputs(raw: Raw, estimates: Tensor) -> tuple[dict[str, Tensor], dict[str, T
         "refilled": REFILL_ROWS * growth(c["refilled"] - 1.0),
     }
     first = len(CACHE_FIELDS)
-    steps = growth(0.5 * caches[..., first : first + KNOTS])
-    knots = steps.cumsum(-1)
+    knots = f[..., fluid.SHAPE :] * growth(0.25 * caches[..., first : first + KNOTS])
     knots = knots / (knots * torch.as_tensor(KNOT_WEIGHT, dtype=f.dtype)).sum(-1, keepdim=True)
     spread = {name: growth(users[..., 3 + CURVE + k] - 2.0) for k, name in enumerate(USER_SPREADS)} | {
         name: growth(caches[..., first + KNOTS + k] - 2.0) for k, name in enumerate(CACHE_SPREADS)
     }
-    for name in ("unique", "returning", "kv_hit"):
+    for name in ("unique", "returning", "kv_hit", "emb_hit"):
         spread[name] = spread[name] + LEAST_SPREAD
     for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss"):
         spread[name] = (spread[name] + LEAST_SPREAD) * (means[name].detach() + GAIN_MS)
-    spread["misses"] = (spread["misses"] + LEAST_SPREAD) * (means["misses"].detach() + 0.5)
     for name in ("history", "service", "recomputed"):
         spread[name] = (spread[name] + LEAST_SPREAD) * means[name].detach()
     spread["predicted"] = (spread["predicted"] + LEAST_SPREAD)[..., None] * means["predicted"].detach()

@@ -3,8 +3,8 @@
 Two episodes of one setting differ by noise alone, whatever a fit's errors are. Their differences, over the spreads that
 the networks predict, field by field, are split by their autocovariance at lags that no two windows share: ``slow`` has
 common persistence and stays because the users of an episode stay; ``fast`` is the rest. Sampling (kernels/fields.py)
-draws the fast part by its Cholesky factor, users' fields first and service next, and replaces the service's own draw by
-what the interval's sampled requests came to: what a controller sees of hits and misses then goes with the latency.
+draws the fast part by its Cholesky factor, service first, whose draw is what the interval's single requests came to:
+what a controller sees of users, hits and misses then goes with the latency.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FIELDS = (
-    *("history", "unique", "returning", "predicted_low", "predicted_middle", "predicted_high"),
-    *("service", "kv_hit", "misses", "recomputed", "emb_gain", "emb_loss", "kv_gain", "kv_loss"),
+    *("service", "history", "unique", "returning", "predicted_low", "predicted_middle", "predicted_high"),
+    *("kv_hit", "emb_hit", "recomputed", "emb_gain", "emb_loss", "kv_gain", "kv_loss"),
 )
 SERVICE = FIELDS.index("service")
 SLOW = 4  # independent factors of the slow part

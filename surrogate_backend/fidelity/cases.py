@@ -56,7 +56,7 @@ class Setting:
         repeats: one schedule of alpha under different request seeds.
         retakes: repeats served again with the same requests.
         sweep: splits held on the path's stationary part, by ascending alpha.
-        policies: controllers on the path.
+        policies: controllers on the path, each with one request seed or more.
     """
 
     number: int
@@ -69,6 +69,12 @@ class Setting:
     @property
     def label(self) -> str:
         return f"{self.number}: {self.regime}"
+
+    @property
+    def controllers(self) -> dict[str, tuple[Case, ...]]:
+        """The episodes of each controller, by its name."""
+        names = dict.fromkeys(case.driver for case in self.policies)
+        return {name: tuple(case for case in self.policies if case.driver == name) for name in names}
 
     def group(self, name: str) -> tuple[Case, ...]:
         return {"repeat": self.repeats, "retake": self.retakes, "sweep": self.sweep, "policy": self.policies}[name]
@@ -90,6 +96,11 @@ class Origin:
 def stack(cases: Sequence[Case], name: str) -> Floats:
     """One field of several episodes of one length, (episodes, T)."""
     return np.stack([case.series[name] for case in cases])
+
+
+def along(cases: Sequence[Case], name: str) -> Floats:
+    """One field of several episodes, one behind the other."""
+    return np.concatenate([case.series[name] for case in cases])
 
 
 def gather(folder: pathlib.Path, profile: Profile) -> tuple[tuple[Setting, ...], Origin]:

@@ -17,7 +17,7 @@ from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
 from surrogate_backend.excitation import SWEEP
 from surrogate_backend.fidelity import statistics as st
-from surrogate_backend.fidelity.cases import Setting, gather, stack
+from surrogate_backend.fidelity.cases import Setting, along, gather, stack
 from surrogate_backend.fidelity.judgement import Choice, Judged, Judgement
 from surrogate_backend.fidelity.measures import (
     EXPECTED_FIELDS,
@@ -33,7 +33,7 @@ from surrogate_backend.fidelity.trust import Stretch, Trust, map_trust
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]  # what is under way, intervals done, intervals in all
 LANES = 256
-SWEEP_LANES, POLICY_LANES = 32, 8  # of each split and controller
+SWEEP_LANES, POLICY_LANES = 32, 16  # of each split and controller
 SWEEP_BLOCKS, POLICY_BLOCKS = 20, 48
 LEAST_SPLITS, LEAST_POLICIES = 5, 3
 _NEEDS = {
@@ -121,10 +121,11 @@ def _run(
 
     twin, lanes = Twin(backend), backend.spec.lanes
     fewer = max(2, lanes // 4)
+    controllers = [cases[0] for s in settings for cases in s.controllers.values()]
     works = {
         "schedules": Work([s.repeats[0] for s in settings if s.repeats], lanes),
         "held splits": Work([case for s in settings for case in s.sweep], min(SWEEP_LANES, fewer)),
-        "controllers": Work([case for s in settings for case in s.policies], min(POLICY_LANES, fewer), controlled=True),
+        "controllers": Work(controllers, min(POLICY_LANES, fewer), controlled=True),
     }
     total = sum(twin.steps(work) for work in works.values())
     repeats, sweeps, policies = (iter(twin.run(w, functools.partial(tell, what))) for what, w in works.items())
@@ -132,7 +133,7 @@ def _run(
         (
             next(repeats) if s.repeats else None,
             tuple(itertools.islice(sweeps, len(s.sweep))),
-            tuple(itertools.islice(policies, len(s.policies))),
+            tuple(itertools.islice(policies, len(s.controllers))),
         )
         for s in settings
     ]
@@ -221,16 +222,17 @@ def _alpha_star(setting: Setting, twin: Floats) -> dict[str, tuple[float, float]
 def _ranking(setting: Setting, policy: Sequence[Rollout]) -> tuple[Choice, tuple[float, float]]:
     """What following the twin's ranking comes to; floor and twin's tau."""
     sojourn = "interval_sojourn_ms"
-    real = np.array([case.series[sojourn].mean() for case in setting.policies])
+    controllers = setting.controllers
+    real = np.array([along(cases, sojourn).mean() for cases in controllers.values()])
     lanes = np.stack([rollout.series[sojourn].mean(axis=1) for rollout in policy])  # (policies, lanes)
     mine = lanes.mean(axis=1)
-    halves = [st.halved_means(case.series[sojourn], POLICY_BLOCKS) for case in setting.policies]
+    halves = [st.halved_means(along(cases, sojourn), POLICY_BLOCKS) for cases in controllers.values()]
     one, other = (np.stack(side, axis=1) for side in zip(*halves, strict=True))
     floor = float(np.mean([st.tau(a, b) for a, b in zip(one, other, strict=True)]))
     first, best = int(mine.argmin()), int(real.argmin())
     choice = Choice(
-        twin=setting.policies[first].driver,
-        real=setting.policies[best].driver,
+        twin=list(controllers)[first],
+        real=list(controllers)[best],
         place=int((real < real[first]).sum()) + 1,
         policies=len(real),
         cost=st.PERCENT * float(real[first] / real[best] - 1.0),

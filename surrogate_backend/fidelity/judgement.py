@@ -42,7 +42,7 @@ class Judged:
 
     Attributes:
         repeat: the twin's lanes of the repeats' schedule; None where the log has none.
-        sweep, policy: the twin's lanes of each case of the setting, in order.
+        sweep, policy: the twin's lanes of each held split and of each controller of the setting, in order.
         floor, surrogate: the figures of this setting alone; absent where it has no episodes for them. The bias has
             its sign, and its floor is of this setting alone.
         timing: path errors between an episode and the same requests timed again.

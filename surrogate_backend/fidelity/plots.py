@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from helm_gym.evaluation.plots import INK, RC, WIDTH, Picture, colour, legend, log_ms, svg
-from surrogate_backend.fidelity.cases import stack
+from surrogate_backend.fidelity.cases import along, stack
 from surrogate_backend.fidelity.judgement import Judged, Judgement
 from surrogate_backend.fidelity.measures import HIT_FIELDS, MEASURES, Measure
 from surrogate_backend.fidelity.trust import EDGES, Cell
@@ -193,16 +193,17 @@ def sweeps(settings: Sequence[Judged]) -> Picture:
 
 def ranks(settings: Sequence[Judged]) -> Picture:
     """The order of the controllers by mean sojourn, real against twin."""
-    names = list(dict.fromkeys(case.driver for s in settings for case in s.setting.policies))
+    names = list(dict.fromkeys(name for s in settings for name in s.setting.controllers))
 
     def draw(ax: Axes, judged: Judged) -> None:
-        real = np.array([case.series["interval_sojourn_ms"].mean() for case in judged.setting.policies])
+        controllers = judged.setting.controllers
+        real = np.array([along(cases, "interval_sojourn_ms").mean() for cases in controllers.values()])
         mine = np.array([rollout.series["interval_sojourn_ms"].mean() for rollout in judged.policy])
         places = np.argsort(np.argsort(real)), np.argsort(np.argsort(mine))
-        for k, case in enumerate(judged.setting.policies):
-            tint, ends = colour(case.driver, names), (int(places[0][k]), int(places[1][k]))
+        for k, name in enumerate(controllers):
+            tint, ends = colour(name, names), (int(places[0][k]), int(places[1][k]))
             ax.plot((0, 1), ends, color=tint, marker="o", markersize=4.5, linewidth=1.8)
-            ax.text(-0.07, ends[0], f"{case.driver}  {_ms(real[k])}", ha="right", va="center", fontsize=8.5, color=tint)
+            ax.text(-0.07, ends[0], f"{name}  {_ms(real[k])}", ha="right", va="center", fontsize=8.5, color=tint)
             ax.text(1.07, ends[1], _ms(mine[k]), ha="left", va="center", fontsize=8.5, color=tint)
         ax.set(xlim=(-1.65, 1.45), ylim=(len(real) - 0.4, -1.0), yticks=[], xticks=[])
         for x, text in ((0, "real"), (1, "twin")):

@@ -1,8 +1,8 @@
 """From what the networks say to an interval's fields: estimates corrected, noise added, requests served.
 
 The first half says what network.outputs says in torch. Noise (noise.py): what stays for long is a few autoregressive
-factors; an interval's own is drawn by a triangular factor, users' fields first, so that nothing a policy does reaches
-them; service next, whose own draw is what the interval's sampled requests came to.
+factors; an interval's own is drawn by a triangular factor, service first, whose draw is how high the interval's single
+requests lie in their distribution. No policy reaches that, so that none reaches what the users do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ import numpy as np
 
 from surrogate_backend import noise
 from surrogate_backend.kernels import fluid
-from surrogate_backend.kernels.fluid import HISTORY, KV_FILLED, KV_HIT, MISSES, PER_SPLIT, RECOMPUTED, SERVICE_MS
+from surrogate_backend.kernels.fluid import (
+    HISTORY,
+    KV_FILLED,
+    KV_HIT,
+    MISSES,
+    PER_SPLIT,
+    RECOMPUTED,
+    SERVICE_MS,
+    SHAPE,
+    TOKENS,
+)
 from surrogate_backend.kernels.functions import LANES, F, growth, kernel
 from surrogate_backend.kernels.requests import PER_INTERVAL, hashed, normal
 from surrogate_backend.layout import (
@@ -31,7 +41,7 @@ from surrogate_backend.layout import (
 
 NOISY, SLOW, SERVICE = len(noise.FIELDS), noise.SLOW, noise.SERVICE
 # Rows of an interval's fields; those of noise.FIELDS without the simulated curve come in their order.
-LENGTH, UNIQUE, RETURNING, TIME, HIT, MISSED, AGAIN, GAINS = 0, 1, 2, 3, 4, 5, 6, 7
+LENGTH, UNIQUE, RETURNING, TIME, HIT, EMB_HIT, AGAIN, GAINS = 0, 1, 2, 3, 4, 5, 6, 7
 EMB_EMPTY, KV_EMPTY, BACKLOG, REFILLED, PREDICTED = 11, 12, 13, 14, 15
 SPREADS = PREDICTED + CURVE  # of the first eleven rows, and of the curve
 _CURVE_SPREAD = SPREADS + 11
@@ -41,13 +51,15 @@ FIELDS = NOISE + 2 * NOISY
 _C = USER_OUTPUTS
 _C_KNOT = _C + len(CACHE_FIELDS)
 _C_SPREAD = _C_KNOT + KNOTS
+_FOLLOWED = PER_SPLIT + fluid.SPLIT_WIDTH + SERVICE_MS
 _U_CURVE, _U_SPREAD = len(USER_FIELDS), len(USER_FIELDS) + CURVE
 _INTERPOLATE = INTERPOLATE.astype(F)
 _WEIGHT = KNOT_WEIGHT.astype(F)
 _LEVEL = LEVELS.astype(F)
 _GAIN, _LEAST = F(GAIN_MS), F(LEAST_SPREAD)
 _FIRST_NOISE = 128  # hashes of an interval below it are the requests'
-_OF_NOISE = np.array([0, 1, 2, -1, -1, -1, 3, 4, 5, 6, 7, 8, 9, 10])  # rows of noise.FIELDS; -1: the curve
+_OF_NOISE = np.array([-1, 0, 1, 2, -1, -1, -1, 4, 5, 6, 7, 8, 9, 10])  # rows of noise.FIELDS; -1: set apart
+_OF_CURVE = noise.FIELDS.index("predicted_low")
 
 
 @kernel
@@ -67,12 +79,14 @@ def predict(y, f, out, n):
         out[TIME * LANES + k] = f[(PER_SPLIT + SERVICE_MS) * LANES + k] * growth(F(0.25) * y[_C * LANES + k])
         hit = min(max(f[(PER_SPLIT + KV_HIT) * LANES + k], F(0.005)), F(0.995))
         out[HIT * LANES + k] = _odds(hit, y[(_C + 1) * LANES + k])
-        out[MISSED * LANES + k] = (f[(PER_SPLIT + MISSES) * LANES + k] + F(0.1)) * growth(y[(_C + 2) * LANES + k])
+        hit = F(1.0) - f[(PER_SPLIT + MISSES) * LANES + k] / f[TOKENS * LANES + k]
+        out[EMB_HIT * LANES + k] = _odds(min(max(hit, F(0.01)), F(0.998)), y[(_C + 2) * LANES + k])
         again = f[(PER_SPLIT + RECOMPUTED) * LANES + k] + F(5.0)
         out[AGAIN * LANES + k] = again * growth(F(0.5) * y[(_C + 3) * LANES + k])
     for i in range(4):
+        gain, said = out[(GAINS + i) * LANES :], y[(_C + 4 + i) * LANES :]
         for k in range(n):
-            out[(GAINS + i) * LANES + k] = _GAIN * growth(y[(_C + 4 + i) * LANES + k])
+            gain[k] = _GAIN * growth(said[k])
     for k in range(n):
         empty = min(max(F(1.0) - f[(PER_SPLIT + KV_FILLED + 1) * LANES + k], F(0.01)), F(0.97))
         out[EMB_EMPTY * LANES + k] = _odds(empty, F(2.0) * y[(_C + 8) * LANES + k])
@@ -81,33 +95,41 @@ def predict(y, f, out, n):
         out[BACKLOG * LANES + k] = F(BACKLOG_ROWS) * growth(y[(_C + 10) * LANES + k] - F(1.0))
         out[REFILLED * LANES + k] = F(REFILL_ROWS) * growth(y[(_C + 11) * LANES + k] - F(1.0))
     for i in range(CURVE):
+        curve, said = out[(PREDICTED + i) * LANES :], y[(_U_CURVE + i) * LANES :]
         for k in range(n):
-            curve = F(0.0)
-            for j in range(fluid.SPLITS - 1):
-                curve += _INTERPOLATE[j, i] * f[(PER_SPLIT + (j + 1) * fluid.SPLIT_WIDTH + SERVICE_MS) * LANES + k]
-            out[(PREDICTED + i) * LANES + k] = curve * growth(F(0.25) * y[(_U_CURVE + i) * LANES + k])
+            curve[k] = F(0.0)
+        for j in range(fluid.SPLITS - 1):
+            weight, followed = _INTERPOLATE[j, i], f[(_FOLLOWED + j * fluid.SPLIT_WIDTH) * LANES :]
+            for k in range(n):
+                curve[k] += weight * followed[k]
+        for k in range(n):
+            curve[k] *= growth(F(0.25) * said[k])
     for k in range(n):
         out[SPREADS * LANES + k] = out[LENGTH * LANES + k] * (growth(y[_U_SPREAD * LANES + k] - F(2.0)) + _LEAST)
         out[(SPREADS + 1) * LANES + k] = growth(y[(_U_SPREAD + 1) * LANES + k] - F(2.0)) + _LEAST
         out[(SPREADS + 2) * LANES + k] = growth(y[(_U_SPREAD + 2) * LANES + k] - F(2.0)) + _LEAST
         out[_CURVE_SPREAD * LANES + k] = growth(y[(_U_SPREAD + 3) * LANES + k] - F(2.0)) + _LEAST
-    for i in range(8):  # service, hits, misses, recomputed, gains: relative to the mean, or to it and an offset
-        offset = F(0.0) if i != 2 else F(0.5)
-        offset = offset if i < 4 else _GAIN
+    for i in range(8):  # of hit rates as they are; of service, recomputed and gains relative to the mean
+        said, mean, spread = (
+            y[(_C_SPREAD + i) * LANES :],
+            out[(TIME + i) * LANES :],
+            out[(SPREADS + TIME + i) * LANES :],
+        )
+        scale, offset = F(0.0 if i == 1 or i == 2 else 1.0), F(1.0) if i == 1 or i == 2 else F(0.0) if i < 4 else _GAIN
         for k in range(n):
-            spread = growth(y[(_C_SPREAD + i) * LANES + k] - F(2.0)) + _LEAST
-            unit = F(1.0) if i == 1 else out[(TIME + i) * LANES + k] + offset
-            out[(SPREADS + TIME + i) * LANES + k] = spread * unit
+            spread[k] = (growth(said[k] - F(2.0)) + _LEAST) * (scale * mean[k] + offset)
+    total = out[NOISE * LANES :]
     for k in range(n):
-        out[NOISE * LANES + k] = out[(NOISE + 1) * LANES + k] = F(0.0)
+        total[k] = F(0.0)
     for i in range(KNOTS):
+        said, prior, knot = y[(_C_KNOT + i) * LANES :], f[(SHAPE + i) * LANES :], out[(KNOT + i) * LANES :]
         for k in range(n):
-            up = out[NOISE * LANES + k] + growth(F(0.5) * y[(_C_KNOT + i) * LANES + k])
-            out[NOISE * LANES + k] = out[(KNOT + i) * LANES + k] = up
-            out[(NOISE + 1) * LANES + k] += up * _WEIGHT[i]
+            knot[k] = prior[k] * growth(F(0.25) * said[k])
+            total[k] += knot[k] * _WEIGHT[i]
     for i in range(KNOTS):
+        knot = out[(KNOT + i) * LANES :]
         for k in range(n):
-            out[(KNOT + i) * LANES + k] /= out[(NOISE + 1) * LANES + k]
+            knot[k] /= total[k]
 
 
 @kernel
@@ -118,73 +140,79 @@ def _draw(keys, t, at, k):
 
 
 @kernel
-def draw_noise(keys, t, fast, slow, persistence, factors, requests, level, out, n):
-    """Draws the noise of all that comes before the requests are served, and the level of their service times.
-
-    factors: SLOW rows, moved on; level: one row, mean service time of the interval's distribution (ms).
-    """
+def draw_level(keys, t, fast, slow, persistence, factors, requests, level, out, n):
+    """Moves the lasting factors on (SLOW rows), and draws the mean (ms) of the interval's distribution: ``level``."""
     fresh = np.sqrt(F(1.0) - persistence * persistence)
+    lasting = out[NOISE * LANES :]
+    for k in range(n):
+        lasting[k] = F(0.0)
     for i in range(SLOW):
+        factor, loading = factors[i * LANES :], slow[SERVICE * SLOW + i]
         for k in range(n):
-            factors[i * LANES + k] = persistence * factors[i * LANES + k] + fresh * _draw(keys, t, _FIRST_NOISE + i, k)
+            factor[k] = persistence * factor[k] + fresh * _draw(keys, t, _FIRST_NOISE + i, k)
+            lasting[k] += loading * factor[k]
+    square = out[(NOISE + 1) * LANES :]  # of the quantile function, which is linear between knots
+    for k in range(n):
+        square[k] = F(0.0)
+    for i in range(KNOTS - 1):
+        low, high = out[(KNOT + i) * LANES :], out[(KNOT + i + 1) * LANES :]
+        width = (_LEVEL[i + 1] - _LEVEL[i]) * F(1.0 / 3.0)
+        for k in range(n):
+            square[k] += width * (low[k] * low[k] + low[k] * high[k] + high[k] * high[k])
+    for k in range(n):
+        relative = out[(SPREADS + TIME) * LANES + k] / out[TIME * LANES + k]
+        own = fast[SERVICE * NOISY + SERVICE] * relative
+        # What a sample of requests does not bring of the interval's own noise moves their distribution.
+        rest = np.sqrt(max(own * own - max(square[k] - F(1.0), F(0.0)) / requests, F(0.0)))
+        shift = relative * lasting[k] + rest * _draw(keys, t, _FIRST_NOISE + SLOW, k)
+        level[k] = out[TIME * LANES + k] * min(max(F(1.0) + shift, F(0.5)), F(2.0))
+
+
+@kernel
+def add_noise(keys, t, fast, slow, factors, score, served_ms, requests, max_history, out, n):
+    """Makes the fields what the interval reports, given its service times: their sum (ms) and ``score``, a row each."""
     draws, sums = out[NOISE * LANES :], out[(NOISE + NOISY) * LANES :]
     for d in range(NOISY):
         own, total = draws[d * LANES :], sums[d * LANES :]
         for k in range(n):
-            own[k] = _draw(keys, t, _FIRST_NOISE + SLOW + d, k)
+            own[k] = score[k] if d == SERVICE else _draw(keys, t, _FIRST_NOISE + SLOW + d, k)
             total[k] = F(0.0)
         for i in range(SLOW):
             loading, factor = slow[d * SLOW + i], factors[i * LANES :]
             for k in range(n):
                 total[k] += loading * factor[k]
-        for i in range(min(d, SERVICE)):
+        for i in range(d + 1):
             loading, other = fast[d * NOISY + i], draws[i * LANES :]
             for k in range(n):
                 total[k] += loading * other[k]
     for k in range(n):
-        square = F(0.0)  # of the quantile function, which is linear between knots
-        for i in range(KNOTS - 1):
-            a, b = out[(KNOT + i) * LANES + k], out[(KNOT + i + 1) * LANES + k]
-            square += (_LEVEL[i + 1] - _LEVEL[i]) * (a * a + a * b + b * b) * F(1.0 / 3.0)
-        relative = out[(SPREADS + TIME) * LANES + k] / out[TIME * LANES + k]
-        own = fast[SERVICE * NOISY + SERVICE] * relative
-        # What the sample of requests does not bring of the interval's own noise moves their distribution.
-        rest = np.sqrt(max(own * own - max(square - F(1.0), F(0.0)) / requests, F(0.0)))
-        shift = relative * out[(NOISE + NOISY + SERVICE) * LANES + k] + rest * out[(NOISE + SERVICE) * LANES + k]
-        level[k] = out[TIME * LANES + k] * min(max(F(1.0) + shift, F(0.5)), F(2.0))
-
-
-@kernel
-def add_noise(fast, served_ms, requests, max_history, out, n):
-    """Makes the fields what the interval reports, given the sum of its service times (``served_ms``, one row)."""
-    for k in range(n):
-        mean, spread = out[TIME * LANES + k], out[(SPREADS + TIME) * LANES + k]
-        z = (served_ms[k] / requests - mean) / spread - out[(NOISE + NOISY + SERVICE) * LANES + k]
-        out[(NOISE + SERVICE) * LANES + k] = min(max(z / fast[SERVICE * NOISY + SERVICE], F(-4.0)), F(4.0))
         out[TIME * LANES + k] = served_ms[k] / requests
-    draws, sums = out[NOISE * LANES :], out[(NOISE + NOISY) * LANES :]
-    for d in range(NOISY):
-        total = sums[d * LANES :]
-        for i in range(min(d, SERVICE), d + 1):
-            loading, other = fast[d * NOISY + i], draws[i * LANES :]
-            for k in range(n):
-                total[k] += loading * other[k]
     for d in range(NOISY):
         row = _OF_NOISE[d]
-        if row >= 0 and d != SERVICE:
+        if row >= 0:
+            field, spread, total = out[row * LANES :], out[(SPREADS + row) * LANES :], sums[d * LANES :]
             for k in range(n):
-                out[row * LANES + k] += out[(SPREADS + row) * LANES + k] * out[(NOISE + NOISY + d) * LANES + k]
+                field[k] += spread[k] * total[k]
+    z = draws
     for i in range(CURVE):
+        curve = out[(PREDICTED + i) * LANES :]
         for k in range(n):
-            z = F(0.0)
-            for j in range(fluid.SPLITS - 1):
-                z += _INTERPOLATE[j, i] * out[(NOISE + NOISY + 3 + j) * LANES + k]
-            out[(PREDICTED + i) * LANES + k] *= max(F(1.0) + out[_CURVE_SPREAD * LANES + k] * z, F(0.3))
+            z[k] = F(0.0)
+        for j in range(fluid.SPLITS - 1):
+            weight, total = _INTERPOLATE[j, i], sums[(_OF_CURVE + j) * LANES :]
+            for k in range(n):
+                z[k] += weight * total[k]
+        for k in range(n):
+            curve[k] *= max(F(1.0) + out[_CURVE_SPREAD * LANES + k] * z[k], F(0.3))
     for k in range(n):
         out[LENGTH * LANES + k] = min(max(out[LENGTH * LANES + k], F(1.0)), max_history)
-        for row in (UNIQUE, RETURNING, HIT):
-            out[row * LANES + k] = min(max(out[row * LANES + k], F(0.0)), F(1.0))
-        for row in range(MISSED, GAINS + 4):
-            out[row * LANES + k] = max(out[row * LANES + k], F(0.0))
         out[BACKLOG * LANES + k] = max(out[BACKLOG * LANES + k] - F(1.0), F(0.0))
         out[REFILLED * LANES + k] = max(out[REFILLED * LANES + k] - F(1.0), F(0.0))
+    for row in (UNIQUE, RETURNING, HIT, EMB_HIT):
+        rate = out[row * LANES :]
+        for k in range(n):
+            rate[k] = min(max(rate[k], F(0.0)), F(1.0))
+    for i in range(GAINS + 4 - AGAIN):
+        field = out[(AGAIN + i) * LANES :]
+        for k in range(n):
+            field[k] = max(field[k], F(0.0))

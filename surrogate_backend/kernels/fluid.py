@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from helm_gym.profile import Profile
 from helm_gym.workload.state import INDEX
 from surrogate_backend.kernels.functions import LANES, F, inverse_exp, kernel, to_blocks
-from surrogate_backend.layout import FOLLOWED
+from surrogate_backend.kernels.shape import shape
+from surrogate_backend.layout import FOLLOWED, KNOTS
 
 GROUPS = 16  # so many float32 are one vector
 BUCKETS = 16  # of item popularity, geometric
@@ -44,10 +45,11 @@ _STREAMED, _COLD_RATE, _COLD_SIZE, _LOOK, _BY_NEW = _ROW + 6, _ROW + 7, _ROW + 8
 _BY_HOT, _BY_COLD, _EMB_AGE, _MISSING = _ROW + 11, _ROW + 12, _ROW + 13, _ROW + 14
 SCRATCH = _ROW + 15
 
-# Estimates: of the users, and of each split.
-HISTORY, COLD_HISTORY, HOT_HISTORY, HOT_PAGES, PER_SPLIT = 0, 1, 2, 3, 4
+# Estimates: of the users, tokens looked up a request at the present split, of each split, and quantiles (shape.py).
+HISTORY, COLD_HISTORY, HOT_HISTORY, HOT_PAGES, TOKENS, PER_SPLIT = 0, 1, 2, 3, 4, 5
 SERVICE_MS, KV_HIT, RECOMPUTED, MISSES, KV_FILLED, EMB_FILLED, SPLIT_WIDTH = 0, 1, 2, 3, 4, 5, 6
-ESTIMATES = PER_SPLIT + SPLITS * SPLIT_WIDTH
+SHAPE = PER_SPLIT + SPLITS * SPLIT_WIDTH
+ESTIMATES = SHAPE + KNOTS
 
 _EXPONENTS, _ZIPF_CENTRE = np.linspace(0.4, 1.4, 41), F(0.9)
 _HOT_SHARE, _HOT_USERS, _MEAN_HISTORY = INDEX["hot_share"], INDEX["hot_users"], INDEX["mean_history"]
@@ -61,7 +63,7 @@ class Constants(NamedTuple):
 
     Attributes:
         scalars: float32, requests an interval, users, ceiling of a history, tokens a page, pages, rows a page, the
-            items, cost model's four figures, link latency and row (ms).
+            items, cost model's four figures, link latency and row (ms), spread of log histories, longest history.
         powers: float32 (7 BUCKETS,), share of requests that each bucket of items gets, as a polynomial of the exponent
             of popularity, highest power first (within 1e-3 of the share from .4 to 1.4).
         inside: float32 (BUCKETS,), items in each bucket.
@@ -89,7 +91,7 @@ def constants(profile: Profile) -> Constants:
         *(profile.interval.requests, population.users, 0.725 * profile.model.max_history, profile.tokens_per_page),
         *(pool.pages, profile.rows_per_page, population.items),
         *(cost.base_ms, cost.per_token_ms, cost.per_pair_ms, cost.per_context_ms),
-        *(profile.link.latency_ms, profile.row_ms),
+        *(profile.link.latency_ms, profile.row_ms, population.log_sigma, profile.model.max_history),
     )
     return Constants(np.array(scalars, F), powers.astype(F).ravel(), np.diff(edges).astype(F))
 
@@ -120,29 +122,30 @@ def _users(s, w, scalars, t, f, n):
     for x in range(n):
         t[_HIT * LANES + x] = t[_AGAIN * LANES + x] = t[_USED * LANES + x] = F(0.0)
     for g in range(GROUPS):
-        share = F((2 * g + 1) / (GROUPS * GROUPS))
+        share, lengths = F((2 * g + 1) / (GROUPS * GROUPS)), s[(LENGTH + g) * LANES :]
         for x in range(n):
-            t[_USED * LANES + x] += s[(LENGTH + g) * LANES + x] * share
+            t[_USED * LANES + x] += lengths[x] * share
     for x in range(n):  # hot users who leave join the cold ones, with their histories
         leaving = w[_TURNOVER * LANES + x] * w[_HOT_USERS * LANES + x] / users
         s[COLD * LANES + x] += leaving * (t[_USED * LANES + x] - s[COLD * LANES + x])
         s[COLD_ZIPF * LANES + x] += leaving * (s[HOT_ZIPF * LANES + x] - s[COLD_ZIPF * LANES + x])
         s[HOT_ZIPF * LANES + x] += w[_TURNOVER * LANES + x] * (w[_ZIPF * LANES + x] - s[HOT_ZIPF * LANES + x])
     for g in range(GROUPS):
+        lengths, seens = s[(LENGTH + g) * LANES :], s[(SEEN + g) * LANES :]
+        rates, sizes = t[(_RATE + g) * LANES :], t[(_SIZE + g) * LANES :]
         for x in range(n):
             turnover, delta = w[_TURNOVER * LANES + x], w[_DELTA * LANES + x]
             # Heat is Zipf with exponent .5: equal shares of the hot requests go to growing groups.
             members = w[_HOT_USERS * LANES + x] * F((2 * g + 1) / (GROUPS * GROUPS))
             rate = w[_HOT_SHARE * LANES + x] * F(1.0 / GROUPS) / members
             visits = requests * rate
-            length = s[(LENGTH + g) * LANES + x]
+            length = lengths[x]
             length += turnover * (w[_MEAN_HISTORY * LANES + x] - length)
             length = min(length + min(delta * visits, _MAX_GROWTH) * _room(length * inverse), ceiling)
-            seen = s[(SEEN + g) * LANES + x] * (F(1.0) - turnover)
+            seen = seens[x] * (F(1.0) - turnover)
             seen += (F(1.0) - seen) * (F(1.0) - inverse_exp(F(0.5) * visits))
             size = members * (length * per_page + F(0.5))
-            s[(LENGTH + g) * LANES + x], s[(SEEN + g) * LANES + x] = length, seen
-            t[(_RATE + g) * LANES + x], t[(_SIZE + g) * LANES + x] = rate, size
+            lengths[x], seens[x], rates[x], sizes[x] = length, seen, rate, size
             t[_HIT * LANES + x] += length
             t[_AGAIN * LANES + x] += size
     for x in range(n):
@@ -164,9 +167,10 @@ def _users(s, w, scalars, t, f, n):
 @kernel
 def _popularity(powers, exponents, at, out, n):
     """Share of requests that each bucket of items gets, under the exponents in row ``at``; fills BUCKETS rows."""
+    exponent = exponents[at * LANES :]
     for b in range(BUCKETS):
         for x in range(n):
-            z = exponents[at * LANES + x] - _ZIPF_CENTRE
+            z = exponent[x] - _ZIPF_CENTRE
             share = powers[b]
             share = share * z + powers[1 * BUCKETS + b]
             share = share * z + powers[2 * BUCKETS + b]
@@ -181,7 +185,7 @@ def _popularity(powers, exponents, at, out, n):
 def _aged(age, used, slope, capacity, served):
     """T of a cache after one step of Newton's towards filling ``capacity``; it grows by at most what was served."""
     change = (capacity - used) / (slope + F(1e-3) * capacity)
-    age = min(age * (F(1.0) + min(max(change, F(-0.5)), F(1.0))), age + served)
+    age = min(age * (F(1.0) + max(change, F(-0.5))), age + served)
     return min(max(age, F(1.0)), F(3e7))
 
 
@@ -189,13 +193,14 @@ def _aged(age, used, slope, capacity, served):
 def _kv(s, w, k, split, scalars, t, f, n):
     """The KV cache at split number ``k``, its alphas in row 0 of ``split``."""
     requests, pages = scalars[0], scalars[4]
-    state, out = KV + 3 * k, PER_SPLIT + k * SPLIT_WIDTH
+    state, emb_age = s[(KV + 3 * k) * LANES :], s[(EMB + 3 * k) * LANES :]
+    looked, of_split = s[(LOOKUPS + k) * LANES :], f[(PER_SPLIT + k * SPLIT_WIDTH) * LANES :]
     for x in range(n):
         capacity = (F(1.0) - split[x]) * pages
-        age = _aged(s[state * LANES + x], s[(state + 1) * LANES + x], s[(state + 2) * LANES + x], capacity, requests)
-        s[state * LANES + x] = t[_AGE * LANES + x] = age
+        age = _aged(state[x], state[LANES + x], state[2 * LANES + x], capacity, requests)
+        state[x] = t[_AGE * LANES + x] = age
         # Of EMB, in requests, as of the last interval.
-        t[_EMB_AGE * LANES + x] = s[(EMB + 3 * k) * LANES + x] / s[(LOOKUPS + k) * LANES + x]
+        t[_EMB_AGE * LANES + x] = emb_age[x] / looked[x]
         gone = inverse_exp(t[_COLD_RATE * LANES + x] * age)
         t[_USED * LANES + x] = t[_STREAMED * LANES + x] * age + t[_COLD_SIZE * LANES + x] * (F(1.0) - gone)
         t[_SLOPE * LANES + x] = (
@@ -237,26 +242,21 @@ def _kv(s, w, k, split, scalars, t, f, n):
         lookups = fresh + arrived + cold_again + apart
         t[_LOOK * LANES + x], t[_BY_NEW * LANES + x] = lookups, (fresh + arrived) / lookups
         t[_BY_HOT * LANES + x], t[_BY_COLD * LANES + x] = apart / lookups, cold_again / lookups
-        s[(state + 1) * LANES + x], s[(state + 2) * LANES + x] = t[_USED * LANES + x], t[_SLOPE * LANES + x]
-        f[(out + KV_HIT) * LANES + x] = per_group * t[_HIT * LANES + x] + known * (F(1.0) - gone)
-        f[(out + RECOMPUTED) * LANES + x] = per_group * t[_AGAIN * LANES + x] + cold_again + arrived
-        f[(out + KV_FILLED) * LANES + x] = t[_USED * LANES + x] / ((F(1.0) - split[x]) * pages)
+        state[LANES + x], state[2 * LANES + x] = t[_USED * LANES + x], t[_SLOPE * LANES + x]
+        of_split[KV_HIT * LANES + x] = per_group * t[_HIT * LANES + x] + known * (F(1.0) - gone)
+        of_split[RECOMPUTED * LANES + x] = per_group * t[_AGAIN * LANES + x] + cold_again + arrived
+        of_split[KV_FILLED * LANES + x] = t[_USED * LANES + x] / ((F(1.0) - split[x]) * pages)
 
 
 @kernel
 def _emb(s, w, k, split, scalars, inside, t, f, n):
     """The embedding cache at split number ``k``, and the service time that both caches make."""
     requests, slots, most = scalars[0], scalars[4] * scalars[5], F(0.995) * scalars[6]
-    state, out = EMB + 3 * k, PER_SPLIT + k * SPLIT_WIDTH
+    state, looked = s[(EMB + 3 * k) * LANES :], s[(LOOKUPS + k) * LANES :]
+    of_split = f[(PER_SPLIT + k * SPLIT_WIDTH) * LANES :]
     for x in range(n):
-        capacity = min(split[x] * slots, most)
-        t[_AGE * LANES + x] = _aged(
-            s[state * LANES + x],
-            s[(state + 1) * LANES + x],
-            s[(state + 2) * LANES + x],
-            capacity,
-            requests * t[_LOOK * LANES + x],
-        )
+        capacity, lookups = min(split[x] * slots, most), requests * t[_LOOK * LANES + x]
+        t[_AGE * LANES + x] = _aged(state[x], state[LANES + x], state[2 * LANES + x], capacity, lookups)
         t[_MISSING * LANES + x] = t[_USED * LANES + x] = t[_SLOPE * LANES + x] = F(0.0)
     missing, used, slope, ages = t[_MISSING * LANES :], t[_USED * LANES :], t[_SLOPE * LANES :], t[_AGE * LANES :]
     by_new, by_hot, by_cold = t[_BY_NEW * LANES :], t[_BY_HOT * LANES :], t[_BY_COLD * LANES :]
@@ -272,14 +272,14 @@ def _emb(s, w, k, split, scalars, inside, t, f, n):
             used[x] += items * (F(1.0) - gone)
             slope[x] += asked * age * gone
     for x in range(n):
-        s[state * LANES + x], s[(LOOKUPS + k) * LANES + x] = t[_AGE * LANES + x], t[_LOOK * LANES + x]
-        s[(state + 1) * LANES + x], s[(state + 2) * LANES + x] = t[_USED * LANES + x], t[_SLOPE * LANES + x]
+        state[x], looked[x] = t[_AGE * LANES + x], t[_LOOK * LANES + x]
+        state[LANES + x], state[2 * LANES + x] = t[_USED * LANES + x], t[_SLOPE * LANES + x]
         misses, history = t[_MISSING * LANES + x] * t[_LOOK * LANES + x], f[HISTORY * LANES + x]
-        tokens = w[_DELTA * LANES + x] + w[_CANDIDATES * LANES + x] + f[(out + RECOMPUTED) * LANES + x]
-        f[(out + MISSES) * LANES + x] = misses
-        f[(out + EMB_FILLED) * LANES + x] = t[_USED * LANES + x] / (split[x] * slots)
+        tokens = w[_DELTA * LANES + x] + w[_CANDIDATES * LANES + x] + of_split[RECOMPUTED * LANES + x]
+        of_split[MISSES * LANES + x] = misses
+        of_split[EMB_FILLED * LANES + x] = t[_USED * LANES + x] / (split[x] * slots)
         computed = scalars[7] + tokens * (scalars[8] + scalars[9] * history) + scalars[10] * history
-        f[(out + SERVICE_MS) * LANES + x] = computed + scalars[11] + misses * scalars[12]
+        of_split[SERVICE_MS * LANES + x] = computed + scalars[11] + misses * scalars[12]
 
 
 @kernel
@@ -305,3 +305,11 @@ def fluid_step(s, w, splits, scalars, powers, inside, t, f, n):
         split = splits[k * LANES : (k + 1) * LANES]
         _kv(s, w, k, split, scalars, t, f, n)
         _emb(s, w, k, split, scalars, inside, t, f, n)
+    fresh = t[_ROW * LANES :]
+    for x in range(n):
+        fresh[x] = w[_DELTA * LANES + x] + w[_CANDIDATES * LANES + x]
+        f[TOKENS * LANES + x] = fresh[x] + f[(PER_SPLIT + RECOMPUTED) * LANES + x]
+    shape(
+        scalars, f[HISTORY * LANES :], fresh, f[(PER_SPLIT + KV_HIT) * LANES :], f[(PER_SPLIT + RECOMPUTED) * LANES :],
+        f[(PER_SPLIT + MISSES) * LANES :], f[SHAPE * LANES :], n,
+    )  # fmt: skip

@@ -70,9 +70,3 @@ def to_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:
     lanes, rows = x.shape
     padded = np.pad(x, ((0, -lanes % LANES), (0, 0)), mode="edge")
     return np.ascontiguousarray(padded.reshape(-1, LANES, rows).swapaxes(1, 2)).reshape(-1, rows * LANES)
-
-
-def from_blocks(x: NDArray[np.float32], lanes: int) -> NDArray[np.float32]:
-    """(blocks, rows * LANES) -> (lanes, rows)."""
-    rows = x.shape[1] // LANES
-    return np.ascontiguousarray(x.reshape(-1, rows, LANES).swapaxes(1, 2)).reshape(-1, rows)[:lanes]

@@ -45,13 +45,13 @@ def rest(profile: Profile) -> NDArray[np.float32]:
 @kernel
 def _split_inputs(f, k, service_ms, x, at, n):
     """Five inputs of one split, scaled to about -1 to 1, in rows from ``at``."""
-    base = PER_SPLIT + k * SPLIT_WIDTH
+    f, x = f[(PER_SPLIT + k * SPLIT_WIDTH) * LANES :], x[at * LANES :]
     for i in range(n):
-        x[at * LANES + i] = F(4.0) * log_ratio(f[(base + SERVICE_MS) * LANES + i], service_ms)
-        x[(at + 1) * LANES + i] = F(2.0) * f[(base + KV_HIT) * LANES + i] - F(1.0)
-        x[(at + 2) * LANES + i] = log_ratio(f[(base + MISSES) * LANES + i], F(5.0))
-        x[(at + 3) * LANES + i] = F(4.0) * min(f[(base + KV_FILLED) * LANES + i], F(1.5)) - F(3.5)
-        x[(at + 4) * LANES + i] = F(4.0) * f[(base + EMB_FILLED) * LANES + i] - F(3.5)
+        x[i] = F(4.0) * log_ratio(f[SERVICE_MS * LANES + i], service_ms)
+        x[LANES + i] = F(2.0) * f[KV_HIT * LANES + i] - F(1.0)
+        x[2 * LANES + i] = log_ratio(f[MISSES * LANES + i], F(5.0))
+        x[3 * LANES + i] = F(4.0) * min(f[KV_FILLED * LANES + i], F(1.5)) - F(3.5)
+        x[4 * LANES + i] = F(4.0) * f[EMB_FILLED * LANES + i] - F(3.5)
 
 
 @kernel

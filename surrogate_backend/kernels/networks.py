@@ -49,8 +49,9 @@ def pack(tensors: Mapping[str, NDArray[np.float32]], rung: str) -> NDArray[np.fl
         parts = []
         for name in _LAYERS:
             weight, bias = tensors[f"net.{name}.weight"][m], tensors[f"net.{name}.bias"][m]
-            if name == "caches_head":
-                bias = bias + tensors["net.rung"][m, RUNGS.index(rung)]
+            if name in ("caches_head", "caches_out"):
+                of_rung = "net.rung" if name == "caches_head" else "net.rung_out"
+                bias = bias + tensors[of_rung][m, RUNGS.index(rung)]
             if name == "users.encode":
                 weight = np.pad(weight, ((0, _USERS - USERS), (0, 0)))
             elif name == "caches.encode":

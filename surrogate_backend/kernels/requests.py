@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from surrogate_backend.kernels.functions import LANES, F, kernel
 from surrogate_backend.layout import KNOTS, LEVELS
 
-TOP = 3  # largest values kept of an interval, for P99 over windows of up to 299 requests
+TOP = 3  # largest values kept of an interval, for P99 over windows of up to 201 requests
 PER_INTERVAL = 256  # hashes that an interval may use
 _LEVELS = LEVELS.astype(F)
 _U = np.uint32
@@ -66,12 +66,13 @@ def exponential(u):
 
 
 @kernel
-def serve_requests(keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, count, q, service, sojourn, sums, n):
+def serve_requests(keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, count, q, score, service, sojourn, sums, n):
     """Draws and queues one interval's requests in ``n`` lanes (Lindley: what waits is worked off between arrivals).
 
     keys: two rows; t: (lanes,) the interval's number; gaps: (count,) rows, s, where not ``poisson``; rate: one row,
     1/s; knots: KNOTS rows; level: one row, mean service time (ms); lag: one row, work left at the last arrival (ms).
-    Fills ``count`` rows of service and sojourn (ms), and of ``sums``: service, sojourn, violations, span (s), and TOP
+    Fills ``score``, one row, how high the interval's requests lie in their distribution (mean 0, variance 1), ``count``
+    rows of service and sojourn (ms), and of ``sums``: service, sojourn, violations, span (s), and TOP
     rows each of the largest services and sojourns.
     """
     for i in range(4 + 2 * TOP):
@@ -84,7 +85,7 @@ def serve_requests(keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, coun
             slope = (knots[i * LANES + k] - knots[(i - 1) * LANES + k]) / (_LEVELS[i] - _LEVELS[i - 1]) * level[k]
             q[i * LANES + k] = slope - before
             before = slope
-        q[k] = knots[k] * level[k]
+        q[k], score[k] = knots[k] * level[k], F(-0.5 * count)
     for r in range(count):
         for k in range(n):
             at = _U(_U(t[k]) * _U(PER_INTERVAL) + _U(2 * r))
@@ -93,6 +94,7 @@ def serve_requests(keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, coun
             for i in range(1, KNOTS):
                 time += q[i * LANES + k] * min(u, _LEVELS[i])
             service[r * LANES + k] = time
+            score[k] += u
         for k in range(n):
             if poisson:
                 at = _U(_U(t[k]) * _U(PER_INTERVAL) + _U(2 * r + 1))
@@ -116,3 +118,5 @@ def serve_requests(keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, coun
             sums[7 * LANES + k] = max(a, spent)
             sums[8 * LANES + k] = max(b, min(a, spent))
             sums[9 * LANES + k] = max(c, min(b, spent))
+    for k in range(n):
+        score[k] *= F(np.sqrt(12.0 / count))

@@ -20,7 +20,7 @@ from surrogate_backend.kernels.functions import LANES, F, inverse_exp, kernel
 from surrogate_backend.kernels.requests import TOP, serve_requests
 from surrogate_backend.layout import FOLLOWED, KNOTS
 
-MAX_REQUESTS, MAX_INTERVALS = 64, 8
+MAX_REQUESTS, MAX_INTERVALS, MAX_WINDOW = 64, 8, 201  # P99 of a longer window needs more than TOP values
 _P = len(PARAMETERS)
 # Rows of an interval in the ring: what serve_requests sums, then the fields that windows are made of.
 _SERVED, _SPENT, _LATE, _SPAN, _TOP_SERVICE, _TOP_SOJOURN = 0, 1, 2, 3, 4, 4 + TOP
@@ -46,7 +46,7 @@ KEYS, CLOCK, PAGES, COUNTERS = 0, 2, 3, 4
 
 # Places in the flat constants.
 _SCALARS = 0
-_POWERS = _SCALARS + 13
+_POWERS = _SCALARS + 15
 _INSIDE = _POWERS + 7 * fluid.BUCKETS
 _REST = _INSIDE + fluid.BUCKETS
 _FAST = _REST + 8
@@ -66,7 +66,7 @@ _X = _F + fluid.ESTIMATES
 _Y = _X + networks.INPUTS
 _OUT = _Y + networks.OUTPUTS
 _LEVEL = _OUT + fields.FIELDS
-_RATE, _Q = _LEVEL + 1, _LEVEL + 2
+_RATE, _SCORE, _Q = _LEVEL + 1, _LEVEL + 2, _LEVEL + 3
 _T = _Q + KNOTS
 _V = _T + max(fluid.SCRATCH, networks.SCRATCH, RING)
 _GAPS = _V + networks.SCRATCH
@@ -188,26 +188,29 @@ def _median(rows, mean, count, above, n, out):
 
 
 @kernel
-def _quantile(ring, filled, top, requests, share, n, out):
-    """A high quantile over the ring's intervals, from each one's largest values; linear between order statistics."""
+def _quantile(ring, filled, top, requests, share, n, largest, out):
+    """A high quantile over the ring's intervals, from each one's largest values; linear between order statistics.
+
+    largest: scratch, TOP rows.
+    """
     last = requests * filled - 1
     at = share * last
     low = int(at)
     part, rank = F(at - low), last - low  # rank: from the top, 0 the largest
     for k in range(n):
-        a = b = c = F(-1.0)
-        for i in range(filled):
-            for j in range(TOP):
-                value = ring[(i * RING + top + j) * LANES + k]
-                c = max(c, min(b, value))
-                b = max(b, min(a, value))
-                a = max(a, value)
-        if rank >= 2:
-            out[k] = c + part * (b - c)
-        elif rank == 1:
-            out[k] = b + part * (a - b)
-        else:
-            out[k] = a
+        largest[k] = largest[LANES + k] = largest[2 * LANES + k] = F(-1.0)
+    for i in range(filled):
+        tops = ring[(i * RING + top) * LANES :]
+        for j in range(TOP):
+            values = tops[j * LANES :]
+            for k in range(n):
+                value, a, b, c = values[k], largest[k], largest[LANES + k], largest[2 * LANES + k]
+                largest[k] = max(a, value)
+                largest[LANES + k] = max(b, min(a, value))
+                largest[2 * LANES + k] = max(c, min(b, value))
+    lower, upper = largest[rank * LANES :], largest[max(rank - 1, 0) * LANES :]
+    for k in range(n):
+        out[k] = lower[k] + part * (upper[k] - lower[k])
 
 
 @kernel
@@ -215,22 +218,29 @@ def _record(c, own, f, w, requests, n):
     """Puts the fields of an interval beside what its requests came to, in its place of the ring."""
     row_ms, latency_ms = c[_OWN + 5], c[_OWN + 8]
     for k in range(n):
-        misses = f[fields.MISSED * LANES + k]
         again = min(f[fields.AGAIN * LANES + k], f[fields.LENGTH * LANES + k])
+        looked = again + w[_DELTA * LANES + k] + w[_CANDIDATES * LANES + k]
+        misses = looked * (F(1.0) - f[fields.EMB_HIT * LANES + k])
         own[_HITS * LANES + k], own[_MISSED * LANES + k] = f[fields.HIT * LANES + k], misses
-        own[_LOOKED * LANES + k] = again + w[_DELTA * LANES + k] + w[_CANDIDATES * LANES + k]
+        own[_LOOKED * LANES + k] = looked
         own[_AGAIN * LANES + k] = again
         waited = requests * (misses * row_ms + latency_ms * (F(1.0) - inverse_exp(misses)))
         own[_MOVING * LANES + k] = min(waited, F(0.95) * own[_SERVED * LANES + k])
         own[_LENGTH * LANES + k] = f[fields.LENGTH * LANES + k]
         own[_UNIQUE * LANES + k] = f[fields.UNIQUE * LANES + k]
         own[_RETURNING * LANES + k] = f[fields.RETURNING * LANES + k]
+    gains, curve, f_gains, f_curve = (
+        own[_GAIN * LANES :],
+        own[_CURVE * LANES :],
+        f[fields.GAINS * LANES :],
+        f[fields.PREDICTED * LANES :],
+    )
     for i in range(4):
         for k in range(n):
-            own[(_GAIN + i) * LANES + k] = f[(fields.GAINS + i) * LANES + k]
+            gains[i * LANES + k] = f_gains[i * LANES + k]
     for i in range(len(ALPHA_GRID)):
         for k in range(n):
-            own[(_CURVE + i) * LANES + k] = f[(fields.PREDICTED + i) * LANES + k]
+            curve[i * LANES + k] = f_curve[i * LANES + k]
 
 
 @kernel
@@ -277,15 +287,21 @@ def _report(c, ring, filled, own, requests, f, total, v, n):
         v[_V_KV_EMPTY * LANES + k] = f[fields.KV_EMPTY * LANES + k]
         v[_V_BACKLOG * LANES + k] = f[fields.BACKLOG * LANES + k]
         v[_V_D2H * LANES + k], v[_V_SPEED * LANES + k] = F(0.0), F(1.0)
+    gains, curve, v_gains, v_curve = (
+        total[_GAIN * LANES :],
+        total[_CURVE * LANES :],
+        v[_V_GAINS * LANES :],
+        v[_V_PREDICTED * LANES :],
+    )
     for i in range(4):
         for k in range(n):
-            v[(_V_GAINS + i) * LANES + k] = total[(_GAIN + i) * LANES + k] * share
+            v_gains[i * LANES + k] = gains[i * LANES + k] * share
     for i in range(len(ALPHA_GRID)):
         for k in range(n):
-            v[(_V_PREDICTED + i) * LANES + k] = total[(_CURVE + i) * LANES + k] * share
-    _quantile(ring, filled, _TOP_SERVICE, requests, 0.99, n, v[_V_SERVICE_P99 * LANES :])
-    _quantile(ring, filled, _TOP_SOJOURN, requests, 0.99, n, v[_V_P99 * LANES :])
-    _quantile(own, 1, _TOP_SOJOURN, requests, 0.99, n, v[_V_I_P99 * LANES :])
+            v_curve[i * LANES + k] = curve[i * LANES + k] * share
+    _quantile(ring, filled, _TOP_SERVICE, requests, 0.99, n, total, v[_V_SERVICE_P99 * LANES :])
+    _quantile(ring, filled, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_P99 * LANES :])
+    _quantile(own, 1, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_I_P99 * LANES :])
 
 
 @kernel
@@ -311,6 +327,7 @@ def _serve_block(
     w, splits, moved = scratch[_W * LANES :], scratch[_SPLITS * LANES :], scratch[_ALPHA_MOVED * LANES :]
     f, x, y, out_f = scratch[_F * LANES :], scratch[_X * LANES :], scratch[_Y * LANES :], scratch[_OUT * LANES :]
     level, rate, q = scratch[_LEVEL * LANES :], scratch[_RATE * LANES :], scratch[_Q * LANES :]
+    score = scratch[_SCORE * LANES :]
     t, u, gap_rows, tele = (
         scratch[_T * LANES :],
         scratch[_V * LANES :],
@@ -343,7 +360,7 @@ def _serve_block(
     inputs.network_inputs(w, splits, moved, f, rest, x, n)
     networks.run_networks(weights, x, s[_HIDDEN * LANES :], t, u, y, n)
     fields.predict(y, f, out_f, n)
-    fields.draw_noise(counts, clock, fast, slow, c[_OWN], s[_FACTORS * LANES :], F(requests), level, out_f, n)
+    fields.draw_level(counts, clock, fast, slow, c[_OWN], s[_FACTORS * LANES :], F(requests), level, out_f, n)
     if not poisson:
         for r in range(requests):
             for k in range(n):
@@ -354,12 +371,14 @@ def _serve_block(
     own = ring[here * RING * LANES :]
     serve_requests(
         counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * LANES :], level, s[_LAG * LANES :], c[_OWN + 4],
-        requests, q, service[block], sojourn[block], own, n,
+        requests, q, score, service[block], sojourn[block], own, n,
     )  # fmt: skip
     for k in range(n):
         level[k] = own[_SPENT * LANES + k] / F(requests)
     _median(sojourn[block], level, requests, rate, n, own[_MEDIAN * LANES :])
-    fields.add_noise(fast, own, F(requests), F(max_history), out_f, n)
+    fields.add_noise(
+        counts, clock, fast, slow, s[_FACTORS * LANES :], score, own, F(requests), F(max_history), out_f, n
+    )
     _record(c, own, out_f, w, F(requests), n)
     _report(c, ring, filled, own, requests, out_f, t, tele, n)
     _flag(c, w, splits, y, flags, block, n)

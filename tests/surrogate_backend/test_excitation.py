@@ -13,7 +13,16 @@ from helm_gym.profile import Profile
 from helm_gym.workload.state import INDEX, bounds
 from helm_gym.workload.traces import Trace
 from surrogate_backend import excitation
-from surrogate_backend.excitation import POLICIES, REPEATS, SWEEP, TEST_REGIMES, Episode, episode, episodes_for
+from surrogate_backend.excitation import (
+    POLICIES,
+    POLICY_SEEDS,
+    REPEATS,
+    SWEEP,
+    TEST_REGIMES,
+    Episode,
+    episode,
+    episodes_for,
+)
 
 FIRST = 80  # train episodes: the number that `helm-gym collect` logs where it is not told
 
@@ -132,8 +141,9 @@ def test_short_episodes_can_be_drawn(intervals: int, profile: Profile) -> None:
 
 def test_a_setting_is_one_path_served_in_every_way_that_it_is_judged_by(setting: list[Episode]) -> None:
     repeats, (retake,) = setting[:REPEATS], setting[REPEATS : REPEATS + 1]
-    sweep, policies = setting[REPEATS + 1 : -len(POLICIES)], setting[-len(POLICIES) :]
-    groups = ("repeat",) * REPEATS + ("retake",) + ("sweep",) * len(SWEEP) + ("policy",) * len(POLICIES)
+    driven = POLICY_SEEDS * len(POLICIES)
+    sweep, policies = setting[REPEATS + 1 : -driven], setting[-driven:]
+    groups = ("repeat",) * REPEATS + ("retake",) + ("sweep",) * len(SWEEP) + ("policy",) * driven
     assert tuple(e.group for e in setting) == groups
     first = setting[0]
     assert len({e.request_seed for e in repeats}) == REPEATS
@@ -144,7 +154,8 @@ def test_a_setting_is_one_path_served_in_every_way_that_it_is_judged_by(setting:
         assert e.schedule is not None and (e.schedule == alpha).all()
         assert (e.path.values == sweep[0].path.values[:, :1]).all() and e.request_seed == first.request_seed
         assert (e.path.values[0, :, INDEX["turnover"]] < 1).all()
-    assert tuple(e.driver for e in policies) == POLICIES and all(e.schedule is None for e in policies)
+    assert tuple(e.driver for e in policies) == POLICIES * POLICY_SEEDS
+    assert len({(e.driver, e.request_seed) for e in policies}) == driven and all(e.schedule is None for e in policies)
 
 
 def test_settings_go_through_the_regimes(profile: Profile) -> None:

@@ -32,7 +32,7 @@ from surrogate_backend.fidelity.measures import KEYS, MEASURES, PATH_KEYS
 from surrogate_backend.fidelity.rollout import Twin, Work
 
 INTERVALS, LANES, SEED = 60, 16, 3
-BLOCK, RETAKE, SWEEP, POLICY = 37, 16, 17, 26  # places in one setting of the test design
+BLOCK, RETAKE, SWEEP, POLICY = 48, 16, 17, 26  # places in one setting of the test design
 NOWHERE = pathlib.Path("no-checkpoint")
 
 

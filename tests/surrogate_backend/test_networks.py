@@ -63,7 +63,7 @@ def test_compiled_networks_and_fields_are_those_of_torch(profile: Profile, rung:
         np.testing.assert_allclose(lanes(y, USER_OUTPUTS + j), said.caches[0, :, :, j], atol=2e-5)
     named = {
         "history": fields.LENGTH, "unique": fields.UNIQUE, "returning": fields.RETURNING, "service": fields.TIME,
-        "kv_hit": fields.HIT, "misses": fields.MISSED, "recomputed": fields.AGAIN, "emb_gain": fields.GAINS,
+        "kv_hit": fields.HIT, "emb_hit": fields.EMB_HIT, "recomputed": fields.AGAIN, "emb_gain": fields.GAINS,
         "kv_loss": fields.GAINS + 3, "emb_empty": fields.EMB_EMPTY, "kv_empty": fields.KV_EMPTY,
         "backlog": fields.BACKLOG, "refilled": fields.REFILLED,
     }  # fmt: skip
