@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from helm_gym.errors import InvalidInputError
+from helm_gym.search import Trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +60,16 @@ class OnPolicySettings:
             raise InvalidInputError(f"n_steps {self.n_steps} must divide episode, {self.episode} intervals.")
         if self.lanes * self.n_steps < 2:
             raise InvalidInputError("lanes x n_steps is 1; an update needs at least 2 decisions.")
+
+    @staticmethod
+    def space(trial: Trial) -> dict[str, Any]:
+        """What decides whether an agent learns, and what it learns from; sizes stay as they are."""
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True),
+            "n_epochs": trial.suggest_int("n_epochs", 1, 10),
+            "gamma": trial.suggest_float("gamma", 0.7, 0.99),
+            "gae_lambda": trial.suggest_float("gae_lambda", 0.7, 1.0),
+            "excess_price": trial.suggest_float("excess_price", 0.01, 1.0, log=True),
+            "slo_price": trial.suggest_float("slo_price", 0.0, 2.0),
+            "move_price": trial.suggest_float("move_price", 0.1, 10.0, log=True),
+        }

@@ -77,7 +77,7 @@ def tune(plan: Plan, workers: int = 1, progress: Progress | None = None) -> dict
         "agent": plan.agent,
         "task": plan.task.name,
         "profile": plan.profile.name,
-        "rung": plan.backend,
+        "rung": {"trials": plan.backend, "fresh": plan.judge},
         "objective": f"mean over seeds of the episode's cost over that of {reference_name(plan.task)}",
         "storage": studies.hide_password(plan.storage),
         "study": plan.study,
@@ -108,7 +108,7 @@ def _try_again(plan: Plan, found: optuna.Study, progress: Progress) -> list[Cand
         settings = candidates.propose(optuna.trial.FixedTrial(trial.params))
         if settings not in [other for _, other, _ in chosen] and len(chosen) <= plan.top:
             chosen.append((trial.number, settings, float(trial.value or math.nan)))
-    objective, tried = Objective(plan.task, plan.profile, plan.backend), []
+    objective, tried = Objective(plan.task, plan.profile, plan.judge), []
     parts = list(blocks(plan.fresh_seeds))
     for rank, (number, settings, value) in enumerate(chosen):
         name = f"fresh-{'default' if number is None else number}"
@@ -146,7 +146,7 @@ def _describe(candidate: Candidate, began: Candidate) -> dict[str, Any]:
 
 def _write(plan: Plan, best: Candidate, figures: dict[str, Any], found: optuna.Study) -> None:
     """The run folder of the best, tune.json and the plots."""
-    facts = {key: figures[key] for key in ("objective", "budget", "trials", "seeds", "fresh_seeds")}
+    facts = {key: figures[key] for key in ("objective", "rung", "budget", "trials", "seeds", "fresh_seeds")}
     facts |= {key: figures["best"][key] for key in ("fresh", "fresh_less_than_began_with")}
     steps = 0
     if best.folder is not None:

@@ -41,7 +41,8 @@ class Plan:
 
     Attributes:
         agent: a name of ``training.TRAINABLE`` whose settings declare a ``space``.
-        backend: that trials are served by, ``modelled`` or ``surrogate``.
+        backend: that trials are served by, ``modelled`` or ``surrogate``, which takes a tenth of the time.
+        judge: that the best are tried again on.
         storage: a database's URL, or a journal file.
         study: the study's name in it.
         trials: that count, pruned ones among them: the budget.
@@ -61,6 +62,7 @@ class Plan:
     study: str
     out: pathlib.Path
     backend: str = "modelled"
+    judge: str = "modelled"
     trials: int = 100
     seeds: int = 24
     fresh: int = 32
@@ -94,8 +96,9 @@ class Candidates:
     """
 
     def __init__(self, plan: Plan):
-        if plan.backend not in BACKENDS:
-            raise UnknownNameError("backend of a search", plan.backend, BACKENDS)
+        for backend in (plan.backend, plan.judge):
+            if backend not in BACKENDS:
+                raise UnknownNameError("backend of a search", backend, BACKENDS)
         if plan.task.regime == "trace":
             raise InvalidInputError(f"Task '{plan.task.name}' plays one recording, to be judged by; tune on another.")
         self.plan = plan

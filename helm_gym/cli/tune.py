@@ -38,7 +38,8 @@ def tune(
     seeds_a_trial: Annotated[int, typer.Option(min=1, max=1000, help="Episodes of a trial, if not pruned.")] = 24,
     top: Annotated[int, typer.Option(min=1, max=100, help="How many of the best are tried on fresh seeds.")] = 3,
     fresh_seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many fresh seeds.")] = 32,
-    backend: Annotated[str, typer.Option(help="modelled or surrogate.")] = "modelled",
+    backend: Annotated[str, typer.Option(help="Of trials: modelled, or surrogate, which is faster.")] = "modelled",
+    judge: Annotated[str, typer.Option(help="Of fresh seeds: modelled or surrogate.")] = "modelled",
     fixed: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Holds a setting; may be repeated.")
     ] = None,
@@ -57,7 +58,7 @@ def tune(
     Examples:
       helm-gym tune pid --task mixed-v0 --trials 100 --out runs/pid
       helm-gym tune bayesian --out runs/bo --workers 4 --storage postgresql://host/helm
-      helm-gym tune pid --out runs/pid --set kd=0 --backend surrogate
+      helm-gym tune pid --out runs/pid --set kd=0 --backend surrogate --trials 400
       helm-gym evaluate runs/pid --task burst-v0
       optuna-dashboard sqlite:///runs/pid/study.db
     """
@@ -74,6 +75,7 @@ def tune(
         study=study or f"{agent}-{task}",
         out=out,
         backend=backend,
+        judge=judge,
         trials=trials,
         seeds=seeds_a_trial,
         fresh=fresh_seeds,
@@ -102,8 +104,14 @@ def show(figures: dict[str, Any], out: pathlib.Path) -> None:
         rows.append((name, searched, _figure(entry["fresh"]), _figure(entry["fresh_less_than_began_with"]), settings))
     counts = ", ".join(f"{count} {state}" for state, count in figures["trials"].items() if count)
     print_table(
-        f"{figures['objective']}; {figures['rung']} rung; {counts}",
-        ("settings", "searched", "fresh seeds", "less than began with", "values"),
+        f"{figures['objective']}; {counts}",
+        (
+            "settings",
+            f"searched ({figures['rung']['trials']})",
+            f"fresh seeds ({figures['rung']['fresh']})",
+            "less than began with",
+            "values",
+        ),
         rows,
     )
     named = "the settings that it began with" if best["trial"] is None else f"trial {best['trial']}"

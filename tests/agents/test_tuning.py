@@ -107,7 +107,7 @@ def test_a_search_leaves_a_run_that_opens_as_the_best(tmp_path: pathlib.Path, ba
     assert run.facts["tuning"]["budget"] == {"trials": 4, "seeds_a_trial": 8, "steps": None}
     policy: Any = open_policy(str(tmp_path), LAYOUT)
     assert policy.settings == Settings(**figures["best"]["settings"])
-    assert figures["rung"] == backend and sum(figures["trials"].values()) == 4
+    assert figures["rung"] == {"trials": backend, "fresh": "modelled"} and sum(figures["trials"].values()) == 4
     assert {path.name for path in tmp_path.glob("*.png")} >= {"history.png", "slice.png", "parallel.png"}
     public = {seed for task in TASKS.values() for seed in task.seeds} | set(range(32))
     assert public.isdisjoint(plan.trial_seeds) and public.isdisjoint(plan.fresh_seeds)
@@ -196,7 +196,7 @@ def test_a_study_with_more_trials_wanted_goes_on_and_one_with_all_is_not_touched
 
 
 def start(plan: Plan, pause_s: float = 0.005) -> tuple[SpawnProcess, Connection]:
-    """A search in a process of its own that has begun its trials."""
+    """A search in a process of its own that is at its first trial."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=tune_bowl_and_tell, args=(plan, there, pause_s), daemon=True)
@@ -213,11 +213,8 @@ def test_a_search_that_is_killed_loses_at_most_a_trial_a_kill(tmp_path: pathlib.
         time.sleep(rng.uniform(0.1, 0.6))
         process.kill()
         process.join()
-        if not (tmp_path / "killed" / "study.db").exists():
-            continue
-        names = optuna.get_all_study_names(study.open_storage(plan.storage))
         ended = [trial for trial in trials_of(plan) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        assert len(ended) >= over and names in ([], ["x"])
+        assert len(ended) >= over
         over = len(ended)
         running = sum(trial.state is TrialState.RUNNING for trial in trials_of(plan))
         assert running <= 1, f"kill {kill}"

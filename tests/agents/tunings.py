@@ -42,12 +42,16 @@ class Bowl:
     """An objective without episodes: least at kp .2, noise by seed that is the same for all policies."""
 
     pause_s = 0.0
+    told: Connection | None = None
     served: list[tuple[float, tuple[int, ...]]]  # kp and seeds of each block
 
     def __init__(self, *_: Any):
         self.served = []
 
     def relative_costs(self, policy: Any, seeds: Sequence[int]) -> NDArray[np.float64]:
+        if self.told is not None:
+            self.told.send("begun")
+            Bowl.told = None
         time.sleep(self.pause_s)
         self.served.append((policy.settings.kp, tuple(seeds)))
         noise = np.array([np.random.default_rng(seed).normal(0.0, 0.01) for seed in seeds])
@@ -58,9 +62,8 @@ class Bowl:
 
 
 def tune_bowl_and_tell(plan: Plan, told: Connection, pause_s: float) -> None:
-    """Searches in this process with a bowl for an objective; says that it has begun, and when it is through."""
-    Bowl.pause_s = pause_s
+    """Searches in this process with a bowl for an objective; says when the first trial is under way, and the end."""
+    Bowl.pause_s, Bowl.told = pause_s, told
     search.Objective = result.Objective = Bowl  # type: ignore[assignment, misc, attr-defined]
-    told.send("begun")
     search.search(plan)
     told.send("through")
