@@ -43,13 +43,15 @@ class LstmCell:
         # Scaling is linear, so it is part of the weights. sigmoid(z) is (1 + tanh(z / 2)) / 2, so one tanh does for all
         # four gates.
         halved = np.repeat([0.5, 0.5, 1.0, 0.5], hidden)
-        self.weights = (np.concatenate([inputs / scale, recurrent], axis=1).T * halved).astype(np.float32)
-        self.bias = ((bias - inputs @ (mean / scale)) * halved).astype(np.float32)
+        self.weights = np.concatenate([inputs / scale, recurrent], axis=1).T * halved
+        self.bias = (bias - inputs @ (mean / scale)) * halved
 
     def __call__(self, features: Floats, memory: Floats) -> tuple[Floats, Floats]:
         """features (rows, width), memory (rows, 2 hidden) -> units (rows, hidden), the next memory."""
         h = self.hidden
-        gates = np.tanh(np.concatenate([features, memory[:, :h]], axis=1) @ self.weights + self.bias)
+        # In float64, or a row's rounding would depend on how many rows there are, and an LSTM remembers it.
+        seen = np.concatenate([features, memory[:, :h]], axis=1, dtype=np.float64)
+        gates = np.tanh(seen @ self.weights + self.bias).astype(np.float32)
         into, kept, new, out = gates[:, :h], gates[:, h : 2 * h], gates[:, 2 * h : 3 * h], gates[:, 3 * h :]
         cells = np.float32(0.5) * ((1 + kept) * memory[:, h:] + (1 + into) * new)
         units = np.float32(0.5) * (1 + out) * np.tanh(cells)

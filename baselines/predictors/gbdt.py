@@ -39,12 +39,12 @@ class Settings:
         examples: another run's folder, whose examples are taken in place of new ones.
     """
 
-    trees: int = 300
-    leaves: int = 12
-    leaf_size: int = 400
-    learning_rate: float = 0.06
+    trees: int = 200
+    leaves: int = 20
+    leaf_size: int = 100
+    learning_rate: float = 0.08
     patience: int = 30
-    smoothing: float = 0.5
+    smoothing: float = 0.6
     dead_band: float = 0.02
     examples: str = ""
 
@@ -216,4 +216,4 @@ def _train(training: Training) -> Tensors:
     return tensors
 
 
-GBDT = Trainable("gbdt", Settings, steps=16 * BLOCK, train=_train, policy=GbdtPolicy, graph=_graph)
+GBDT = Trainable("gbdt", Settings, steps=8 * BLOCK, train=_train, policy=GbdtPolicy, graph=_graph)

@@ -115,4 +115,4 @@ def _train(training: Training) -> Tensors:
     return tensors
 
 
-LSTM = Trainable("lstm", Settings, steps=16 * BLOCK, train=_train, policy=LstmPolicy, graph=_graph)
+LSTM = Trainable("lstm", Settings, steps=8 * BLOCK, train=_train, policy=LstmPolicy, graph=_graph)
