@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -281,7 +281,7 @@ def _load(model: OnPolicyAlgorithm, there: Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def _threads(count: int):  # type: ignore[no-untyped-def]
+def _threads(count: int) -> Iterator[None]:
     """Networks this small are slower on more threads, and with another number of them sums round differently."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

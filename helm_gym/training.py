@@ -6,13 +6,14 @@ An agent is a ``Trainable``. Its ``train`` gets a ``Training`` and may be killed
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import importlib
 import json
 import pathlib
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,11 +168,12 @@ def make_settings(agent: Trainable, values: Mapping[str, Any], where: str) -> An
 
 
 def _parse(name: str, value: Any, kind: type, where: str) -> Any:
+    """``value``, of JSON or a text, as ``kind``."""
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is kind:
-        return value
     try:
+        if type(value) is kind and (kind is not float or np.isfinite(value)):
+            return value
         if not isinstance(value, str):
             raise ValueError
         if kind is bool:
@@ -273,19 +275,12 @@ def _begin(folder: pathlib.Path, wanted: Run, profile: Profile) -> Run:
     return there
 
 
-class _alone:
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
     """Holds a folder's lock; a process that ends, however it does, lets go of it."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._path = folder / ".lock"
-
-    def __enter__(self) -> None:
-        self._file = self._path.open("w")
+    with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._file.close()
-            raise HelmError(f"Another process is training into {self._path.parent}; wait for it to end.") from error
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+            raise HelmError(f"Another process is training into {folder}; wait for it to end.") from error
+        yield

@@ -150,6 +150,7 @@ def test_hyper_parameters_are_read_by_their_types() -> None:
         ({"rounds": "inf"}, InvalidInputError, "rounds must be a whole number"),
         ({"gain": "nan"}, InvalidInputError, "gain must be a finite number"),
         ({"loud": "yes"}, InvalidInputError, "loud must be true or false"),
+        ({"gain": float("nan")}, InvalidInputError, "gain must be a finite number"),
         ({"gain": None}, InvalidInputError, "gain must be a finite number"),
         ({"kind": 3}, InvalidInputError, "kind must be str"),
     ],
