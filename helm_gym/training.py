@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import importlib
 import json
+import math
 import pathlib
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -172,7 +173,7 @@ def _parse(name: str, value: Any, kind: type, where: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     try:
-        if type(value) is kind and (kind is not float or np.isfinite(value)):
+        if type(value) is kind and not (isinstance(value, float) and not math.isfinite(value)):
             return value
         if not isinstance(value, str):
             raise ValueError
