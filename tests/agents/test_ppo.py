@@ -133,7 +133,7 @@ def test_a_training_killed_again_and_again_ends_as_an_unbroken_one(
         process = context.Process(target=train_and_tell, args=(killed, there))
         process.start()
         there.close()
-        for _ in range(random.integers(2, 8)):
+        for _ in range(random.integers(4, 10)):
             last = here.recv()
             if last is None:
                 break
