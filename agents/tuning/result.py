@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
 from agents.tuning import study as studies
@@ -174,10 +173,12 @@ def _write(plan: Plan, best: Candidate, figures: dict[str, Any], found: optuna.S
 
 def _importances(found: optuna.Study) -> dict[str, float]:
     """Share of each setting in what the trials' cost varies by; none where too few trials say."""
-    try:
-        return {name: float(share) for name, share in optuna.importance.get_param_importances(found).items()}
-    except (ValueError, RuntimeError):
-        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of few trials, which tune.json counts
+        try:
+            return {name: float(share) for name, share in optuna.importance.get_param_importances(found).items()}
+        except (ValueError, RuntimeError):
+            return {}
 
 
 def _plots() -> dict[str, Callable[[optuna.Study], Any]]:
@@ -200,7 +201,7 @@ def _plot(path: pathlib.Path, draw: Callable[[optuna.Study], Any], found: optuna
 
     image = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.simplefilter("ignore")  # that it is experimental, and that axes of one point are widened
         try:
             axes = draw(found)
         except (ValueError, RuntimeError):

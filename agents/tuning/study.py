@@ -25,7 +25,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from helm_gym.errors import InvalidInputError
 
-PLAN, OWNER, SEEN = "plan", "owner", "seen"  # attributes of a study, and of a trial
+PLAN = "plan"  # attribute of a study
+OWNER, SEEN, RANK = "owner", "seen", "rank"  # attributes of a trial
 _JOURNAL = (".journal", ".log")
 _OURS_S = 60.0  # after which a trial that nobody has put a name to is nobody's
 _SILENT_S = 900.0  # after which a process on another machine counts as dead
@@ -139,6 +140,8 @@ def take(study: Study, wanted: int) -> Trial | None:
     trial = study.ask()
     trial.set_user_attr(OWNER, _identity(os.getpid()))
     trial.set_user_attr(SEEN, time.time())
+    if RANK not in trial.user_attrs:
+        trial.set_user_attr(RANK, _rank(study, trial.number))
     if _rank(study, trial.number) >= wanted:
         finish(study, trial, state=TrialState.FAIL)
         return None
@@ -168,14 +171,17 @@ def retry_abandoned(study: Study) -> None:
 
 
 def give_back(study: Study, number: int) -> None:
-    """Fails a running trial and puts what it tried at the head of the queue; nothing if another process has."""
+    """Fails a running trial and has another take its rank; nothing if another process has done so.
+
+    It draws what this one drew, unless other trials have ended since.
+    """
     try:
         study.tell(number, state=TrialState.FAIL)
     except (ValueError, UpdateFinishedTrialError):
         return
     trial = study.trials[number]
-    tried = trial.system_attrs.get("fixed_params", {}) | trial.params
-    study.enqueue_trial(tried, user_attrs={"retry_of": number})
+    rank = trial.user_attrs.get(RANK, _rank(study, number))
+    study.enqueue_trial(trial.system_attrs.get("fixed_params", {}), user_attrs={"retry_of": number, RANK: rank})
 
 
 def _is_abandoned(trial: FrozenTrial) -> bool:
@@ -220,7 +226,7 @@ class _Repeatable(BaseSampler):
         self._tpe = TPESampler(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        rank = _rank(study, trial.number)
+        rank = trial.user_attrs.get(RANK, _rank(study, trial.number))
         self._tpe = TPESampler(seed=int(np.random.SeedSequence([self._seed, rank]).generate_state(1)[0]))
         self._tpe.before_trial(study, trial)
 

@@ -31,8 +31,8 @@ def make_plan(folder: pathlib.Path, **changes: Any) -> Plan:
         study="x",
         out=folder,
         trials=8,
-        seeds=16,
-        fresh=8,
+        seeds=2,
+        fresh=2,
         top=2,
     )
     return dataclasses.replace(plan, **changes)

@@ -21,6 +21,7 @@ def helm(*arguments: str | pathlib.Path) -> Any:
 
 @pytest.fixture
 def bowl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(result, "_plots", dict)
     monkeypatch.setattr(search, "Objective", Bowl)
     monkeypatch.setattr(result, "Objective", Bowl)
 
@@ -54,7 +55,7 @@ def test_a_mistake_ends_with_one_sentence(
 @pytest.mark.usefixtures("bowl")
 def test_a_search_prints_what_it_leaves_behind_and_goes_on(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "runs" / "pid"
-    command = ("tune", "pid", "--out", out, "--seeds-a-trial", "8", "--fresh-seeds", "8", "--top", "2", "--set", "kd=0")
+    command = ("tune", "pid", "--out", out, "--seeds-a-trial", "2", "--fresh-seeds", "2", "--top", "2", "--set", "kd=0")
     table = helm(*command, "--trials", "4", "--quiet")
     assert (table.exit_code, table.stderr) == (0, "")
     assert "began with" in table.stdout and f"helm-gym evaluate {out}" in " ".join(table.stdout.split())
