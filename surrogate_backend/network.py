@@ -131,8 +131,9 @@ class Ensemble(nn.Module):
         self.caches = _Recurrence(s.members, CACHES + s.user_hidden, s.layer, s.hidden)
         self.caches_head = _Linear(s.members, s.layer + s.hidden, s.layer)
         self.caches_out = _Linear(s.members, s.layer, CACHE_OUTPUTS, 0.3)
+        # What a rung has of its own: a shift of the last layer, and a change of the outputs' weights.
         self.rung = nn.Parameter(torch.zeros(s.members, len(RUNGS), s.layer))
-        self.rung_out = nn.Parameter(torch.zeros(s.members, len(RUNGS), CACHE_OUTPUTS))
+        self.rung_out = nn.Parameter(torch.zeros(s.members, len(RUNGS), s.layer + 1, CACHE_OUTPUTS))
 
     def forward(self, x: Tensor, rung: Tensor) -> Raw:
         """x: (T, lanes, CACHES); rung: (lanes,), index into RUNGS."""
@@ -142,9 +143,12 @@ class Ensemble(nn.Module):
         encoded, hidden = self.users(flat[..., :USERS], intervals)
         users = self.users_out(softsign(self.users_head(torch.cat([encoded, hidden], -1))))
         encoded, own = self.caches(torch.cat([flat, hidden], -1), intervals)
-        of_rung, out_of_rung = (part[:, rung].repeat(1, intervals, 1) for part in (self.rung, self.rung_out))
+        of_rung = self.rung[:, rung].repeat(1, intervals, 1)
         head = softsign(self.caches_head(torch.cat([encoded, own], -1)) + of_rung)
-        caches = self.caches_out(head) + out_of_rung
+        caches = self.caches_out(head)
+        for k in range(len(RUNGS)):
+            is_rung = (rung == k).float().repeat(intervals)[None, :, None]
+            caches = caches + is_rung * torch.baddbmm(self.rung_out[:, k, -1:], head, self.rung_out[:, k, :-1])
         shape = (members, intervals, lanes, -1)
         return Raw(users.view(shape), caches.view(shape))
 

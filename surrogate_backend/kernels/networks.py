@@ -49,15 +49,16 @@ def pack(tensors: Mapping[str, NDArray[np.float32]], rung: str) -> NDArray[np.fl
         parts = []
         for name in _LAYERS:
             weight, bias = tensors[f"net.{name}.weight"][m], tensors[f"net.{name}.bias"][m]
-            if name in ("caches_head", "caches_out"):
-                of_rung = "net.rung" if name == "caches_head" else "net.rung_out"
-                bias = bias + tensors[of_rung][m, RUNGS.index(rung)]
-            if name == "users.encode":
+            if name == "caches_head":
+                bias = bias + tensors["net.rung"][m, RUNGS.index(rung)]
+            elif name == "users.encode":
                 weight = np.pad(weight, ((0, _USERS - USERS), (0, 0)))
             elif name == "caches.encode":
                 weight = np.insert(weight, [CACHES] * (INPUTS - CACHES), 0.0, axis=0)
             elif name == "caches_out":
-                weight, bias = (np.pad(part, ((0, 0), (0, _SAID - CACHE_OUTPUTS))) for part in (weight, bias))
+                own = tensors["net.rung_out"][m, RUNGS.index(rung)]
+                both = weight + own[:-1], bias + own[-1:]
+                weight, bias = (np.pad(part, ((0, 0), (0, _SAID - CACHE_OUTPUTS))) for part in both)
             scale = MEMBERS if name.endswith("out") else 1
             parts += [weight.ravel() / scale, bias.ravel() / scale]
         members.append(np.concatenate(parts))
