@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SOURCES = (
     "baselines/predictors/trees.py",
+    "agents/three_layer_ppo/*.py",
     "helm_gym/observation.py",
     "helm_gym/passes.py",
     "helm_gym/reward.py",

@@ -81,6 +81,11 @@ POLICIES: dict[str, tuple[str, str, str]] = {
     "oracle-late": ("baselines.oracles:RegimeOracle", "the same, WINDOWS windows late", "WINDOWS"),
     "clairvoyant": ("baselines.oracles:Clairvoyant", "looks ahead with the true future requests", ""),
     "pid": ("agents.pid:PID", "PID on the marginal-utility error", ""),
+    "three-layer-ppo": (
+        "agents.three_layer_ppo:THREE_LAYER_PPO",
+        "frozen PPO, an adapter that learns online, and recovery from bursts",
+        "",
+    ),
     "bayesian": ("agents.bayesian:BAYESIAN", "Gaussian process over split and context", ""),
 }
 

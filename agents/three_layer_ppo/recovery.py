@@ -1,12 +1,13 @@
 """Layer 3, burst-aware recovery: notices that the workload has jumped, and takes the target where it is needed.
 
-Each signal has a slow mean. The CUSUM of what it deviates by, in units of its noise, raises an alarm; the alarm takes
-control from the layers below by degrees (``grip``, 0 to 1), resets the sums and speeds up the slow means, so that the
-new level becomes the normal one. Control is held and handed back over ``hold`` decisions; an alarm at the end of the
-burst is answered in the same way (CUSUM: Page, Biometrika 41, 1954).
+Each signal has a slow mean. The CUSUM of what it deviates by, in units of its noise, raises an alarm (Page, Biometrika
+41, 1954). An alarm grips by degrees (0 to 1), resets the sums and speeds up the slow means, so that the new level
+becomes the normal one; the grip is let go over ``hold`` decisions. The end of a burst is a jump like its beginning.
 
-While it has control, the target goes to the split that the workload asks for, extrapolated by its last change: the
-window that telemetry is taken over still holds requests from before the jump.
+While it grips, the layers below are quickened, and while it does not they are calmed: most of what they then want is
+noise. And the target jumps a share of the way to the split that the workload asks for, extrapolated by its last
+change: the window that telemetry is taken over still holds requests from before. It is the target itself that moves,
+so that nothing undoes it afterwards.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ if TYPE_CHECKING:
 NOISE = {"returning_share": 0.03, "mean_history": 0.02, "load": 0.025}
 SIGNALS = len(NOISE) + 1  # and the split that is asked for
 SPLIT_NOISE = 0.05
-_NOISE = np.array([*NOISE.values(), SPLIT_NOISE])
+_NOISE = np.array([*NOISE.values(), SPLIT_NOISE], np.float32)
 _COLUMNS = len(NOISE)
-# State: slow means, sums, grip, the split of the last decision.
+# State: slow means, sums over the alarm's threshold, grip, the split of the last decision.
 MEANS, SUMS, GRIP, LAST = slice(0, SIGNALS), slice(SIGNALS, 2 * SIGNALS), 2 * SIGNALS, 2 * SIGNALS + 1
 WIDTH = 2 * SIGNALS + 2
-_DRIFT, _ALARM, _HOLD, _SLOW, _LEAD = range(5)
+_NOUGHT, _HALF, _ONE = (np.float32(x) for x in (0.0, 0.5, 1.0))
+_FULL = np.float32(2.0)  # the sum at which the alarm grips fully; it needs not grow any further
+_DRIFT, _ALARM, _HOLD, _SLOW, _LEAD, _CALM, _QUICKEN, _JUMP = range(8)
 
 
 def recovery_parameters(settings: Settings) -> np.ndarray:
     """What ``watch`` takes, (parameters,)."""
     s = settings
-    return np.array([s.drift, s.alarm, s.hold, s.slow, s.lead])
+    return np.array([s.drift, s.alarm, s.hold, s.slow, s.lead, s.calm, s.quicken, s.jump], np.float32)
 
 
 @kernel
@@ -45,31 +48,37 @@ def watch(observed, columns, split, started, state, following, parameters):
 
     observed: (D,) one row; columns: places of the signals. split: that is asked for now. started: False at first.
     """
-    loudest = 0.0
+    # In float32 throughout, as a graph computes it: sums would gather what else is rounded off.
+    split, loudest = np.float32(split), _NOUGHT
     for k in range(SIGNALS):
         x = observed[columns[k]] if k < _COLUMNS else split
         mean = state[k] if started else x
-        total = state[SIGNALS + k] + abs(x - mean) / _NOISE[k] - parameters[_DRIFT]
-        total = max(total, 0.0)
+        total = state[SIGNALS + k] + (abs(x - mean) / _NOISE[k] - parameters[_DRIFT]) / parameters[_ALARM]
+        total = min(max(total, _NOUGHT), _FULL)
         loudest = max(loudest, total)
         following[k], following[SIGNALS + k] = mean, total
-    alarm = min(max(loudest / parameters[_ALARM] - 1.0, 0.0), 1.0)
-    grip = max(alarm, state[GRIP] - 1.0 / parameters[_HOLD])
-    grip = max(grip, 0.0)
-    gain = parameters[_SLOW] + (1.0 - parameters[_SLOW]) * 0.5 * grip
+    alarm = max(loudest - _ONE, _NOUGHT)
+    grip = max(alarm, state[GRIP] - _ONE / parameters[_HOLD])
+    grip = max(grip, _NOUGHT)
+    gain = grip * (_HALF * (_ONE - parameters[_SLOW])) + parameters[_SLOW]
     for k in range(SIGNALS):
         x = observed[columns[k]] if k < _COLUMNS else split
         following[k] += gain * (x - following[k])
-        following[SIGNALS + k] *= 1.0 - alarm
+        following[SIGNALS + k] *= _ONE - alarm
     following[GRIP], following[LAST] = grip, split
     return grip
 
 
 @kernel
-def jump(target, split, started, state, grip, parameters):
-    """The target with the recovery's part in it."""
+def jump(present, target, split, started, state, grip, parameters):
+    """The target that the layers below want, moved on by the recovery.
+
+    present: the target before this decision. split: that is asked for.
+    """
     last = state[LAST] if started else split
-    return target + grip * (split + parameters[_LEAD] * (split - last) - target)
+    goal = split + parameters[_LEAD] * (split - last)
+    pace = parameters[_CALM] + grip * (parameters[_QUICKEN] - parameters[_CALM])
+    return present + pace * (target - present) + grip * parameters[_JUMP] * (goal - target)
 
 
 def draw_watch(graph: Graph, split: str, started: str, state: str, settings: Settings) -> tuple[str, str]:
@@ -78,10 +87,10 @@ def draw_watch(graph: Graph, split: str, started: str, state: str, settings: Set
     signals = graph.concatenate(*(graph.column(name) for name in NOISE), split)
     means = op("Where", started, graph.columns(state, 0, SIGNALS), signals)
     off = op("Div", op("Abs", op("Sub", signals, means)), constant(_NOISE))
-    sums = op("Sub", op("Add", graph.columns(state, SIGNALS, 2 * SIGNALS), off), constant(s.drift))
-    sums = op("Max", sums, constant(0.0))
+    louder = op("Div", op("Sub", off, constant(s.drift)), constant(s.alarm))
+    sums = graph.clip(op("Add", graph.columns(state, SIGNALS, 2 * SIGNALS), louder), 0.0, float(_FULL))
     loudest = op("ReduceMax", sums, axes=[1], keepdims=1)
-    alarm = graph.clip(op("Sub", op("Div", loudest, constant(s.alarm)), constant(1.0)), 0.0, 1.0)
+    alarm = op("Max", op("Sub", loudest, constant(1.0)), constant(0.0))
     held = op("Sub", graph.columns(state, GRIP, GRIP + 1), constant(1.0 / s.hold))
     grip = op("Max", alarm, op("Max", held, constant(0.0)))
     gain = op("Add", op("Mul", grip, constant(0.5 * (1.0 - s.slow))), constant(s.slow))
@@ -90,9 +99,14 @@ def draw_watch(graph: Graph, split: str, started: str, state: str, settings: Set
     return grip, graph.concatenate(means, sums, grip, split)
 
 
-def draw_jump(graph: Graph, target: str, split: str, started: str, state: str, grip: str, settings: Settings) -> str:
+def draw_jump(
+    graph: Graph, present: str, target: str, split: str, started: str, state: str, grip: str, settings: Settings
+) -> str:
     """``jump`` in a graph."""
-    op = graph.op
+    op, constant, s = graph.op, graph.constant, settings
     last = op("Where", started, graph.columns(state, LAST, LAST + 1), split)
-    goal = op("Add", split, op("Mul", op("Sub", split, last), graph.constant(settings.lead)))
-    return op("Add", target, op("Mul", grip, op("Sub", goal, target)))
+    goal = op("Add", split, op("Mul", op("Sub", split, last), constant(s.lead)))
+    pace = op("Add", op("Mul", grip, constant(s.quicken - s.calm)), constant(s.calm))
+    moved = op("Add", present, op("Mul", pace, op("Sub", target, present)))
+    jumped = op("Mul", op("Sub", goal, target), constant(s.jump))
+    return op("Add", moved, op("Mul", grip, jumped))

@@ -30,11 +30,20 @@ class Settings(OnPolicySettings):
         hold: decisions from full control to none, if nothing else happens.
         slow: gain of the slow means.
         lead: decisions that the recovery extrapolates the change of the split that is asked for.
+        calm, quicken: how much of what the layers below want is done without an alarm, and in full control.
+        jump: share of the distance to the split that is asked for that is jumped in a decision then.
     """
 
+    lanes: int = 256
+    batch_size: int = 2048
+    n_epochs: int = 4
+    learning_rate: float = 7e-4
+    gamma: float = 0.97
+    log_std: float = -1.5
+    move_price: float = 0.3
     layers: str = ",".join(LAYERS)
     sharpness: float = 0.015
-    pull: float = 0.3
+    pull: float = 0.1
     prior_alpha: float = 0.57
     per_returning: float = -0.6
     per_history: float = -0.22
@@ -42,23 +51,26 @@ class Settings(OnPolicySettings):
     rate: float = 0.05
     leak: float = 0.0
     bound: float = 0.2
-    trust: float = 0.3
-    reach: float = 0.05
+    trust: float = 0.05
+    reach: float = 0.02
     drift: float = 1.5
     alarm: float = 3.0
     hold: float = 6.0
     slow: float = 0.1
     lead: float = 1.0
+    calm: float = 0.3
+    quicken: float = 2.0
+    jump: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("sharpness", "alarm", "hold"):
             if getattr(self, name) <= 0:
                 raise InvalidInputError(f"Hyper-parameter {name} must be above 0, not {getattr(self, name)}.")
-        for name in ("pull", "rate", "leak", "trust", "slow"):
+        for name in ("pull", "rate", "leak", "trust", "slow", "jump"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInputError(f"Hyper-parameter {name} must lie in 0 to 1, not {getattr(self, name)}.")
-        for name in ("bound", "reach", "drift", "lead"):
+        for name in ("bound", "reach", "drift", "lead", "calm", "quicken"):
             if getattr(self, name) < 0:
                 raise InvalidInputError(f"Hyper-parameter {name} must be 0 or more, not {getattr(self, name)}.")
         chosen = self.chosen

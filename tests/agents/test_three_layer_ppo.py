@@ -144,7 +144,7 @@ def test_the_recovery_notices_bursts_within_a_window_and_lets_go() -> None:
         _, state = policy.act(observation, state)
         grips.append(state[:, GRIP])
     grip, segment = np.stack(grips, 1), np.stack(segments, 1)
-    edges = np.argwhere(np.diff(segment, axis=1) != 0) + [0, 1]
+    edges = np.argwhere(np.diff(segment, axis=1) != 0) + np.array([0, 1])
     starts = [(lane, t) for lane, t in edges if t + 6 < segment.shape[1]]
     noticed = np.mean([grip[lane, t : t + 6].max() > 0.5 for lane, t in starts])
     assert len(starts) >= 10 and noticed >= 0.7
