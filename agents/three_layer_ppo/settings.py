@@ -14,6 +14,8 @@ LAYERS = ("base", "adapter", "recovery")
 class Settings(OnPolicySettings):
     """Those that all on-policy agents have, and what follows; all splits are shares of the pool.
 
+    Of the prices, only ``move_price`` has a part in the reward (``lanes.BaseEnv.reward``).
+
     Attributes:
         layers: which layers decide, joined by commas.
         sharpness: relative cost above a curve's least at which a split counts 1/e of the best one.
@@ -54,13 +56,13 @@ class Settings(OnPolicySettings):
     trust: float = 0.05
     reach: float = 0.02
     drift: float = 1.5
-    alarm: float = 3.0
+    alarm: float = 2.0
     hold: float = 6.0
     slow: float = 0.1
     lead: float = 1.0
     calm: float = 0.3
-    quicken: float = 2.0
-    jump: float = 0.2
+    quicken: float = 2.5
+    jump: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -164,7 +164,7 @@ def test_the_recovery_is_quiet_in_a_steady_workload() -> None:
 def test_a_jump_moves_the_target_at_full_speed_and_is_not_undone() -> None:
     calm = {"returning_share": 0.5, "mean_history": 0.33, "load": 0.27, "predicted": curves(0.7)}
     wave = {"returning_share": 0.95, "mean_history": 0.6, "load": 0.45, "predicted": curves(0.3)}
-    policy, target, targets = make_policy("recovery"), 0.7, []
+    policy, target, targets = make_policy("recovery", jump=1.0), 0.7, []
     state = policy.initial_state(1)
     for t in range(60):
         action, state = policy.act(observe(LAYOUT, target_alpha=target, **(wave if t >= 40 else calm)), state)
@@ -172,6 +172,14 @@ def test_a_jump_moves_the_target_at_full_speed_and_is_not_undone() -> None:
         targets.append(target)
     assert max(targets[:40]) - min(targets[:40]) < 0.02
     assert targets[41] < 0.55 and max(targets[45:]) < 0.36
+
+
+def test_without_an_alarm_the_recovery_calms_the_layers_below() -> None:
+    alone, calmed = make_policy("base"), make_policy("base,recovery")
+    seen = observe(LAYOUT, target_alpha=0.5, predicted=curves(0.6), returning_share=0.5)
+    (wanted, _), (done, _) = (p.act(seen, p.initial_state(1)) for p in (alone, calmed))
+    assert 0.01 < abs(wanted[0, 0]) < 1
+    assert done[0, 0] == pytest.approx(calmed.settings.calm * wanted[0, 0], rel=1e-4)
 
 
 def test_training_makes_a_policy_that_opens_from_its_folder(tmp_path: pathlib.Path) -> None:
