@@ -24,7 +24,7 @@ from helm_gym.errors import UnknownNameError
 from helm_gym.tasks import find_task
 
 RUNS = 3
-DECIDES, DECISIONS = "ppo", 10_000  # whose decisions are timed, and how many in a run
+DECIDES, DECISIONS = "three-layer-ppo", 10_000  # whose decisions are timed, and how many in a run
 TASK, ENV = "burst-v0", "helm/Burst-v0"
 EPISODE = 481  # steps of an episode and of the autoreset behind it
 _EPISODE = "{} lanes; observation, noise, reward, info and one autoreset in each run; a lane-step serves 50 requests"
