@@ -58,12 +58,10 @@ def predict_us(predict: Callable[[Floats], object], width: int, count: int) -> N
 
 
 def _times(call: Callable[[Any], object], arguments: list[Any], count: int) -> NDArray[np.float64]:
-    for k in range(_WARM):
-        call(arguments[k % len(arguments)])
-    times = np.empty(count)
-    for k in range(count):
+    times = np.empty(_WARM + count)
+    for k in range(len(times)):
         argument = arguments[k % len(arguments)]
         started = time.thread_time_ns()  # a neighbour on this core is not the policy's doing
         call(argument)
         times[k] = time.thread_time_ns() - started
-    return times / 1e3
+    return times[_WARM:] / 1e3
