@@ -120,3 +120,46 @@ def serve_requests(keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, coun
             sums[9 * LANES + k] = max(c, min(b, spent))
     for k in range(n):
         score[k] *= F(np.sqrt(12.0 / count))
+
+
+@kernel
+def median(rows, mean, count, above, n, out):
+    """Median of ``count`` rows by bisection from 0 to twice the mean, into ``out``; above: scratch, one row."""
+    for k in range(n):
+        out[k] = mean[k]
+    width = F(0.5)
+    for _ in range(7):
+        for k in range(n):
+            above[k] = F(0.0)
+        for r in range(count):
+            for k in range(n):
+                above[k] += F(1.0) if rows[r * LANES + k] > out[k] else F(0.0)
+        for k in range(n):
+            out[k] += mean[k] * width if F(2.0) * above[k] > F(count) else -mean[k] * width
+        width *= F(0.5)
+
+
+@kernel
+def top_quantile(ring, width, filled, top, requests, share, n, largest, out):
+    """A high quantile over the ring's intervals, from each one's largest values; linear between order statistics.
+
+    ring: ``filled`` times ``width`` rows, the TOP largest from row ``top`` of each on; largest: scratch, TOP rows.
+    """
+    last = requests * filled - 1
+    at = share * last
+    low = int(at)
+    part, rank = F(at - low), last - low  # rank: from the top, 0 the largest
+    for k in range(n):
+        largest[k] = largest[LANES + k] = largest[2 * LANES + k] = F(-1.0)
+    for i in range(filled):
+        tops = ring[(i * width + top) * LANES :]
+        for j in range(TOP):
+            values = tops[j * LANES :]
+            for k in range(n):
+                value, a, b, c = values[k], largest[k], largest[LANES + k], largest[2 * LANES + k]
+                largest[k] = max(a, value)
+                largest[LANES + k] = max(b, min(a, value))
+                largest[2 * LANES + k] = max(c, min(b, value))
+    lower, upper = largest[rank * LANES :], largest[max(rank - 1, 0) * LANES :]
+    for k in range(n):
+        out[k] = lower[k] + part * (upper[k] - lower[k])

@@ -17,7 +17,7 @@ from helm_gym.telemetry import ALPHA_GRID, COLUMN, WIDTH
 from helm_gym.workload.state import INDEX, PARAMETERS
 from surrogate_backend.kernels import fields, fluid, inputs, networks
 from surrogate_backend.kernels.functions import LANES, F, inverse_exp, kernel
-from surrogate_backend.kernels.requests import TOP, serve_requests
+from surrogate_backend.kernels.requests import TOP, median, serve_requests, top_quantile
 from surrogate_backend.layout import FOLLOWED, KNOTS
 
 MAX_REQUESTS, MAX_INTERVALS, MAX_WINDOW = 64, 8, 201  # P99 of a longer window needs more than TOP values
@@ -171,49 +171,6 @@ def make_state(values: NDArray[np.float64], keys: NDArray[np.uint32], pages: NDA
 
 
 @kernel
-def _median(rows, mean, count, above, n, out):
-    """Median of ``count`` rows by bisection from 0 to twice the mean, into ``out``; above: scratch, one row."""
-    for k in range(n):
-        out[k] = mean[k]
-    width = F(0.5)
-    for _ in range(7):
-        for k in range(n):
-            above[k] = F(0.0)
-        for r in range(count):
-            for k in range(n):
-                above[k] += F(1.0) if rows[r * LANES + k] > out[k] else F(0.0)
-        for k in range(n):
-            out[k] += mean[k] * width if F(2.0) * above[k] > F(count) else -mean[k] * width
-        width *= F(0.5)
-
-
-@kernel
-def _quantile(ring, filled, top, requests, share, n, largest, out):
-    """A high quantile over the ring's intervals, from each one's largest values; linear between order statistics.
-
-    largest: scratch, TOP rows.
-    """
-    last = requests * filled - 1
-    at = share * last
-    low = int(at)
-    part, rank = F(at - low), last - low  # rank: from the top, 0 the largest
-    for k in range(n):
-        largest[k] = largest[LANES + k] = largest[2 * LANES + k] = F(-1.0)
-    for i in range(filled):
-        tops = ring[(i * RING + top) * LANES :]
-        for j in range(TOP):
-            values = tops[j * LANES :]
-            for k in range(n):
-                value, a, b, c = values[k], largest[k], largest[LANES + k], largest[2 * LANES + k]
-                largest[k] = max(a, value)
-                largest[LANES + k] = max(b, min(a, value))
-                largest[2 * LANES + k] = max(c, min(b, value))
-    lower, upper = largest[rank * LANES :], largest[max(rank - 1, 0) * LANES :]
-    for k in range(n):
-        out[k] = lower[k] + part * (upper[k] - lower[k])
-
-
-@kernel
 def _record(c, own, f, w, requests, n):
     """Puts the fields of an interval beside what its requests came to, in its place of the ring."""
     row_ms, latency_ms = c[_OWN + 5], c[_OWN + 8]
@@ -299,9 +256,9 @@ def _report(c, ring, filled, own, requests, f, total, v, n):
     for i in range(len(ALPHA_GRID)):
         for k in range(n):
             v_curve[i * LANES + k] = curve[i * LANES + k] * share
-    _quantile(ring, filled, _TOP_SERVICE, requests, 0.99, n, total, v[_V_SERVICE_P99 * LANES :])
-    _quantile(ring, filled, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_P99 * LANES :])
-    _quantile(own, 1, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_I_P99 * LANES :])
+    top_quantile(ring, RING, filled, _TOP_SERVICE, requests, 0.99, n, total, v[_V_SERVICE_P99 * LANES :])
+    top_quantile(ring, RING, filled, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_P99 * LANES :])
+    top_quantile(own, RING, 1, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_I_P99 * LANES :])
 
 
 @kernel
@@ -375,7 +332,7 @@ def _serve_block(
     )  # fmt: skip
     for k in range(n):
         level[k] = own[_SPENT * LANES + k] / F(requests)
-    _median(sojourn[block], level, requests, rate, n, own[_MEDIAN * LANES :])
+    median(sojourn[block], level, requests, rate, n, own[_MEDIAN * LANES :])
     fields.add_noise(
         counts, clock, fast, slow, s[_FACTORS * LANES :], score, own, F(requests), F(max_history), out_f, n
     )

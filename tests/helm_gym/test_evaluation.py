@@ -148,7 +148,7 @@ def test_single_seed_without_references(single: Evaluation) -> None:
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        (Still("broken", spoil=np.nan), r"'broken' returned nan at interval 5 in lane 1 \(seed 7\)"),
+        (Still("broken", spoil=np.nan), r"'broken' returned actions of nan at interval 5 in lane 1 \(seed 7\)"),
         (Still("wide", width=2), r"'wide' returned actions of shape \(2, 2\) at interval 0 .*lane 0 \(seed 3\)"),
     ],
 )
