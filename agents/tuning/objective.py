@@ -44,11 +44,15 @@ class Objective:
 
     def relative_costs(self, policy: Policy, seeds: Sequence[int]) -> NDArray[np.float64]:
         """One a seed, (seeds,): below 1 is better than the reference; the seeds are served side by side."""
+        return np.asarray(self._costs(policy, seeds) / self.reference_costs(seeds))
+
+    def reference_costs(self, seeds: Sequence[int]) -> NDArray[np.float64]:
+        """The reference's own costs, one a seed, (seeds,)."""
         key = tuple(seeds)
         if key not in self._reference:
             reference = open_policy(reference_name(self.task), self._loop(len(seeds)).layout)
             self._reference[key] = self._costs(reference, seeds)
-        return np.asarray(self._costs(policy, seeds) / self._reference[key])
+        return self._reference[key]
 
     def close(self) -> None:
         for loop in self._loops.values():

@@ -207,6 +207,7 @@ def work(plan: Plan, progress: Progress, parent: int | None = None) -> None:
     candidates, found = Candidates(plan), _open(plan)
     objective = Objective(plan.task, plan.profile, plan.backend)
     try:
+        studies.check_reference(found, float(objective.reference_costs(next(blocks(plan.trial_seeds))).mean()))
         while len(studies.over(found)) < plan.trials:
             _tell(found, plan, progress)
             trial = studies.take(found, plan.trials)

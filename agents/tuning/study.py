@@ -25,13 +25,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from helm_gym.errors import InvalidInputError
 
-PLAN = "plan"  # attribute of a study
+PLAN, REFERENCE = "plan", "reference"  # attributes of a study
 OWNER, SEEN, RANK = "owner", "seen", "rank"  # attributes of a trial
 _JOURNAL = (".journal", ".log")
-_OURS_S = 60.0  # after which a trial that nobody has put a name to is nobody's
 _SILENT_S = 900.0  # after which a process on another machine counts as dead
 _SIGN_EVERY_S = 30.0
 _INITIALISE_S = 10.0  # that the process which made the study has to describe it
+_SAME_COST = 1e-4  # relative; machines differ in the last digits
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED)
 _COUNTED = (*_OVER, TrialState.RUNNING)
 
@@ -102,7 +102,7 @@ def open_study(url: str, name: str, plan: Mapping[str, Any], first: Mapping[str,
     while PLAN not in study.user_attrs:
         if time.monotonic() >= deadline:
             if made or not study.trials:  # its maker died at once, or it is ours
-                study.enqueue_trial(dict(first), skip_if_exists=True)
+                _enqueue(study, dict(first))
             study.set_user_attr(PLAN, dict(plan))
         else:
             time.sleep(0.1)
@@ -123,6 +123,21 @@ def _check_plan(study: Study, plan: Mapping[str, Any]) -> None:
         )
 
 
+def check_reference(study: Study, cost: float) -> None:
+    """Raises InvalidInputError if the reference cost something else when the study began.
+
+    Then its trials do not compare with those to come: the workload, a backend or the cost has changed.
+    """
+    began = study.user_attrs.get(REFERENCE)
+    if began is None:
+        study.set_user_attr(REFERENCE, cost)
+    elif abs(cost - began) > _SAME_COST * abs(began):
+        raise InvalidInputError(
+            f"Study '{study.study_name}' began when its reference cost {began:.6g} and not {cost:.6g}: workload, "
+            "backend or cost have changed since; give another --study."
+        )
+
+
 def over(study: Study) -> list[FrozenTrial]:
     """Trials that count and have come to their end, complete or pruned."""
     return study.get_trials(deepcopy=False, states=_OVER)
@@ -137,6 +152,8 @@ def take(study: Study, wanted: int) -> Trial | None:
     retry_abandoned(study)
     if len(study.get_trials(deepcopy=False, states=_COUNTED)) >= wanted:
         return None
+    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        _enqueue(study, {})  # so that it has an owner from the first moment: a kill may come before the next line
     trial = study.ask()
     trial.set_user_attr(OWNER, _identity(os.getpid()))
     trial.set_user_attr(SEEN, time.time())
@@ -181,14 +198,18 @@ def give_back(study: Study, number: int) -> None:
         return
     trial = study.trials[number]
     rank = trial.user_attrs.get(RANK, _rank(study, number))
-    study.enqueue_trial(trial.system_attrs.get("fixed_params", {}), user_attrs={"retry_of": number, RANK: rank})
+    _enqueue(study, trial.system_attrs.get("fixed_params", {}), {"retry_of": number, RANK: rank})
+
+
+def _enqueue(study: Study, tried: dict[str, Any], attributes: Mapping[str, Any] | None = None) -> None:
+    """Puts a trial into the queue, this process's until another takes it."""
+    study.enqueue_trial(tried, user_attrs={OWNER: _identity(os.getpid()), SEEN: time.time(), **(attributes or {})})
 
 
 def _is_abandoned(trial: FrozenTrial) -> bool:
     owner = trial.user_attrs.get(OWNER)
-    if owner is None:
-        began = trial.datetime_start
-        return began is not None and time.time() - began.timestamp() > _OURS_S
+    if owner is None:  # put there by hand, and its taker died before it could say so
+        return True
     here = _identity(owner["pid"])
     if owner["machine"] == here["machine"]:
         return bool(owner["born"] != here["born"])

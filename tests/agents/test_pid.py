@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
+from typing import Any
+
 import numpy as np
+import onnxruntime
 import pytest
 
-from agents.pid import Pid
-from tests.conformance.policy import PolicyConformance, make_layout, observe, settle
+import agents
+from agents.pid import PID, Pid, Settings
+from helm_gym import runs
+from helm_gym.errors import InvalidInputError
+from helm_gym.onnx_policy import OnnxPolicy
+from helm_gym.policy import open_policy
+from tests.conformance.policy import ROWS, PolicyConformance, make_layout, observations, observe, settle
 
 LAYOUT = make_layout()
 EMB_WINS = {"emb_gain": 0.4, "emb_loss": 0.4}
@@ -59,3 +69,42 @@ def test_its_integral_does_not_wind_up() -> None:
         return 1000
 
     assert decisions_to_return(5000) == decisions_to_return(60) < 20
+
+
+def test_its_graph_does_what_it_does() -> None:
+    """With every term at work, from the first decision on and at the ends of what can be observed."""
+    settings = Settings(kp=0.1, ki=0.05, kd=0.3, slope_filter=0.2, floor=0.1)
+    assert PID.graph is not None
+    graph = onnxruntime.InferenceSession(PID.graph(LAYOUT, settings, {}).SerializeToString())
+    policy = Pid(LAYOUT, settings)
+    state = drawn = policy.initial_state(ROWS)
+    for observation in observations(LAYOUT, 30):
+        action, state = policy.act(observation, state)
+        drawn_action, drawn = graph.run(["action", "state_out"], {"obs": observation, "state": drawn})
+        np.testing.assert_allclose(drawn_action, action, atol=1e-5)
+        np.testing.assert_allclose(drawn, state, atol=1e-5)
+
+
+def test_its_plain_name_opens_the_tuned_settings_and_the_file_beside_them_does_the_same() -> None:
+    folder = pathlib.Path(agents.__path__[0]) / "shipped" / "pid" / "cpu-small"
+    card = runs.read_run(folder)
+    policy: Any = open_policy("pid", LAYOUT)
+    assert policy.settings == Settings(**card.settings) != Settings()
+    assert card.facts["tuning"]["fresh"]["value"] < 1 and {"burst-v0", "trend-v0", "steady-v0"} <= set(card.scores)
+    exported = OnnxPolicy(folder / "policy.onnx", LAYOUT)
+    states = [p.initial_state(ROWS) for p in (policy, exported)]
+    for observation in observations(LAYOUT):
+        decided = [p.act(observation, state) for p, state in zip((policy, exported), states, strict=True)]
+        states = [following for _, following in decided]
+        np.testing.assert_allclose(decided[1][0], decided[0][0], atol=1e-5)
+
+
+def test_without_a_shipped_policy_it_has_its_defaults() -> None:
+    profile = dataclasses.replace(LAYOUT.profile, name="elsewhere")
+    policy: Any = open_policy("pid", type(LAYOUT)(profile))
+    assert policy.settings == Settings()
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="floor above 0"):
+        Settings(floor=0.0)
