@@ -81,6 +81,7 @@ POLICIES: dict[str, tuple[str, str, str]] = {
     "oracle-late": ("baselines.oracles:RegimeOracle", "the same, WINDOWS windows late", "WINDOWS"),
     "clairvoyant": ("baselines.oracles:Clairvoyant", "looks ahead with the true future requests", ""),
     "pid": ("agents.pid:PID", "PID on the marginal-utility error", ""),
+    "ppo": ("agents.ppo:PPO", "PPO alone: an MLP over three windows, trained on the surrogate", ""),
     "three-layer-ppo": (
         "agents.three_layer_ppo:THREE_LAYER_PPO",
         "frozen PPO, an adapter that learns online, and recovery from bursts",
