@@ -17,21 +17,24 @@ from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, Policy
+from helm_gym.profile import Profile
 from helm_gym.tasks import find_task
 
 _WARM = 200  # decisions before the first that counts
 
 
-def record(intervals: int = 480, task: str = "burst-v0") -> tuple[ObservationLayout, float, list[NDArray[np.float64]]]:
-    """One node's telemetry (1, 1, WIDTH) over an episode on the surrogate at the split it starts with, and its SLO."""
+def record(
+    intervals: int = 480, task: str = "burst-v0", profile: Profile | None = None, backend: str = "surrogate"
+) -> tuple[ObservationLayout, float, list[NDArray[np.float64]]]:
+    """One node's telemetry (1, 1, WIDTH) over an episode at the split it starts with, and its SLO."""
     found = find_task(task)
-    with contextlib.closing(open_backend("surrogate", profiles.load(found.profile))) as backend:
-        loop = ControlLoop(found, backend, intervals=intervals)
+    with contextlib.closing(open_backend(backend, profile or profiles.load(found.profile))) as opened:
+        loop = ControlLoop(found, opened, intervals=intervals)
         step, seen = loop.reset([0]), []
         while not step.done:
             step = loop.step(np.zeros((1, 1, 1)))
             seen.append(step.telemetry.values.copy())
-        return loop.layout, backend.slo_ms, seen
+        return loop.layout, opened.slo_ms, seen
 
 
 def decision_us(

@@ -28,19 +28,6 @@ from helm_gym.tasks import Task
 from helm_gym.workload.regimes import make_path
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """One policy on one task.
-
-    Attributes:
-        by_seed: (seeds,) values of each of ``metrics.METRICS``.
-        decision_us: (decisions,), telemetry to action, one node.
-    """
-
-    by_seed: dict[str, NDArray[np.float64]]
-    decision_us: NDArray[np.float64]
-
-
 class Parts:
     """Measurements of one reproduction, each made once.
 
@@ -53,20 +40,15 @@ class Parts:
         self.layout = ObservationLayout(profile)
         self._folder = folder / PARTS
 
-    def measure(self, task: Task, name: str, policy: Policy, tick: Tick) -> Measured:
-        """Runs the policy through the task's episodes, unless that was done."""
+    def measure(self, task: Task, name: str, policy: Policy, tick: Tick) -> dict[str, NDArray[np.float64]]:
+        """Runs the policy through the task's episodes unless that was done; each of ``METRICS`` by seed, (seeds,)."""
         path = self._folder / f"{task.name}-{task.horizon}-{name}.json"
         there = self._read(path)
         if there is None:
             run = self.evaluate(task, [policy], tick)
-            episodes = run.policies[0]
-            there = {
-                "by_seed": {metric: of(run, episodes).tolist() for metric, of in METRICS.items()},
-                "decision_us": episodes.decision_us.tolist(),
-            }
+            there = {"by_seed": {metric: of(run, run.policies[0]).tolist() for metric, of in METRICS.items()}}
             runs.write(path, json.dumps(self._key() | there))
-        by_seed = {metric: np.array(values, np.float64) for metric, values in there["by_seed"].items()}
-        return Measured(by_seed, np.array(there["decision_us"]))
+        return {metric: np.array(values, np.float64) for metric, values in there["by_seed"].items()}
 
     def evaluate(self, task: Task, policies: Sequence[Policy], tick: Tick, references: bool = False) -> Evaluation:
         """``protocol.evaluate`` on the modelled rung, with the offline optimum found once."""

@@ -65,7 +65,7 @@ def test_its_gap_is_the_distance_of_the_split_from_the_optimum(tmp_path: pathlib
     assert policy is not None
     measured = made.measure(task, "static:0.5", policy, lambda *_: None)
     star = made.optimum(task, lambda *_: None).alpha_star[:, task.settle :]
-    np.testing.assert_allclose(measured.by_seed["alpha_gap"], np.abs(star - 0.5).mean(axis=1), atol=1e-9)
+    np.testing.assert_allclose(measured["alpha_gap"], np.abs(star - 0.5).mean(axis=1), atol=1e-9)
 
 
 def test_an_interrupted_reproduction_goes_on(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
