@@ -216,9 +216,13 @@ def work(plan: Plan, progress: Progress, parent: int | None = None) -> None:
             else:
                 try:
                     _run(trial, found, candidates, objective, parent)
-                except BaseException:
-                    studies.give_back(found, trial.number)
-                    raise
+                except BaseException as error:
+                    # A training may diverge, and others still be good; if the first fails, something else is wrong.
+                    if not isinstance(error, HelmError) or not studies.over(found):
+                        studies.give_back(found, trial.number)
+                        raise
+                    trial.set_user_attr(studies.ERROR, str(error))
+                    studies.finish(found, trial, state=TrialState.PRUNED)
         _tell(found, plan, progress)
     finally:
         objective.close()

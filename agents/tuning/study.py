@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from helm_gym.errors import InvalidInputError
 
 PLAN, REFERENCE = "plan", "reference"  # attributes of a study
-OWNER, SEEN, RANK = "owner", "seen", "rank"  # attributes of a trial
+OWNER, SEEN, RANK, ERROR = "owner", "seen", "rank", "error"  # attributes of a trial
 _JOURNAL = (".journal", ".log")
 _SILENT_S = 900.0  # after which a process on another machine counts as dead
 _SIGN_EVERY_S = 30.0

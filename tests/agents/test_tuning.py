@@ -324,6 +324,30 @@ def test_an_agent_that_is_trained_is_trained_for_each_trial_and_anew_for_fresh_s
     assert runs.read_run(tmp_path).steps == 50
 
 
+def test_a_trial_that_fails_is_a_bad_one_unless_it_is_the_first(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bowl: type[Bowl]
+) -> None:
+    """Some settings make a training diverge; when the settings that it began with do, all would."""
+    serve = bowl.relative_costs
+
+    def diverges(self: Bowl, policy: Any, seeds: Sequence[int]) -> NDArray[np.float64]:
+        if policy.settings.kp > limit:
+            raise HelmError("Training diverged.")
+        return serve(self, policy, seeds)
+
+    monkeypatch.setattr(bowl, "relative_costs", diverges)
+    limit = 0.01
+    plan = make_plan(tmp_path)
+    with pytest.raises(HelmError, match="diverged"):
+        search.search(plan)
+    limit = 0.15
+    trials = search.search(plan).trials
+    failed = [trial for trial in trials if trial.user_attrs.get(study.ERROR) == "Training diverged."]
+    assert failed and {trial.state for trial in failed} == {TrialState.PRUNED}
+    assert min(trial.params["kp"] for trial in failed) > 0.15
+    assert len(tried(plan)) == plan.trials
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "sentence"),
     [
