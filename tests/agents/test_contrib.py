@@ -103,7 +103,7 @@ def test_the_recurrent_policy_is_sb3s(tmp_path: pathlib.Path) -> None:
         chosen, theirs = model.predict(observation, theirs, first, deterministic=True)
         np.testing.assert_allclose(action, chosen, atol=1e-5)
         first = np.zeros(5, bool)
-    assert np.abs(action).max() > 0.01
+    assert np.abs(action).max() > 1e-3  # and the comparison says something
     env.close()
 
 
