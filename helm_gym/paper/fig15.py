@@ -84,7 +84,7 @@ def regime_of_each(run: Evaluation) -> NDArray[np.str_]:
 
 
 def _over_windows(values: NDArray[np.float64]) -> Figure:
-    """NaN where no window has what is asked for: a short one lacks a regime, a split that is held has no correlation."""
+    """NaN where no window has what is asked for: a regime that none holds, or a correlation of a split that is held."""
     values = values[np.isfinite(values)]
     if not len(values):
         return Figure(np.nan, np.nan, np.nan)
