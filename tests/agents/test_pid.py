@@ -90,7 +90,7 @@ def test_its_plain_name_opens_the_tuned_settings_and_the_file_beside_them_does_t
     card = runs.read_run(folder)
     policy: Any = open_policy("pid", LAYOUT)
     assert policy.settings == Settings(**card.settings) != Settings()
-    assert card.facts["tuning"]["fresh"]["value"] < 1 and {"burst-v0", "trend-v0", "steady-v0"} <= set(card.scores)
+    assert card.facts["tuning"]["fresh"]["value"] < 1
     exported = OnnxPolicy(folder / "policy.onnx", LAYOUT)
     states = [p.initial_state(ROWS) for p in (policy, exported)]
     for observation in observations(LAYOUT):
