@@ -45,8 +45,8 @@ def draw(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onn
         wanted = adapter.draw_correct(graph, wanted, split, settings)
     if "recovery" in has:
         before = watched
-        watched = recovery.draw_watch(graph, split, started, before, settings)
-        wanted = recovery.draw_jump(graph, present, wanted, split, started, before, watched, settings)
+        grip, watched = recovery.draw_watch(graph, split, started, before, settings)
+        wanted = recovery.draw_jump(graph, present, wanted, split, started, before, grip, settings)
     wanted = graph.clip(wanted, pool.min_alpha, pool.max_alpha)
     action = graph.clip(op("Div", op("Sub", wanted, present), constant(max_step)), -1.0, 1.0)
     return graph.model(action, graph.concatenate(graph.fill(1.0), weights, watched, older))

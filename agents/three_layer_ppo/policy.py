@@ -89,8 +89,8 @@ def _decide(observation, state, action, following, memory, columns, has, network
             wanted = adapter.correct(wanted, split, learning)
         if has[2]:
             old, new = kept[1 + _ADAPTER : LEARNS], to_come[1 + _ADAPTER : LEARNS]
-            recovery.watch(seen, signals, split, started, old, new, watching)
-            wanted = recovery.jump(present, wanted, split, started, old, new, watching)
+            grip = recovery.watch(seen, signals, split, started, old, new, watching)
+            wanted = recovery.jump(present, wanted, split, started, old, grip, watching)
         wanted = min(max(wanted, common[_MIN]), common[_MAX])
         action[row, 0] = min(max((wanted - present) / common[_MAX_STEP], -1.0), 1.0)
 
@@ -100,9 +100,9 @@ class ThreeLayerPolicy:
 
         target = present + base's change                   frozen, learned by PPO
         target = target + bounded pull to the learned split    learned while serving
-        target = present + pace of the above + jump            as the workload jumps, or does not
+        target = target + grip (more of the same, and a jump)  only while the workload jumps
 
-    State: whether it has started; the adapter's weights; the recovery's (``recovery.WIDTH``); the base
+    State: whether it has started; the adapter's weights; the recovery's means, sums, grip and last split; the base
     policy's older windows. A layer that is left out keeps noughts.
 
     Raises:

@@ -8,9 +8,6 @@ While it grips, the layers below are quickened, and while it does not they are c
 noise. And the target jumps a share of the way to the split that the workload asks for, extrapolated by its last
 change: the window that telemetry is taken over still holds requests from before. It is the target itself that moves,
 so that nothing undoes it afterwards.
-
-Where bursts come faster than pages can be moved, whoever follows them is always on the wrong side. Then the grip hardly
-ever lets go: its mean tells, and the target rests, drifting towards the mean of what was asked for.
 """
 
 from __future__ import annotations
@@ -31,27 +28,23 @@ SIGNALS = len(NOISE) + 1  # and the split that is asked for
 SPLIT_NOISE = 0.05
 _NOISE = np.array([*NOISE.values(), SPLIT_NOISE], np.float32)
 _COLUMNS = len(NOISE)
-# State: slow means, sums over the alarm's threshold, grip, the split of the last decision, mean grip, mean split.
+# State: slow means, sums over the alarm's threshold, grip, the split of the last decision.
 MEANS, SUMS, GRIP, LAST = slice(0, SIGNALS), slice(SIGNALS, 2 * SIGNALS), 2 * SIGNALS, 2 * SIGNALS + 1
-RESTLESS, HOME = 2 * SIGNALS + 2, 2 * SIGNALS + 3
-WIDTH = 2 * SIGNALS + 4
+WIDTH = 2 * SIGNALS + 2
 _NOUGHT, _HALF, _ONE = (np.float32(x) for x in (0.0, 0.5, 1.0))
 _FULL = np.float32(2.0)  # the sum at which the alarm grips fully; it needs not grow any further
-_DRIFT, _ALARM, _HOLD, _SLOW, _LEAD, _CALM, _QUICKEN, _JUMP, _MEMORY, _REST_FROM, _REST_AT, _HOMING = range(12)
+_DRIFT, _ALARM, _HOLD, _SLOW, _LEAD, _CALM, _QUICKEN, _JUMP = range(8)
 
 
 def recovery_parameters(settings: Settings) -> np.ndarray:
     """What ``watch`` takes, (parameters,)."""
     s = settings
-    watching = [s.drift, s.alarm, s.hold, s.slow]
-    jumping = [s.lead, s.calm, s.quicken, s.jump]
-    resting = [s.memory, s.rest_from, s.rest_at, s.homing]
-    return np.array(watching + jumping + resting, np.float32)
+    return np.array([s.drift, s.alarm, s.hold, s.slow, s.lead, s.calm, s.quicken, s.jump], np.float32)
 
 
 @kernel
 def watch(observed, columns, split, started, state, following, parameters):
-    """Writes the recovery's state to come, ``following`` (WIDTH,): with its grip, how far it is in control, 0 to 1.
+    """How far the recovery is in control, 0 to 1; ``following`` (WIDTH,) is its state to come.
 
     observed: (D,) one row; columns: places of the signals. split: that is asked for now. started: False at first.
     """
@@ -73,30 +66,23 @@ def watch(observed, columns, split, started, state, following, parameters):
         following[k] += gain * (x - following[k])
         following[SIGNALS + k] *= _ONE - alarm
     following[GRIP], following[LAST] = grip, split
-    home = state[HOME] if started else split
-    following[RESTLESS] = state[RESTLESS] + parameters[_MEMORY] * (grip - state[RESTLESS])
-    following[HOME] = home + parameters[_MEMORY] * (split - home)
+    return grip
 
 
 @kernel
-def jump(present, target, split, started, state, following, parameters):
+def jump(present, target, split, started, state, grip, parameters):
     """The target that the layers below want, moved on by the recovery.
 
     present: the target before this decision. split: that is asked for.
-    state, following: of ``watch``.
     """
-    grip = following[GRIP]
     last = state[LAST] if started else split
     goal = split + parameters[_LEAD] * (split - last)
     pace = parameters[_CALM] + grip * (parameters[_QUICKEN] - parameters[_CALM])
-    wanted = present + pace * (target - present) + grip * parameters[_JUMP] * (goal - target)
-    rest = (following[RESTLESS] - parameters[_REST_FROM]) / (parameters[_REST_AT] - parameters[_REST_FROM])
-    rest = min(max(rest, 0.0), 1.0)
-    return wanted + rest * (present + parameters[_HOMING] * (following[HOME] - present) - wanted)
+    return present + pace * (target - present) + grip * parameters[_JUMP] * (goal - target)
 
 
-def draw_watch(graph: Graph, split: str, started: str, state: str, settings: Settings) -> str:
-    """``watch`` in a graph: the state to come (lanes, WIDTH)."""
+def draw_watch(graph: Graph, split: str, started: str, state: str, settings: Settings) -> tuple[str, str]:
+    """``watch`` in a graph: the grip (lanes, 1) and the state to come (lanes, WIDTH)."""
     op, constant, s = graph.op, graph.constant, settings
     signals = graph.concatenate(*(graph.column(name) for name in NOISE), split)
     means = op("Where", started, graph.columns(state, 0, SIGNALS), signals)
@@ -110,27 +96,17 @@ def draw_watch(graph: Graph, split: str, started: str, state: str, settings: Set
     gain = op("Add", op("Mul", grip, constant(0.5 * (1.0 - s.slow))), constant(s.slow))
     means = op("Add", means, op("Mul", gain, op("Sub", signals, means)))
     sums = op("Mul", sums, op("Sub", constant(1.0), alarm))
-    restless, home = (graph.columns(state, k, k + 1) for k in (RESTLESS, HOME))
-    home = op("Where", started, home, split)
-    restless, home = (
-        op("Add", mean, op("Mul", op("Sub", now, mean), constant(s.memory)))
-        for mean, now in ((restless, grip), (home, split))
-    )
-    return graph.concatenate(means, sums, grip, split, restless, home)
+    return grip, graph.concatenate(means, sums, grip, split)
 
 
 def draw_jump(
-    graph: Graph, present: str, target: str, split: str, started: str, state: str, following: str, settings: Settings
+    graph: Graph, present: str, target: str, split: str, started: str, state: str, grip: str, settings: Settings
 ) -> str:
     """``jump`` in a graph."""
     op, constant, s = graph.op, graph.constant, settings
-    grip, restless, home = (graph.columns(following, k, k + 1) for k in (GRIP, RESTLESS, HOME))
     last = op("Where", started, graph.columns(state, LAST, LAST + 1), split)
     goal = op("Add", split, op("Mul", op("Sub", split, last), constant(s.lead)))
     pace = op("Add", op("Mul", grip, constant(s.quicken - s.calm)), constant(s.calm))
     moved = op("Add", present, op("Mul", pace, op("Sub", target, present)))
     jumped = op("Mul", op("Sub", goal, target), constant(s.jump))
-    wanted = op("Add", moved, op("Mul", grip, jumped))
-    rest = op("Div", op("Sub", restless, constant(s.rest_from)), constant(s.rest_at - s.rest_from))
-    homing = op("Add", present, op("Mul", op("Sub", home, present), constant(s.homing)))
-    return op("Add", wanted, op("Mul", graph.clip(rest, 0.0, 1.0), op("Sub", homing, wanted)))
+    return op("Add", moved, op("Mul", grip, jumped))

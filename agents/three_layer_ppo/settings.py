@@ -34,9 +34,6 @@ class Settings(OnPolicySettings):
         lead: decisions that the recovery extrapolates the change of the split that is asked for.
         calm, quicken: how much of what the layers below want is done without an alarm, and in full control.
         jump: share of the distance to the split that is asked for that is jumped in a decision then.
-        memory: gain of the means of grip and of the split that is asked for.
-        rest_from, rest_at: mean grips from which the target begins to rest, and at which it does nothing else.
-        homing: share of the distance to the mean split that a resting target drifts in a decision.
     """
 
     lanes: int = 256
@@ -66,24 +63,18 @@ class Settings(OnPolicySettings):
     calm: float = 0.3
     quicken: float = 2.5
     jump: float = 0.1
-    memory: float = 0.03
-    rest_from: float = 0.26
-    rest_at: float = 0.36
-    homing: float = 0.03
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("sharpness", "alarm", "hold"):
             if getattr(self, name) <= 0:
                 raise InvalidInputError(f"Hyper-parameter {name} must be above 0, not {getattr(self, name)}.")
-        for name in ("pull", "rate", "leak", "trust", "slow", "jump", "memory", "homing"):
+        for name in ("pull", "rate", "leak", "trust", "slow", "jump"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInputError(f"Hyper-parameter {name} must lie in 0 to 1, not {getattr(self, name)}.")
         for name in ("bound", "reach", "drift", "lead", "calm", "quicken"):
             if getattr(self, name) < 0:
                 raise InvalidInputError(f"Hyper-parameter {name} must be 0 or more, not {getattr(self, name)}.")
-        if self.rest_at <= self.rest_from:
-            raise InvalidInputError(f"Hyper-parameter rest_at must be above rest_from, {self.rest_from}.")
         chosen = self.chosen
         unknown = chosen - set(LAYERS)
         if unknown or not chosen:

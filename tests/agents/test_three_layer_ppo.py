@@ -174,26 +174,6 @@ def test_a_jump_moves_the_target_at_full_speed_and_is_not_undone() -> None:
     assert targets[41] < 0.55 and max(targets[45:]) < 0.36
 
 
-def test_where_bursts_come_faster_than_pages_move_the_target_rests() -> None:
-    """Every eight intervals the workload turns; following would be on the wrong side each time."""
-    sides = (
-        {"returning_share": 0.5, "mean_history": 0.33, "load": 0.27, "predicted": curves(0.7)},
-        {"returning_share": 0.95, "mean_history": 0.6, "load": 0.45, "predicted": curves(0.3)},
-    )
-
-    def targets(period: int) -> np.ndarray:
-        policy, target, seen = make_policy("recovery", jump=1.0), 0.6, []
-        state = policy.initial_state(1)
-        for t in range(240):
-            action, state = policy.act(observe(LAYOUT, target_alpha=target, **sides[t // period % 2]), state)
-            target += float(action[0, 0]) * LAYOUT.profile.max_step
-            seen.append(target)
-        return np.array(seen[120:])
-
-    assert np.ptp(targets(40)) > 0.3
-    assert np.ptp(targets(8)) < 0.1 and abs(targets(8).mean() - 0.5) < 0.12
-
-
 def test_without_an_alarm_the_recovery_calms_the_layers_below() -> None:
     alone, calmed = make_policy("base"), make_policy("base,recovery")
     seen = observe(LAYOUT, target_alpha=0.5, predicted=curves(0.6), returning_share=0.5)
@@ -210,9 +190,7 @@ def test_training_makes_a_policy_that_opens_from_its_folder(tmp_path: pathlib.Pa
     assert np.isfinite(np.stack(actions)).all()
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("layers", "base,adaptor"), ("hold", 0.0), ("trust", 1.5), ("rest_at", 0.1)]
-)
+@pytest.mark.parametrize(("setting", "value"), [("layers", "base,adaptor"), ("hold", 0.0), ("trust", 1.5)])
 def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: object) -> None:
     with pytest.raises(InvalidInputError, match=setting):
         Settings(**{setting: value})  # type: ignore[arg-type]
