@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import statistics
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from helm_gym import profile as profiles
 from helm_gym.backend import open_backend
@@ -209,6 +211,14 @@ def decision_us_p99() -> Figure:
 
 
 def _decision(percentile: int) -> Figure:
+    runs, peers = ([float(np.percentile(times, percentile)) for times in side] for side in _decisions())
+    doc = f"CPU time of a decision of {DECIDES}: observe, act and the target within its bounds; one node, one core"
+    return _figure(runs, "us", "surrogate", doc, {"PPO.predict of Stable-Baselines3": statistics.median(peers)})
+
+
+@functools.cache  # both figures are of the same decisions
+def _decisions() -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Times (us) of the shipped controller's decisions and of SB3's ``predict``, by turns, a run each."""
     from stable_baselines3 import PPO
 
     from helm_gym.decision import decision_us, predict_us, record
@@ -217,17 +227,17 @@ def _decision(percentile: int) -> Figure:
 
     layout, slo_ms, seen = record()
     policy = open_policy(DECIDES, layout)
-    ours = (decision_us(policy, layout, slo_ms, seen, DECISIONS) for _ in range(RUNS))
-    runs = [float(np.percentile(times, percentile)) for times in ours]
     with contextlib.closing(PartitionVecEnv(1)) as env:
         model = PPO("MlpPolicy", env, device="cpu")  # 64-64, untrained: it takes as long
 
-        def predict(row: Floats) -> object:
-            return model.predict(row, deterministic=True)
+    def predict(row: Floats) -> object:
+        return model.predict(row, deterministic=True)
 
-        peers = [np.percentile(predict_us(predict, layout.width, DECISIONS // 5), percentile) for _ in range(RUNS)]
-    doc = f"CPU time of a decision of {DECIDES}: observe, act and the target within its bounds; one node, one core"
-    return _figure(runs, "us", "surrogate", doc, {"PPO.predict of Stable-Baselines3": statistics.median(peers)})
+    ours, theirs = [], []
+    for _ in range(RUNS):
+        ours.append(decision_us(policy, layout, slo_ms, seen, DECISIONS))
+        theirs.append(predict_us(predict, layout.width, DECISIONS // 5))
+    return ours, theirs
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
