@@ -44,7 +44,7 @@ class Settings:
     leaf_size: int = 100
     learning_rate: float = 0.08
     patience: int = 30
-    smoothing: float = 0.6
+    smoothing: float = 0.4
     dead_band: float = 0.02
     examples: str = ""
 
