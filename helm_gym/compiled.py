@@ -24,6 +24,7 @@ _SOURCES = (
     "helm_gym/observation.py",
     "helm_gym/passes.py",
     "helm_gym/reward.py",
+    "helm_gym/routing.py",
     "helm_gym/telemetry.py",
     "helm_gym/workload/*.py",
     "real_backend/*.py",
