@@ -28,6 +28,7 @@ from helm_gym.tasks import find_task
 RUNS = 3
 DECIDES, DECISIONS = "three-layer-ppo", 10_000  # whose decisions are timed, and how many in a run
 TASK, ENV = "burst-v0", "helm/Burst-v0"
+NODES = 32  # of the cluster whose router is timed
 EPISODE = 481  # steps of an episode and of the autoreset behind it
 _EPISODE = "{} lanes; observation, noise, reward, info and one autoreset in each run; a lane-step serves 50 requests"
 
@@ -38,7 +39,7 @@ class Figure:
 
     Attributes:
         value, low, high: median, least and largest of the runs.
-        rung: of the backend underneath; none for a peer, which has no backend.
+        rung: of the backend underneath; none where there is none, as for a peer or the router alone.
         peers: the same rate of others, measured in the same run; ``ratio`` is ours over theirs.
     """
 
@@ -240,6 +241,26 @@ def _decisions() -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
     return ours, theirs
 
 
+def routing_us() -> Figure:
+    """Time in which a request of a cluster of 32 nodes finds its node, beside random choice in the same kernel."""
+    from real_backend.rehearsal import rehearse
+
+    profile, intervals = profiles.load("cpu-small"), 40
+    requests = intervals * NODES * profile.interval.requests
+
+    def runs(rule: str) -> list[float]:
+        interval = rehearse(profile, NODES, rule)
+
+        def work() -> None:
+            for _ in range(intervals):
+                interval()
+
+        return [1e6 / rate for rate in _rate(work, requests)]
+
+    doc = f"CPU time a request, {NODES} nodes, joint score, refresh of the view included; made-up nodes and requests"
+    return _figure(runs("score"), "us", None, doc, {"random choice": statistics.median(runs("random"))})
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     figure.__name__: figure
     for figure in (
@@ -254,12 +275,13 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         bookkeeping_share,
         decision_us_p50,
         decision_us_p99,
+        routing_us,
     )
 }
 GROUPS = {
     "decision": ["decision_us_p50", "decision_us_p99"],
     "surrogate": [name for name in FIGURES if "lane" in name] + ["env_steps_per_s"],
-    "real": ["modelled_requests_per_s", "modelled_env_steps_per_s", "bookkeeping_share"],
+    "real": ["modelled_requests_per_s", "modelled_env_steps_per_s", "bookkeeping_share", "routing_us"],
 }
 
 

@@ -269,9 +269,7 @@ def route(view, lane, requests, start_s, rules, rule, weights, bound, out):
     """
     arrival_s = start_s
     alive = view.alive[lane]
-    count = 0
-    for n in range(alive.shape[0]):
-        count += alive[n]
+    count = alive.sum()
     for r in range(out.shape[0]):
         arrival_s += requests.gap_s[lane, r]
         user = requests.user[lane, r]

@@ -45,7 +45,7 @@ def bench(
             if figure.value < 1000
             else f"{figure.value:,.0f} [{figure.low:,.0f}, {figure.high:,.0f}]",
             figure.unit,
-            str(figure.rung),
+            figure.rung or "–",
             ", ".join(f"{ratio:.3g} x {peer}" for peer, ratio in figure.ratio.items()) or "–",
             figure.doc,
         )

@@ -15,6 +15,7 @@ from helm_gym.workload.sampling import make_requests
 from real_backend.memory.layout import make_memory, make_rules
 from real_backend.memory.pricing import batch_ms
 from real_backend.memory.serve import FREE_AT_S, make_ledger
+from real_backend.rehearsal import rehearse
 from real_backend.router import CONSISTENT_HASH, LEAST_LOADED, PARTS, RANDOM, ROUND_ROBIN, SCORE, make_view
 from real_backend.router import refresh as refresh_kernel
 from real_backend.router import route as route_kernel
@@ -273,6 +274,13 @@ def test_a_node_that_comes_back_is_empty():
     nodes.to(lane)
     assert not lane.view.resident[0, :, 2].any() and not lane.view.kv_tokens[0, :, 2].any()
     assert 2 in lane.route(list(range(4)))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_the_benchmark_times_runs(rule):
+    interval = rehearse(PROFILE, 3, rule)
+    for _ in range(3):
+        interval()
 
 
 @settings(max_examples=200, deadline=None)
