@@ -107,7 +107,7 @@ class Bayesian:
 
     The defaults are the best of 100 trials of `helm-gym tune bayesian --task mixed-v0 --backend surrogate`, which began
     with a least-squares fit of ``optimum`` to the offline one (2026-11-25, cpu-small, two cores of an AMD EPYC). On the
-    modelled rung, seeds 5000 ... 5031, they cost .807 [.772, .843] of static .5, and .013 [.006, .020] less than at first.
+    modelled rung, seeds 5000 ... 5031, they cost .807 [.772, .843] of static .5, .013 [.006, .020] less than at first.
 
     A ring of a fixed size is all that it remembers, so an act is a solve of one small system a row. It cannot be one
     graph of operators, and is not exported.

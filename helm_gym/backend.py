@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym import lazy
+from helm_gym.cluster import Cluster
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
+from helm_gym.routing import Routing
 from helm_gym.telemetry import Telemetry
 from helm_gym.workload.state import WorkloadState
 
@@ -34,6 +36,7 @@ class BackendSpec:
         lanes, nodes: the leading axes of everything it takes and reports.
         deterministic: False where it reports time that was measured.
         snapshots: whether ``snapshot`` and ``restore`` work.
+        cluster: whose nodes a lane has; None: a single node.
     """
 
     name: str
@@ -43,6 +46,7 @@ class BackendSpec:
     nodes: int
     deterministic: bool
     snapshots: bool
+    cluster: Cluster | None = None
 
 
 @runtime_checkable
@@ -66,11 +70,16 @@ class Backend(Protocol):
         """
         ...
 
-    def step(self, allocation: NDArray[np.float64], state: WorkloadState) -> Telemetry:
+    def step(self, allocation: NDArray[np.float64], state: WorkloadState, routing: Routing | None = None) -> Telemetry:
         """Serves one interval of ``state`` while the split moves towards ``allocation`` (lanes, nodes).
 
+        Args:
+            routing: how a cluster's router assigns requests; as it did before where not given, and by the joint cost at
+                first.
+
         Raises:
-            InvalidInputError: an alpha that is not finite or outside the profile's bounds.
+            InvalidInputError: an alpha that is not finite or outside the profile's bounds, a routing that is not sound
+                or that no cluster is there for, or a lane without a node that is alive.
         """
         ...
 
@@ -85,18 +94,18 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-def open_backend(name: str, profile: Profile, lanes: int = 1, nodes: int = 1) -> Backend:
+def open_backend(name: str, profile: Profile, lanes: int = 1, cluster: Cluster | None = None) -> Backend:
     """Opens a backend by name, importing its package only now.
 
     Raises:
         UnknownNameError: no such backend.
-        InvalidInputError: a number of lanes or nodes that this backend cannot have.
+        InvalidInputError: a number of lanes or a cluster that this backend cannot have.
         IncompatibleError: libraries that it needs are missing or do not pair.
     """
     if name not in BACKENDS:
         raise UnknownNameError("backend", name, BACKENDS)
     module, _, attribute = BACKENDS[name].partition(":")
-    backend: Backend = getattr(importlib.import_module(module), attribute)(profile, lanes=lanes, nodes=nodes)
+    backend: Backend = getattr(importlib.import_module(module), attribute)(profile, lanes=lanes, cluster=cluster)
     return backend
 
 

@@ -79,21 +79,43 @@ _BY_NAME = {field.name: field for field in FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)
+class RoutedTraffic:
+    """Where a cluster's requests of one interval went.
+
+    Attributes:
+        requests: (lanes, nodes), how many each node was given.
+        alive: bool (lanes, nodes).
+        spills: (lanes,), requests that went elsewhere because their node's load was bounded.
+        rerouted: (lanes,), requests of a node that was lost, which other nodes served again.
+        given_up: (lanes,), requests that had waited for longer than an interval at a node that was lost.
+    """
+
+    requests: NDArray[np.int64]
+    alive: NDArray[np.bool_]
+    spills: NDArray[np.int64]
+    rerouted: NDArray[np.int64]
+    given_up: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
 class Telemetry:
     """One interval's report.
 
     Attributes:
         values: float64 (lanes, nodes, WIDTH); ``telemetry["kv_hit_rate"]`` is a view, (lanes, nodes) or
             (lanes, nodes, width).
-        sojourn_ms, service_ms: (lanes, nodes, requests), each request of the interval, where the backend has requests.
+        sojourn_ms, service_ms: (lanes, nodes, requests), each request of the interval, where the backend has requests;
+            in a cluster, infinite behind a node's last.
         extrapolating: bool (lanes, nodes), whether a learned backend was asked for what it does not know; None from
             a backend that serves requests.
+        traffic: what a cluster's router did; None from a single node.
     """
 
     values: NDArray[np.float64]
     sojourn_ms: NDArray[np.floating] | None = None
     service_ms: NDArray[np.floating] | None = None
     extrapolating: NDArray[np.bool_] | None = None
+    traffic: RoutedTraffic | None = None
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         field, column = _BY_NAME[name], COLUMN[name]

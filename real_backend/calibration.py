@@ -68,7 +68,7 @@ def calibrate(
         pair,
         context,
         probe_ms=float(np.mean(probes)),
-        machine=describe_machine(backend.engine.device.type),
+        machine=describe_machine(backend.engines[0].device.type),
         date=datetime.date.today().isoformat(),
         mean_error=error,
     )

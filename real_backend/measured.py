@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import Rung
+from helm_gym.cluster import Cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.workload.state import WorkloadState
@@ -39,7 +40,7 @@ class Sample(NamedTuple):
 
 
 class MeasuredBackend(ManagedBackend):
-    """One lane on one device; not deterministic, because time is not.
+    """One lane on one device, a cluster's nodes in turn; not deterministic, because time is not.
 
     The link and the arrivals of a profile belong to the machine that its cost model was fitted on. A probe, the same
     request again and again, says after each interval how much slower this machine computes now than that one did
@@ -48,6 +49,7 @@ class MeasuredBackend(ManagedBackend):
     themselves are never scaled.
 
     Attributes:
+        engines: one a node: pool, table and model.
         probed_ms: what the last interval's probe took.
         bookkeeping_ms, service_ms: CPU time of the memory manager and service time, since the last reset.
         samples: where it is a list, every micro-batch served is added to it (calibration).
@@ -57,11 +59,13 @@ class MeasuredBackend(ManagedBackend):
     rung: ClassVar[Rung] = "measured"
     snapshots: ClassVar[bool] = False  # the pool's contents are not copied
 
-    def __init__(self, profile: Profile, lanes: int = 1, nodes: int = 1, device: str | None = None):
+    def __init__(self, profile: Profile, lanes: int = 1, cluster: Cluster | None = None, device: str | None = None):
         if lanes != 1:
             raise InvalidInputError(f"Backend 'real' runs one episode at a time, not {lanes}; ask for one lane.")
-        super().__init__(profile, lanes, nodes)
-        self.engine = Engine(profile, device)
+        if cluster is not None and (cluster.speed != 1.0).any():
+            raise InvalidInputError("Backend 'real' has nodes of one speed, this machine's; leave their speed at 1.")
+        super().__init__(profile, lanes, cluster)
+        self.engines = [Engine(profile, device) for _ in range(self.spec.nodes)]
         self._fitted = self.rules
         self._probe_plan = make_plan(profile)
         self._probe_plan.slots[:] = self._probe_plan.cached[:] = self._probe_plan.stored[:] = 0
@@ -82,55 +86,42 @@ class MeasuredBackend(ManagedBackend):
         """Not offered: the pool's contents would have to be copied too."""
         raise InvalidInputError("Backend 'real' takes no snapshots; replay the same seed on 'modelled' instead.")
 
-    def _serve(self, targets: NDArray[np.int64], state: WorkloadState) -> None:
+    def _serve(self, targets: NDArray[np.int64]) -> None:
         with _no_garbage_collection():
-            self._serve_interval(targets, state)
+            for node in range(self.spec.nodes):
+                self._serve_node(node, targets[node])
+        self.probed_ms = self._probe()
+        self._probe_ms += PROBE_SMOOTHING * (self.probed_ms - self._probe_ms)
+        self._follow_speed()
 
-    def _serve_interval(self, targets: NDArray[np.int64], state: WorkloadState) -> None:
+    def _serve_node(self, node: int, target: np.int64) -> None:
         profile, requests, plan, ledger, rules = self.profile, self._requests, self._plan, self._ledger, self.rules
-        unit = Memory._make(array[0] for array in self._memory)
-        items = self._traffic.items[0]
-        place = self._manage(
-            open_interval,
-            unit,
-            self._traffic,
-            0,
-            state.values[0],
-            state.gaps_s[0],
-            targets[0],
-            profile.pool.page_moves_per_interval,
-            requests,
-            plan,
-            ledger,
-            rules,
-        )
-        requests.gap_s[0] *= self.speed
-        self.engine.move(plan)
-        sums = ledger.sums[0, place]
-        first, count = 0, profile.interval.requests
+        unit, engine = Memory._make(array[node] for array in self._memory), self.engines[node]
+        items, budget = self._traffic.items[0], profile.pool.page_moves_per_interval
+        place = self._manage(open_interval, unit, node, target, budget, plan, ledger, rules)
+        engine.move(plan)
+        sums = ledger.sums[node, place]
+        first, count = 0, int(requests.number[node, 0])
         while first < count:
-            end = self._manage(batch_end, requests, 0, first, ledger, profile.max_batch)
-            self._manage(plan_batch, unit, items, requests, 0, first, end, plan, ledger, sums, rules)
-            length = requests.length[0, first:end]
+            end = self._manage(batch_end, requests, node, first, ledger, profile.max_batch)
+            self._manage(plan_batch, unit, items, requests, node, first, end, plan, ledger, sums, rules)
+            length = requests.length[node, first:end]
             batch = MicroBatch(
-                length, requests.candidate_count[0, first:end], unit.user_pages[requests.user[0, first:end]]
+                length, requests.candidate_count[node, first:end], unit.user_pages[requests.user[node, first:end]]
             )
-            _, computed, waited = self.engine.timed_execute(plan, batch)
+            _, computed, waited = engine.timed_execute(plan, batch)
             if profile.link.modelled:
                 waited = transfer_ms(plan, rules)
             self.service_ms += computed + waited
-            self._manage(account, requests, 0, first, end, computed, waited, ledger, sums)
-            self._manage(plan_refill, unit, plan, computed + waited, ledger, 0, sums, rules)
+            self._manage(account, requests, node, first, end, computed, waited, ledger, sums)
+            self._manage(plan_refill, unit, plan, computed + waited, ledger, node, sums, rules)
             if plan.counts[REFILLS]:
-                self.engine.refill(plan)
+                engine.refill(plan)
             if self.samples is not None:
                 new = (length - plan.cached[: end - first] + batch.candidates).astype(np.int64)
                 self.samples.append(Sample(int(new.sum()), int(new @ length), int(length.sum()), computed))
             first = end
-        ledger.interval[0, 0] += 1
-        self.probed_ms = self._probe()
-        self._probe_ms += PROBE_SMOOTHING * (self.probed_ms - self._probe_ms)
-        self._follow_speed()
+        ledger.interval[node, 0] += 1
 
     def _probe(self) -> float:
         """Time (ms) of a request that misses everything and keeps nothing: the mean of a few, as queues see it."""
@@ -139,11 +130,11 @@ class MeasuredBackend(ManagedBackend):
         length, candidates = np.full(1, context, np.int32), np.full(1, new - context, np.int32)
         batch = MicroBatch(length, candidates, np.full((1, profile.pages_per_user), -1, np.int32))
         self._probe_plan.counts[TOKENS] = new
-        return sum(self.engine.timed_execute(self._probe_plan, batch)[1] for _ in range(PROBES)) / PROBES
+        return sum(self.engines[0].timed_execute(self._probe_plan, batch)[1] for _ in range(PROBES)) / PROBES
 
     def _follow_speed(self) -> None:
         self.speed = self._probe_ms / self._standard_ms
-        self.rules = _scaled(self._fitted, self.speed, link=self.profile.link.modelled)
+        self._set_rules(_scaled(self._fitted, self.speed, link=self.profile.link.modelled))
 
     def _manage(self, kernel, *arguments):  # type: ignore[no-untyped-def]  # whatever the kernel takes and returns
         """Calls a kernel of the memory manager on its own clock."""

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import Rung
-from helm_gym.workload.state import WorkloadState
 from real_backend.base import ManagedBackend
 from real_backend.memory.serve import serve_interval
 
@@ -20,17 +19,15 @@ class ModelledBackend(ManagedBackend):
     rung: ClassVar[Rung] = "modelled"
     snapshots: ClassVar[bool] = True
 
-    def _serve(self, targets: NDArray[np.int64], state: WorkloadState) -> None:
+    def _serve(self, targets: NDArray[np.int64]) -> None:
         serve_interval(
             self._memory,
-            self._traffic,
-            state.values,
-            state.gaps_s,
+            self._traffic.items,
             targets,
             self.profile.pool.page_moves_per_interval,
             self.profile.max_batch,
             self._requests,
             self._plan,
             self._ledger,
-            self.rules,
+            self._rule_table,
         )

@@ -26,7 +26,7 @@ KV, EMB, LOAD = (WEIGHTS.index(weight) for weight in ("kv", "emb", "load"))
 
 ROUTED, REFRESHED = 0, 1  # indices into View.turn
 PARTS = 8  # a refresh publishes one part in so many of the rows
-SAMPLE = 16  # candidates whose rows are looked up for a request; the others' share is taken to be theirs
+SAMPLE = 64  # candidates whose rows are looked up for a request; the others' share is taken to be theirs
 POINTS = 64  # of each node on the hash ring
 _OF_USERS = np.uint64(1 << 32)  # so that no user's key is a node's
 

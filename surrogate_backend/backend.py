@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import BackendSpec, Rung, check_allocation
+from helm_gym.cluster import Cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
+from helm_gym.routing import Routing
 from helm_gym.telemetry import WIDTH, Telemetry
 from helm_gym.workload.state import WorkloadState, check_state, limits
 from surrogate_backend import checkpoint as checkpoints
@@ -40,7 +42,7 @@ class SurrogateBackend:
     Args:
         profile: that the checkpoint was fitted to.
         lanes: any number.
-        nodes: one.
+        cluster: none yet.
         checkpoint: a folder; the one shipped for the profile where not given.
         of: which rung it is the twin of, ``modelled`` or ``measured``; the shipped card says how far each is true.
 
@@ -55,12 +57,12 @@ class SurrogateBackend:
         self,
         profile: Profile,
         lanes: int = 1,
-        nodes: int = 1,
+        cluster: Cluster | None = None,
         checkpoint: pathlib.Path | None = None,
         of: str = "modelled",
     ):
-        if nodes != 1:
-            raise InvalidInputError(f"Backend '{self.name}' has one node, not {nodes}.")
+        if cluster is not None:
+            raise InvalidInputError(f"Backend '{self.name}' has single nodes; open a cluster on 'modelled' or 'real'.")
         if lanes < 1:
             raise InvalidInputError(f"A backend needs at least one lane, not {lanes}.")
         if of not in RUNGS:
@@ -76,7 +78,7 @@ class SurrogateBackend:
                 f"Profile '{profile.name}': a surrogate takes at most {step.MAX_REQUESTS} requests an interval and a "
                 f"window of at most {step.MAX_WINDOW}."
             )
-        self.spec = BackendSpec(self.name, self.rung, profile, lanes, nodes, deterministic=True, snapshots=True)
+        self.spec = BackendSpec(self.name, self.rung, profile, lanes, 1, deterministic=True, snapshots=True)
         self.profile = profile
         folder = checkpoints.find(None, profile) if checkpoint is None else checkpoint
         self._known = _constants(folder, profile, of)
@@ -98,8 +100,10 @@ class SurrogateBackend:
         check_state(state, self._limits, self.profile)
         self._state = step.make_state(state.values, make_keys(np.asarray(seeds, np.int64)), pages[:, 0])
 
-    def step(self, allocation: NDArray[np.float64], state: WorkloadState) -> Telemetry:
+    def step(self, allocation: NDArray[np.float64], state: WorkloadState, routing: Routing | None = None) -> Telemetry:
         """See helm_gym.backend.Backend."""
+        if routing is not None:
+            raise InvalidInputError("A routing was given to a single node; open the backend with a cluster.")
         if self._state is None:
             raise InvalidInputError(f"Backend '{self.name}' was stepped before it was reset.")
         targets = check_allocation(self.profile, allocation, self._shape)

@@ -3,6 +3,9 @@
 All randomness is in ``Traffic.rng``, seeded once a lane; nothing a policy does reaches it, so a seed fixes the
 requests. A user is an entry of a fixed-size table and a version: when one leaves, a new one takes the entry over
 with the next version, and what was cached under the old version is worthless.
+
+A cluster's nodes share one stream: as many times the users, hot users and arrivals as it has nodes. Its users have
+interests, each with a popularity of its own: the same Zipf, moved on among the items. So nodes can specialise.
 """
 
 from __future__ import annotations
@@ -28,20 +31,23 @@ _ZIPF_LOW, _ZIPF_STEP = float(EXPONENTS[0]), float(EXPONENTS[1] - EXPONENTS[0])
 
 
 class Traffic(NamedTuple):
-    """One source of requests for each unit (lane and node); every array leads with the unit."""
+    """One source of requests for each unit, which is a lane; every array leads with the unit."""
 
     rng: NDArray[np.uint64]  # (units, 4), xoshiro256+
     items: NDArray[np.int32]  # (units, users, max_history), what each user consumed, oldest first
     length: NDArray[np.int32]  # (units, users)
     version: NDArray[np.int32]  # (units, users)
     last_used: NDArray[np.int32]  # (units, users), interval of the last request; an entry is not taken over within it
-    hot: NDArray[np.int32]  # (units, MAX_HOT_USERS), users by heat
+    hot: NDArray[np.int32]  # (units, nodes MAX_HOT_USERS), users by heat
     hot_count: NDArray[np.int32]  # (units, 1), how many of ``hot`` have been drawn
     interval: NDArray[np.int32]  # (units, 1)
     drift: NDArray[np.float64]  # (units, 1), ranks that popularity has moved on
     permutation: NDArray[np.int32]  # (items,), rank -> item, the same for all units
     zipf: NDArray[np.float32]  # (exponents, QUANTILES + 1), inverse of the popularity's distribution function
     log_sigma: NDArray[np.float64]  # (1,)
+    nodes: NDArray[np.int64]  # (1,), that share each unit's stream
+    interests: NDArray[np.int64]  # (1,); a user's is the entry modulo this
+    interest_share: NDArray[np.float64]  # (1,), of a user's items; the others are drawn from common popularity
 
 
 class Requests(NamedTuple):
@@ -54,6 +60,7 @@ class Requests(NamedTuple):
     candidates: NDArray[np.int32]  # (units, requests, max_candidates)
     candidate_count: NDArray[np.int32]
     gap_s: NDArray[np.float64]  # time since the arrival before it
+    number: NDArray[np.int64]  # (units, 1), how many there are; the arrays may have room for more
 
 
 @functools.lru_cache(maxsize=4)
@@ -69,7 +76,14 @@ def _zipf_tables(items: int) -> NDArray[np.float32]:
     return tables
 
 
-def make_traffic(profile: Profile, values: NDArray[np.float64], seeds: NDArray[np.int64]) -> Traffic:
+def make_traffic(
+    profile: Profile,
+    values: NDArray[np.float64],
+    seeds: NDArray[np.int64],
+    nodes: int = 1,
+    interests: int = 1,
+    interest_share: float = 0.0,
+) -> Traffic:
     """Draws each unit's users under its parameters ``values`` (units, parameters), seeded by ``seeds`` (units,)."""
     units, p = len(seeds), profile.population
     states = [np.random.SeedSequence([int(s), 0x48454C4D]).generate_state(4, np.uint64) for s in seeds]
@@ -79,24 +93,28 @@ def make_traffic(profile: Profile, values: NDArray[np.float64], seeds: NDArray[n
         length=np.zeros((units, p.users), np.int32),
         version=np.zeros((units, p.users), np.int32),
         last_used=np.full((units, p.users), -1, np.int32),
-        hot=np.zeros((units, MAX_HOT_USERS), np.int32),
+        hot=np.zeros((units, nodes * MAX_HOT_USERS), np.int32),
         hot_count=np.zeros((units, 1), np.int32),
         interval=np.zeros((units, 1), np.int32),
         drift=np.zeros((units, 1)),
         permutation=np.random.default_rng(profile.model.seed).permutation(p.items).astype(np.int32),
         zipf=_zipf_tables(p.items),
         log_sigma=np.array([p.log_sigma]),
+        nodes=np.array([nodes]),
+        interests=np.array([interests]),
+        interest_share=np.array([interest_share]),
     )
     _populate(traffic, values)
     return traffic
 
 
-def make_requests(profile: Profile, units: int) -> Requests:
-    """Room for one interval's requests."""
-    shape = (units, profile.interval.requests)
+def make_requests(profile: Profile, units: int, nodes: int = 1) -> Requests:
+    """Room for one interval's requests of a stream that so many nodes share."""
+    shape = (units, nodes * profile.interval.requests)
     small = [np.zeros(shape, np.int32) for _ in range(5)]
     wide = np.zeros((*shape, profile.model.max_candidates), np.int32)
-    return Requests(small[0], small[1], small[2], small[3], wide, small[4], np.zeros(shape))
+    number = np.zeros((units, 1), np.int64)
+    return Requests(small[0], small[1], small[2], small[3], wide, small[4], np.zeros(shape), number)
 
 
 @kernel
@@ -125,6 +143,22 @@ def _item(rng, row, zipf, drift, permutation):
 
 
 @kernel
+def _own_drift(t, user, drift):
+    """Where the popularity of ``user``'s interest stands: all interests lie evenly among the items."""
+    n, interests = t.permutation.shape[0], t.interests[0]
+    return (drift + (user % interests) * (n // interests)) % n
+
+
+@kernel
+def _liked_item(t, rng, row, drift, own_drift):
+    """An item that a user takes: by the popularity of his interest, or by the common one."""
+    share = t.interest_share[0]
+    if share > 0.0 and _uniform(rng) < share:
+        drift = own_drift
+    return _item(rng, row, t.zipf, drift, t.permutation)
+
+
+@kernel
 def _zipf_row(rng, exponent):
     """One of the two tabled exponents next to ``exponent``, drawn so that the mixture has its mean."""
     x = (exponent - _ZIPF_LOW) / _ZIPF_STEP
@@ -144,9 +178,9 @@ def _new_user(t, u, user, values, drift):
     length = min(max(length, min(32, limit // 2)), limit)
     t.version[u, user] += 1
     t.length[u, user] = length
-    row = _zipf_row(rng, values[_ZIPF])
+    row, own = _zipf_row(rng, values[_ZIPF]), _own_drift(t, user, drift)
     for i in range(length):
-        t.items[u, user, i] = _item(rng, row, t.zipf, drift, t.permutation)
+        t.items[u, user, i] = _liked_item(t, rng, row, drift, own)
 
 
 @kernel
@@ -187,12 +221,19 @@ def _populate(t, values):
 
 
 @kernel
+def sample_intervals(t, values, gaps_s, requests):
+    """``sample_interval`` of every unit; values: (units, parameters); gaps_s: (units, requests)."""
+    for u in range(values.shape[0]):
+        sample_interval(t, u, values[u], gaps_s[u], requests)
+
+
+@kernel
 def sample_interval(t, u, values, gaps_s, requests):
-    """Draws the next interval's requests of unit ``u`` into ``requests``.
+    """Draws the next interval's requests of unit ``u`` into ``requests``: as many as there is room for.
 
     values: (parameters,); gaps_s: (requests,), recorded gaps or NaN for Poisson arrivals.
     """
-    rng = t.rng[u]
+    rng, nodes = t.rng[u], t.nodes[0]
     users, limit = t.length.shape[1], t.items.shape[2]
     n_items = t.permutation.shape[0]
     now = t.interval[u, 0]
@@ -200,12 +241,13 @@ def sample_interval(t, u, values, gaps_s, requests):
     t.drift[u, 0] = (t.drift[u, 0] + values[_DRIFT]) % n_items
     drift = int(t.drift[u, 0])
 
-    hot_users = min(int(values[_HOT_USERS]), t.hot.shape[1], users // 2)
+    hot_users = min(nodes * int(values[_HOT_USERS]), t.hot.shape[1], users // 2)
     known = t.hot_count[u, 0]
     for slot in range(hot_users):
         if slot >= known or _uniform(rng) < values[_TURNOVER]:
             _draw_hot(t, u, slot, values, drift)
 
+    requests.number[u, 0] = requests.user.shape[1]
     for r in range(requests.user.shape[1]):
         if _uniform(rng) < values[_HOT_SHARE]:
             heat = _uniform(rng)
@@ -221,18 +263,18 @@ def sample_interval(t, u, values, gaps_s, requests):
             _keep_newest_half(t, u, user)
         length = t.length[u, user]
         delta = min(delta, limit - length)
-        row = _zipf_row(rng, values[_ZIPF])
+        row, own = _zipf_row(rng, values[_ZIPF]), _own_drift(t, user, drift)
         for i in range(length, length + delta):
-            t.items[u, user, i] = _item(rng, row, t.zipf, drift, t.permutation)
+            t.items[u, user, i] = _liked_item(t, rng, row, drift, own)
         t.length[u, user] = length + delta
         t.last_used[u, user] = now
         count = min(int(values[_CANDIDATES]), requests.candidates.shape[2])
         for i in range(count):
-            requests.candidates[u, r, i] = _item(rng, row, t.zipf, drift, t.permutation)
+            requests.candidates[u, r, i] = _liked_item(t, rng, row, drift, own)
         requests.user[u, r] = user
         requests.version[u, r] = t.version[u, user]
         requests.length[u, r] = length + delta
         requests.delta[u, r] = delta
         requests.candidate_count[u, r] = count
-        gap = -np.log(1.0 - _uniform(rng)) / values[_RATE]
+        gap = -np.log(1.0 - _uniform(rng)) / (nodes * values[_RATE])
         requests.gap_s[u, r] = gap if np.isnan(gaps_s[r]) else gaps_s[r]

@@ -44,10 +44,12 @@ class WorkloadState:
     Attributes:
         values: float64 (lanes, parameters), in the order of ``PARAMETERS``.
         gaps_s: float64 (lanes, requests), recorded time since the arrival before; NaN where arrivals are Poisson.
+        alive: bool (lanes, nodes), which nodes of a cluster there are; None: all.
     """
 
     values: NDArray[np.float64]
     gaps_s: NDArray[np.float64]
+    alive: NDArray[np.bool_] | None = None
 
     @property
     def poisson(self) -> bool:
@@ -66,19 +68,22 @@ class WorkloadPath:
             the parameters are held or drift smoothly.
         kind: a name for each lane's segments, ``kind[lane][segment]``; (lanes, most segments), where a lane has fewer
             with "" after them, or one sequence a lane.
+        alive: bool (lanes, intervals, nodes), which nodes of a cluster there are; None: all.
     """
 
     values: NDArray[np.float64]
     gaps_s: NDArray[np.float64]
     segment: NDArray[np.int64]
     kind: NDArray[np.object_] | Sequence[Sequence[str]]
+    alive: NDArray[np.bool_] | None = None
 
     @property
     def intervals(self) -> int:
         return self.values.shape[1]
 
     def at(self, t: int) -> WorkloadState:
-        return WorkloadState(self.values[:, t], self.gaps_s[:, t])
+        alive = None if self.alive is None else self.alive[:, t]
+        return WorkloadState(self.values[:, t], self.gaps_s[:, t], alive)
 
     def kind_at(self, t: int) -> NDArray[np.object_]:
         """The kind of the segment that each lane is in, (lanes,)."""

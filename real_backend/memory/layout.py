@@ -6,7 +6,7 @@ rows that found no slot. An embedding slot is ``page * rows_per_page + offset``.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from helm_gym.compiled import kernel
 from helm_gym.profile import Profile
 from helm_gym.telemetry import ALPHA_GRID
 
-EMB, KV = 1, 2
+NOBODY, EMB, KV = 0, 1, 2  # who owns a page
 
 # Indices into Memory.n: the scalars of a unit.
 N_EMB = 0  # pages that EMB owns
@@ -30,7 +30,8 @@ EVICTED_PAGES = 8  # KV pages evicted so far
 STAGED = 9  # staging slots in use by this micro-batch
 HOST_NEXT = 10  # next host-tier place to be overwritten
 REFILL_AT = 11  # background refill goes backwards through the evicted rows from here
-SCALARS = 12
+N_PAGES = 12  # the unit's pool; the arrays of a larger unit beside it may have room for more
+SCALARS = 13
 
 SIM_ALPHAS = np.array(ALPHA_GRID)
 SAMPLING = 32  # one row in 32 is simulated
@@ -101,7 +102,7 @@ class Plan(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The profile's figures that the kernels need, as plain numbers."""
+    """A node's figures that the kernels need, as plain numbers."""
 
     rows_per_page: int
     tokens_per_page: int
@@ -141,6 +142,22 @@ def make_rules(profile: Profile) -> Rules:
     )
 
 
+def with_speed(rules: Rules, speed: float) -> Rules:
+    """The rules of a node that computes ``speed`` times as fast."""
+    compute = ("base_ms", "per_token_ms", "per_pair_ms", "per_context_ms")
+    return rules._replace(**{name: getattr(rules, name) / speed for name in compute})
+
+
+@kernel
+def rules_of(table, u):
+    """The rules of unit ``u`` from a table (units, fields)."""
+    row = table[u]
+    return Rules(
+        int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4], row[5], row[6], row[7], row[8], row[9], row[10],
+        row[11], row[12],
+    )  # fmt: skip
+
+
 FILLS, MOVES, OFFLOADS, OFFLOAD_TOKENS, UPLOAD_TOKENS, REFILLS, TOKENS = range(7)
 PLAN_COUNTS = 7
 
@@ -149,61 +166,83 @@ def rows_in_simulation(items: int) -> int:
     return -(-items // SAMPLING)
 
 
-def make_memory(profile: Profile, emb_pages: NDArray[np.int64]) -> Memory:
-    """Empty caches; ``emb_pages`` (units,) says how many pages EMB owns, KV owns the others."""
+def make_memory(profile: Profile, emb_pages: NDArray[np.int64], pages_of: NDArray[np.int64] | None = None) -> Memory:
+    """Empty caches; ``emb_pages`` (units,) says how many pages EMB owns, KV owns the others.
+
+    Args:
+        pages_of: (units,), of each unit's pool; the profile's where not given.
+    """
     units = len(emb_pages)
-    pages, rows = profile.pool.pages, profile.rows_per_page
-    items, users = profile.population.items, profile.population.users
+    own = np.full(units, profile.pool.pages) if pages_of is None else pages_of
+    pages, rows, items = int(own.max()), profile.rows_per_page, profile.population.items
+    users = profile.population.users
     slots, sims = pages * rows, len(SIM_ALPHAS)
     staging = profile.max_batch * (profile.model.max_history + profile.model.max_candidates)
     sim_rows = rows_in_simulation(items)
-    sim_slots = np.maximum(1, np.round(SIM_ALPHAS * pages) * rows / SAMPLING).astype(np.int32)
+    sim_slots = max(1, int(np.round(SIM_ALPHAS[-1] * pages) * rows / SAMPLING))
 
-    def full(shape: tuple[int, ...], value: int, dtype: type = np.int32) -> NDArray[Any]:
-        return np.full((units, *shape), value, dtype)
-
-    arrays: dict[str, NDArray[Any]] = {
-        "n": full((SCALARS,), 0, np.int64),
-        "owner": full((pages,), KV, np.int8),
-        "row_slot": full((items,), -1),
-        "slot_row": full((slots + staging,), -1),
-        "reference": full((slots + staging,), 0, np.uint8),
-        "emb_pages": full((pages,), -1),
-        "page_place": full((pages,), -1),
-        "fresh": full((pages,), -1),
-        "row_evicted": full((items,), -(1 << 60), np.int64),
-        "evicted_ring": full((max(1, profile.pool.shadow_pages * rows),), -1),
-        "kv_free": full((pages,), -1),
-        "user_pages": full((users, profile.pages_per_user), -1),
-        "cached_length": full((users,), 0),
-        "cached_version": full((users,), -1),
-        "used_batch": full((users,), -1, np.int64),
-        "newer": full((users + 1,), -1),
-        "older": full((users + 1,), -1),
-        "user_evicted": full((users,), -(1 << 60), np.int64),
-        "evicted_version": full((users,), -1),
-        "host_place": full((users,), -1),
-        "host_user": full((profile.kv_miss.host_users,), -1),
-        "host_batch": full((profile.kv_miss.host_users,), -1, np.int64),
-        "host_version": full((users,), -1),
-        "host_length": full((users,), 0),
-        "sim_row": full((sim_rows, sims), -1),
-        "sim_slot_row": full((sims, int(sim_slots.max())), -1),
-        "sim_hand": full((sims,), 0),
-        "sim_slots": np.tile(sim_slots, (units, 1)),
-        "sim_user": full((users + 1, sims, SIM_FIELDS), 0),
-        "sim_free": np.tile((pages - np.round(SIM_ALPHAS * pages)).astype(np.int32), (units, 1)),
+    shapes: dict[str, tuple[tuple[int, ...], type]] = {
+        "n": ((SCALARS,), np.int64),
+        "owner": ((pages,), np.int8),
+        "row_slot": ((items,), np.int32),
+        "slot_row": ((slots + staging,), np.int32),
+        "reference": ((slots + staging,), np.uint8),
+        "emb_pages": ((pages,), np.int32),
+        "page_place": ((pages,), np.int32),
+        "fresh": ((pages,), np.int32),
+        "row_evicted": ((items,), np.int64),
+        "evicted_ring": ((max(1, profile.pool.shadow_pages * rows),), np.int32),
+        "kv_free": ((pages,), np.int32),
+        "user_pages": ((users, profile.pages_per_user), np.int32),
+        "cached_length": ((users,), np.int32),
+        "cached_version": ((users,), np.int32),
+        "used_batch": ((users,), np.int64),
+        "newer": ((users + 1,), np.int32),
+        "older": ((users + 1,), np.int32),
+        "user_evicted": ((users,), np.int64),
+        "evicted_version": ((users,), np.int32),
+        "host_place": ((users,), np.int32),
+        "host_user": ((profile.kv_miss.host_users,), np.int32),
+        "host_batch": ((profile.kv_miss.host_users,), np.int64),
+        "host_version": ((users,), np.int32),
+        "host_length": ((users,), np.int32),
+        "sim_row": ((sim_rows, sims), np.int32),
+        "sim_slot_row": ((sims, sim_slots), np.int32),
+        "sim_hand": ((sims,), np.int32),
+        "sim_slots": ((sims,), np.int32),
+        "sim_user": ((users + 1, sims, SIM_FIELDS), np.int32),
+        "sim_free": ((sims,), np.int32),
     }
-    # Empty rings: the sentinel points to itself.
-    arrays["newer"][:, users] = arrays["older"][:, users] = users
-    arrays["sim_user"][:, users, :, [NEWER, OLDER]] = users
-    memory = Memory(**arrays)
-    for u, emb in enumerate(emb_pages):
-        memory.owner[u, :emb] = EMB
-        memory.n[u, N_EMB], memory.n[u, N_FRESH], memory.n[u, N_KV_FREE] = emb, emb, pages - emb
-        memory.emb_pages[u, :emb] = memory.page_place[u, :emb] = memory.fresh[u, :emb] = np.arange(emb)
-        memory.kv_free[u, : pages - emb] = np.arange(emb, pages)
+    memory = Memory(**{name: np.empty((units, *shape), dtype) for name, (shape, dtype) in shapes.items()})
+    for u, (emb, held) in enumerate(zip(emb_pages, own, strict=True)):
+        clear(memory, u, int(emb), int(held), rows)
     return memory
+
+
+_LONG_AGO = -(1 << 60)
+_EMPTY: dict[str, int] = {  # what a field of Memory holds where nothing is cached; -1 where it is not here
+    **dict.fromkeys(("n", "reference", "cached_length", "host_length", "sim_hand", "sim_user"), 0),
+    **dict.fromkeys(("row_evicted", "user_evicted"), _LONG_AGO),
+    "owner": KV,
+}
+
+
+def clear(memory: Memory, u: int, emb: int, pages: int, rows_per_page: int) -> None:
+    """Unit ``u`` as at its start: empty caches in a pool of ``pages``, ``emb`` of which EMB owns and KV the others."""
+    for name in Memory._fields:
+        getattr(memory, name)[u] = _EMPTY.get(name, -1)
+    memory.owner[u, :emb], memory.owner[u, pages:] = EMB, NOBODY
+    memory.n[u, N_PAGES] = pages
+    memory.n[u, N_EMB], memory.n[u, N_FRESH], memory.n[u, N_KV_FREE] = emb, emb, pages - emb
+    memory.emb_pages[u, :emb] = memory.page_place[u, :emb] = memory.fresh[u, :emb] = np.arange(emb)
+    memory.kv_free[u, : pages - emb] = np.arange(emb, pages)
+    sim_pages = np.round(SIM_ALPHAS * pages)
+    memory.sim_slots[u] = np.maximum(1, sim_pages * rows_per_page / SAMPLING)
+    memory.sim_free[u] = pages - sim_pages
+    # Empty rings: the sentinel points to itself.
+    users = memory.newer.shape[1] - 1
+    memory.newer[u, users] = memory.older[u, users] = users
+    memory.sim_user[u, users, :, NEWER] = memory.sim_user[u, users, :, OLDER] = users
 
 
 def make_plan(profile: Profile) -> Plan:

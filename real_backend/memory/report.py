@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from helm_gym.compiled import kernel
 from helm_gym.telemetry import COLUMN
 from real_backend.memory.emb_cache import refill_backlog
-from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, unit_of
+from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, N_PAGES, rules_of, unit_of
 from real_backend.memory.serve import (
     COMPUTE_MS,
     EMB_GAIN,
@@ -56,7 +56,9 @@ _COMPUTE, _TRANSFER = COLUMN["compute_ms"], COLUMN["transfer_ms"]
 
 @kernel
 def _quantile(ordered, q):
-    """Linear interpolation between order statistics, as numpy.quantile does."""
+    """Linear interpolation between order statistics, as numpy.quantile does; 0 of nothing."""
+    if ordered.shape[0] == 0:
+        return 0.0
     at = q * (ordered.shape[0] - 1)
     low = int(at)
     high = min(low + 1, ordered.shape[0] - 1)
@@ -68,7 +70,7 @@ def _mean(values):
     total = 0.0
     for value in values:
         total += value
-    return total / values.shape[0]
+    return total / max(1, values.shape[0])
 
 
 @kernel
@@ -76,7 +78,7 @@ def _share_above(values, limit):
     count = 0
     for value in values:
         count += value > limit
-    return count / values.shape[0]
+    return count / max(1, values.shape[0])
 
 
 @kernel
@@ -90,8 +92,8 @@ def _users(row, ordered):
             if run > 1:
                 returning += run
             run = 0
-    row[_UNIQUE] = distinct / ordered.shape[0]
-    row[_RETURNING] = returning / ordered.shape[0]
+    row[_UNIQUE] = distinct / max(1, ordered.shape[0])
+    row[_RETURNING] = returning / max(1, ordered.shape[0])
 
 
 @kernel
@@ -107,7 +109,10 @@ def _latencies(row, service, sojourn, own_service, own_sojourn, slo_ms):
 
 
 class Ordered(NamedTuple):
-    """The ledger's rings in ascending order, (units, requests): over the window, and over the last interval."""
+    """The ledger's rings in ascending order, (units, room): over the window, and over the last interval.
+
+    What there is stands in front; infinity, or NO_USER, fills the room behind.
+    """
 
     service_ms: NDArray[np.float64]
     sojourn_ms: NDArray[np.float64]
@@ -116,29 +121,29 @@ class Ordered(NamedTuple):
     own_sojourn_ms: NDArray[np.float64]
 
 
-def last_interval(ledger: Ledger, ring: NDArray[np.float64], requests: int) -> NDArray[np.float64]:
-    """The last ``requests`` entries of a ring; all units are at the same place of theirs."""
-    first = int(ledger.served[0, 0] - requests) % ring.shape[1]
-    return ring[:, first : first + requests]
+def last_interval(ledger: Ledger, ring: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The last interval's part of a ring, (units, most requests of a unit); all units are at the same place."""
+    place = int(ledger.interval[0, 0] - 1) % ring.shape[1]
+    return ring[:, place, : int(ledger.sums[:, place, REQUESTS].max())]
 
 
-def order(ledger: Ledger, requests: int) -> Ordered:
+def order(ledger: Ledger) -> Ordered:
     """Sorts what ``report`` takes quantiles of."""
-    filled = min(int(ledger.served[0, 0]), ledger.user.shape[1])
+    units, most = len(ledger.user), int(ledger.sums[:, :, REQUESTS].max())
     return Ordered(
-        np.sort(ledger.service_ms[:, :filled]),
-        np.sort(ledger.sojourn_ms[:, :filled]),
-        np.sort(ledger.user[:, :filled]),
-        np.sort(last_interval(ledger, ledger.service_ms, requests)),
-        np.sort(last_interval(ledger, ledger.sojourn_ms, requests)),
+        np.sort(ledger.service_ms[:, :, :most].reshape(units, -1)),
+        np.sort(ledger.sojourn_ms[:, :, :most].reshape(units, -1)),
+        np.sort(ledger.user[:, :, :most].reshape(units, -1)),
+        np.sort(last_interval(ledger, ledger.service_ms)),
+        np.sort(last_interval(ledger, ledger.sojourn_ms)),
     )
 
 
 @kernel
-def report(memory, ledger, ordered, targets, rules, row_bytes, page_bytes, kv_bytes, out):
-    """Fills ``out`` (units, WIDTH) after an interval; targets: (units,) pages."""
+def report(memory, ledger, ordered, targets, rule_table, row_bytes, page_bytes, kv_bytes, out):
+    """Fills ``out`` (units, WIDTH) after an interval; targets: (units,) pages; rule_table: (units, fields)."""
     for u in range(out.shape[0]):
-        m, row = unit_of(memory, u), out[u]
+        m, row, rules = unit_of(memory, u), out[u], rules_of(rule_table, u)
         ring = ledger.sums.shape[1]
         intervals = ledger.interval[u, 0]
         last = ledger.sums[u, (intervals - 1) % ring]
@@ -147,13 +152,15 @@ def report(memory, ledger, ordered, targets, rules, row_bytes, page_bytes, kv_by
         for k in range(min(ring, intervals)):
             for column in range(total.shape[0]):
                 total[column] += ledger.sums[u, k, column]
-        requests, pages = total[REQUESTS], m.owner.shape[0]
-        busy = total[COMPUTE_MS] + total[TRANSFER_MS]
+        # A node of a cluster may get no request at all: what it reports of requests is then 0.
+        n, own = int(total[REQUESTS]), int(last[REQUESTS])
+        requests, pages = max(1.0, total[REQUESTS]), m.n[N_PAGES]
+        busy = max(1e-9, total[COMPUTE_MS] + total[TRANSFER_MS])
         _latencies(
-            row, ordered.service_ms[u], ordered.sojourn_ms[u], ordered.own_service_ms[u],
-            ordered.own_sojourn_ms[u], rules.slo_ms,
+            row, ordered.service_ms[u, :n], ordered.sojourn_ms[u, :n], ordered.own_service_ms[u, :own],
+            ordered.own_sojourn_ms[u, :own], rules.slo_ms,
         )  # fmt: skip
-        _users(row, ordered.user[u])
+        _users(row, ordered.user[u, :n])
 
         row[_ALPHA], row[_TARGET] = m.n[N_EMB] / pages, targets[u] / pages
         row[_PENDING] = targets[u] - m.n[N_EMB]
@@ -168,7 +175,7 @@ def report(memory, ledger, ordered, targets, rules, row_bytes, page_bytes, kv_by
         for s in range(SUMS - SIMULATED):
             row[_PREDICTED + s] = total[SIMULATED + s] / requests
         row[_HISTORY] = total[HISTORY] / requests
-        row[_RATE] = requests / max(1e-9, total[SPAN_S])
+        row[_RATE] = n / max(1e-9, total[SPAN_S])
         row[_UTILISATION] = busy * 1e-3 / max(1e-9, total[SPAN_S])
         # Little's law: mean number in the system = arrival rate x mean sojourn.
         row[_QUEUE] = row[_RATE] * row[_SOJOURN] * 1e-3

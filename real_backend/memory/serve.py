@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from helm_gym.compiled import kernel
 from helm_gym.profile import Profile
-from helm_gym.workload.sampling import sample_interval
 from real_backend.memory import emb_cache, kv_cache
 from real_backend.memory.layout import (
     OFFLOAD_TOKENS,
     SIM_ALPHAS,
     UPLOAD_TOKENS,
+    rules_of,
     unit_of,
 )
 from real_backend.memory.pool import begin, move_towards
@@ -53,32 +53,42 @@ REFILL_CREDIT = 2  # rows that background traffic may copy
 CLOCKS = 3
 
 
+NO_USER = np.iinfo(np.int32).max  # where an interval has room for more requests than there were
+
+
 class Ledger(NamedTuple):
-    """Time and sums of every unit: U units, W window requests, K intervals a window."""
+    """Time and sums of every unit: U units, K intervals a window, room for R requests an interval."""
 
     clock: NDArray[np.float64]  # (U, CLOCKS)
     sums: NDArray[np.float64]  # (U, K, SUMS), a ring of intervals
     window_sums: NDArray[np.float64]  # (U, SUMS), scratch
-    service_ms: NDArray[np.float64]  # (U, W), a ring of requests
-    sojourn_ms: NDArray[np.float64]  # (U, W)
-    user: NDArray[np.int32]  # (U, W)
-    served: NDArray[np.int64]  # (U, 1), requests so far
+    service_ms: NDArray[np.float64]  # (U, K, R), each request's, and infinity behind an interval's last
+    sojourn_ms: NDArray[np.float64]  # (U, K, R)
+    done_s: NDArray[np.float64]  # (U, K, R), when each was answered
+    user: NDArray[np.int32]  # (U, K, R), NO_USER behind the last
     interval: NDArray[np.int64]  # (U, 1), intervals so far
     positions: NDArray[np.int32]  # (U, tokens), scratch of the simulations
     sampled: NDArray[np.int32]  # (U, tokens)
 
 
-def make_ledger(profile: Profile, units: int) -> Ledger:
-    window = profile.interval.window
+def room(profile: Profile, nodes: int) -> int:
+    """Requests that a node may get in one interval: all of them, and in a cluster all of a lost node's once more."""
+    return nodes * profile.interval.requests * (1 if nodes == 1 else 2)
+
+
+def make_ledger(profile: Profile, units: int, nodes: int = 1) -> Ledger:
+    """``nodes``: how many share a lane's requests."""
+    intervals = profile.interval.window // profile.interval.requests
+    window = (units, intervals, room(profile, nodes))
     tokens = profile.model.max_history + profile.model.max_candidates
     return Ledger(
         clock=np.zeros((units, CLOCKS)),
-        sums=np.zeros((units, window // profile.interval.requests, SUMS)),
+        sums=np.zeros((units, intervals, SUMS)),
         window_sums=np.zeros((units, SUMS)),
-        service_ms=np.zeros((units, window)),
-        sojourn_ms=np.zeros((units, window)),
-        user=np.zeros((units, window), np.int32),
-        served=np.zeros((units, 1), np.int64),
+        service_ms=np.full(window, np.inf),
+        sojourn_ms=np.full(window, np.inf),
+        done_s=np.zeros(window),
+        user=np.full(window, NO_USER, np.int32),
         interval=np.zeros((units, 1), np.int64),
         positions=np.zeros((units, tokens), np.int32),
         sampled=np.zeros((units, tokens), np.int32),
@@ -94,7 +104,7 @@ def batch_end(requests, u, first, ledger, limit):
     at = ledger.clock[u, NOW_S] + requests.gap_s[u, first]
     start = max(at, ledger.clock[u, FREE_AT_S])
     end = first + 1
-    while end < requests.user.shape[1] and end - first < limit:
+    while end < requests.number[u, 0] and end - first < limit:
         at += requests.gap_s[u, end]
         if at > start:
             break
@@ -148,9 +158,8 @@ def plan_batch(m, items, requests, u, first, end, plan, ledger, sums, rules):
 @kernel
 def account(requests, u, first, end, computed_ms, waited_ms, ledger, sums):
     """Queues the batch on the virtual clock (start = max(last arrival, server free)) and records its latencies."""
-    clock = ledger.clock[u]
+    clock, place = ledger.clock[u], ledger.interval[u, 0] % ledger.sums.shape[1]
     service = computed_ms + waited_ms
-    window = ledger.user.shape[1]
     arrival = clock[NOW_S]
     for r in range(first, end):
         arrival += requests.gap_s[u, r]
@@ -158,11 +167,10 @@ def account(requests, u, first, end, computed_ms, waited_ms, ledger, sums):
     arrival = clock[NOW_S]
     for r in range(first, end):
         arrival += requests.gap_s[u, r]
-        k = ledger.served[u, 0] % window
-        ledger.service_ms[u, k] = service
-        ledger.sojourn_ms[u, k] = (done - arrival) * 1e3
-        ledger.user[u, k] = requests.user[u, r]
-        ledger.served[u, 0] += 1
+        ledger.service_ms[u, place, r] = service
+        ledger.sojourn_ms[u, place, r] = (done - arrival) * 1e3
+        ledger.done_s[u, place, r] = done
+        ledger.user[u, place, r] = requests.user[u, r]
     sums[SPAN_S] += arrival - clock[NOW_S]
     clock[NOW_S] = arrival
     clock[FREE_AT_S] = done
@@ -185,31 +193,36 @@ def plan_refill(m, plan, elapsed_ms, ledger, u, sums, rules):
 
 
 @kernel
-def open_interval(m, traffic, u, values, gaps_s, target_pages, budget, requests, plan, ledger, rules):
-    """Draws the interval's requests and moves pages towards the target. Returns the place in the ring of sums."""
-    sample_interval(traffic, u, values, gaps_s, requests)
+def open_interval(m, u, target_pages, budget, plan, ledger, rules):
+    """Moves pages towards the target. Returns the interval's place in the ledger's rings, emptied."""
     place = ledger.interval[u, 0] % ledger.sums.shape[1]
     sums = ledger.sums[u, place]
     sums[:] = 0.0
+    ledger.service_ms[u, place, :] = np.inf
+    ledger.sojourn_ms[u, place, :] = np.inf
+    ledger.done_s[u, place, :] = 0.0
+    ledger.user[u, place, :] = NO_USER
     sums[MOVED_PAGES] = move_towards(m, plan, target_pages, budget, rules)
     sums[OFFLOADED_TOKENS] = plan.counts[OFFLOAD_TOKENS]
     return place
 
 
 @kernel
-def serve_interval(memory, traffic, values, gaps_s, targets, budget, limit, requests, plan, ledger, rules):
+def serve_interval(memory, items, targets, budget, limit, requests, plan, ledger, rule_table):
     """One interval of every unit on the modelled rung.
 
-    values: (units, parameters); gaps_s: (units, requests); targets: (units,) pages.
+    items: (lanes, users, max_history), the users' histories; targets: (units,) pages; rule_table: (units, fields).
     """
-    for u in range(values.shape[0]):
-        m = unit_of(memory, u)
-        place = open_interval(m, traffic, u, values[u], gaps_s[u], targets[u], budget, requests, plan, ledger, rules)
+    units = targets.shape[0]
+    nodes = units // items.shape[0]
+    for u in range(units):
+        m, rules = unit_of(memory, u), rules_of(rule_table, u)
+        place = open_interval(m, u, targets[u], budget, plan, ledger, rules)
         sums = ledger.sums[u, place]
         first = 0
-        while first < requests.user.shape[1]:
+        while first < requests.number[u, 0]:
             end = batch_end(requests, u, first, ledger, limit)
-            plan_batch(m, traffic.items[u], requests, u, first, end, plan, ledger, sums, rules)
+            plan_batch(m, items[u // nodes], requests, u, first, end, plan, ledger, sums, rules)
             tokens, pairs, context = 0, 0, 0
             for r in range(first, end):
                 n = requests.length[u, r] - plan.cached[r - first] + requests.candidate_count[u, r]

@@ -73,7 +73,7 @@ def judge(
     if open_twin is None:
         from surrogate_backend.backend import SurrogateBackend
 
-        backend: Backend = SurrogateBackend(profile, lanes=lanes, nodes=1, checkpoint=checkpoint, of=origin.rung)
+        backend: Backend = SurrogateBackend(profile, lanes=lanes, checkpoint=checkpoint, of=origin.rung)
     else:
         backend = open_twin(lanes)
     try:

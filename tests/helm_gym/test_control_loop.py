@@ -254,7 +254,7 @@ def test_unknown_tasks_name_the_nearest_and_known_ones_are_versioned():
 def test_unknown_backends_and_counts_that_cannot_be():
     with pytest.raises(UnknownNameError, match="did you mean 'modelled'"):
         open_backend("modeled", PROFILE)
-    with pytest.raises(InvalidInputError, match="node"):
-        open_backend("modelled", PROFILE, nodes=2)
+    with pytest.raises(InvalidInputError, match="lane"):
+        open_backend("modelled", PROFILE, lanes=0)
     with pytest.raises(InvalidInputError, match="seeds"):
         make_loop(lanes=2).reset([1])

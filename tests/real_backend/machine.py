@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from helm_gym.profile import Profile, load
-from helm_gym.workload.sampling import make_requests, make_traffic
+from helm_gym.workload.sampling import make_requests, make_traffic, sample_interval
 from helm_gym.workload.state import INDEX, at_rest
 from real_backend.memory.layout import (
     EMB,
@@ -149,8 +149,8 @@ class Node:
         m, before = self.memory, int(self.memory.n[N_EMB])
         resident = set(np.flatnonzero(m.row_slot >= 0))
         budget = self.profile.pool.page_moves_per_interval
-        workload = (self.traffic, 0, self.values, self.gaps)
-        open_interval(m, *workload, target_pages, budget, self.requests, self.plan, self.ledger, self.rules)
+        sample_interval(self.traffic, 0, self.values, self.gaps, self.requests)
+        open_interval(m, 0, target_pages, budget, self.plan, self.ledger, self.rules)
         moved = int(m.n[N_EMB]) - before
         assert not (set(np.flatnonzero(m.row_slot >= 0)) - resident), "a move alone makes rows resident"
         assert abs(moved) <= budget, "a move exceeds its budget"

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from helm_gym.cluster import find_cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile, load
 from helm_gym.workload.regimes import make_path
@@ -102,6 +103,6 @@ def test_a_checkpoint_of_another_profile_or_a_broken_one_is_refused(profile, tmp
 
 def test_more_nodes_or_another_rung_are_refused(profile):
     with pytest.raises(InvalidInputError, match="node"):
-        SurrogateBackend(profile, nodes=2)
+        SurrogateBackend(profile, cluster=find_cluster("2"))
     with pytest.raises(InvalidInputError, match="twin"):
         SurrogateBackend(profile, of="surrogate")

@@ -60,7 +60,7 @@ class SlowLink(ModelledBackend):
 
     def __init__(self, profile: Profile, lanes: int = 1, nodes: int = 1):
         super().__init__(profile, lanes, nodes)
-        self.rules = self.rules._replace(row_ms=3 * self.rules.row_ms)
+        self._set_rules(self.rules._replace(row_ms=3 * self.rules.row_ms))
 
 
 class Doubtful(ModelledBackend):

@@ -1,0 +1,208 @@
+"""A cluster: its nodes, its users' interests, its load, and which nodes are lost when."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.profile import Profile
+from helm_gym.workload.state import INDEX, WorkloadPath
+
+MAX_NODES = 1024
+_OUTAGE = (40, 120)  # intervals, the shortest and the longest that are drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One kind of node, relative to the profile's.
+
+    Attributes:
+        count: how many there are of it.
+        memory: its pool over the profile's.
+        speed: how many times as fast it computes; the host link stays as it is.
+    """
+
+    count: int = 1
+    memory: float = 1.0
+    speed: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outage:
+    """Node ``node`` is lost for ``intervals`` from interval ``start`` on, and comes back with cold caches."""
+
+    node: int
+    start: int
+    intervals: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What a cluster is beside its nodes' profile.
+
+    Attributes:
+        nodes: kinds of node, in the order of their numbers.
+        catalogue: items over the profile's; a node sees them all unless requests are routed by what it holds.
+        interests: groups of users, each with a popularity of items of its own.
+        interest_share: share of a user's items that is drawn by his interest's popularity and not by the common one.
+        load: arrival rate over the regime's, which is made for a node that serves users of its own.
+        outages: losses that happen in every episode.
+        losses: further ones an episode, drawn by its seed.
+    """
+
+    nodes: tuple[Node, ...]
+    catalogue: float = 4.0
+    interests: int = 16
+    interest_share: float = 0.7
+    load: float = 0.8
+    outages: tuple[Outage, ...] = ()
+    losses: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("nodes", "outages"):  # YAML has lists
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        sound = all(n.count >= 1 and 0 < n.memory <= 1 and 0 < n.speed <= 16 for n in self.nodes)
+        if not self.nodes or not sound or self.size > MAX_NODES:
+            raise InvalidInputError(
+                f"A cluster needs 1 to {MAX_NODES} nodes, each kind with a count of at least 1, a memory above 0 and "
+                f"at most 1 (the profile's), and a speed above 0 and at most 16; these are {list(self.nodes)}."
+            )
+        if not 0 < self.catalogue <= 64:
+            raise InvalidInputError(f"A cluster's catalogue must be above 0 and at most 64, not {self.catalogue:g}.")
+        if self.interests < 1 or not 0 <= self.interest_share <= 1 or not 0 < self.load <= 4 or self.losses < 0:
+            raise InvalidInputError(
+                f"A cluster needs at least one interest, an interest_share of 0 to 1, a load above 0 and at most 4 and "
+                f"no negative losses, not {self.interests}, {self.interest_share:g}, {self.load:g}, {self.losses}."
+            )
+        for outage in self.outages:
+            if not (0 <= outage.node < self.size and outage.start >= 0 and outage.intervals >= 1):
+                raise InvalidInputError(
+                    f"{outage} is not of one of the {self.size} nodes or not a stretch of intervals."
+                )
+
+    @property
+    def size(self) -> int:
+        return sum(kind.count for kind in self.nodes)
+
+    @property
+    def speed(self) -> NDArray[np.float64]:
+        """Of each node, (nodes,)."""
+        return np.repeat([kind.speed for kind in self.nodes], [kind.count for kind in self.nodes])
+
+    def widen(self, profile: Profile) -> Profile:
+        """The profile with the cluster's population: its nodes' users together, and its catalogue."""
+        own = profile.population
+        wide = dataclasses.replace(own, users=self.size * own.users, items=round(self.catalogue * own.items))
+        return dataclasses.replace(profile, population=wide)
+
+    def pages(self, profile: Profile) -> NDArray[np.int64]:
+        """Pages of each node's pool, (nodes,).
+
+        Raises:
+            InvalidInputError: a node's pool cannot hold one user beside EMB.
+        """
+        memory = np.repeat([kind.memory for kind in self.nodes], [kind.count for kind in self.nodes])
+        pages = np.rint(memory * profile.pool.pages).astype(np.int64)
+        if ((1 - profile.pool.max_alpha) * pages < profile.pages_per_user).any():
+            raise InvalidInputError(
+                f"A node with {pages.min()} pages cannot hold a user of {profile.pages_per_user} pages at alpha "
+                f"{profile.pool.max_alpha:g}; give it more memory."
+            )
+        return pages
+
+
+def find_cluster(text: str) -> Cluster:
+    """A cluster by its number of nodes, ``8``, or by the path of a YAML file with the fields of ``Cluster``.
+
+    Raises:
+        InvalidInputError: neither, or values that do not fit each other.
+        UnknownNameError: a key that a cluster does not have.
+    """
+    if text.isdigit():
+        return Cluster((Node(int(text)),))
+    path = pathlib.Path(text)
+    if path.suffix not in (".yaml", ".yml"):
+        raise InvalidInputError(f"Cluster '{text}' is neither a number of nodes nor a YAML file; write 8 or a path.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInputError(f"Cluster {path} cannot be read: {error.strerror}; give a file's path.") from error
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"Cluster {path} is not YAML: {' '.join(str(error).split())}.") from error
+    data = _checked(Cluster, data, f"Cluster {path}")
+    for key, kind in (("nodes", Node), ("outages", Outage)):
+        if key in data:
+            if not isinstance(data[key], list):
+                raise InvalidInputError(f"Cluster {path}: {key} must be a list.")
+            data[key] = tuple(_made(kind, entry, f"Cluster {path}: {key}") for entry in data[key])
+    cluster: Cluster = _made(Cluster, data, f"Cluster {path}")
+    return cluster
+
+
+def _checked(kind: type, data: object, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise InvalidInputError(f"{where} must be a mapping, not {type(data).__name__}.")
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key, value in data.items():
+        if key not in known:
+            raise UnknownNameError(f"key in {where}", str(key), known)
+        if key not in ("nodes", "outages") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise InvalidInputError(f"{where}: {key} must be a number, not {value!r}.")
+    return data
+
+
+def _made(kind: type, data: object, where: str) -> Any:
+    values = _checked(kind, data, where)
+    whole = {field.name for field in dataclasses.fields(kind) if field.type == "int"}
+    for key in whole & values.keys():
+        if not isinstance(values[key], int):
+            raise InvalidInputError(f"{where}: {key} must be a whole number, not {values[key]!r}.")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InvalidInputError(f"{where} lacks a field: {error}.") from error
+
+
+def in_cluster(path: WorkloadPath, cluster: Cluster, profile: Profile, seeds: Sequence[int]) -> WorkloadPath:
+    """The path of a node as the path of a cluster: its load, and who is lost when.
+
+    Raises:
+        InvalidInputError: recorded arrivals, which are one node's; or an interval in which no node is left.
+    """
+    if not np.isnan(path.gaps_s[:1, :1]).all():
+        raise InvalidInputError("A cluster's arrivals cannot be recorded ones yet; choose another regime than 'trace'.")
+    values = path.values.copy()
+    values[:, :, INDEX["arrival_rate_rps"]] *= cluster.load * cluster.speed.mean()
+    alive = _alive(cluster, path.intervals, seeds) if cluster.outages or cluster.losses else None
+    return dataclasses.replace(
+        path,
+        values=values,
+        gaps_s=np.broadcast_to(np.float64(np.nan), (*path.gaps_s.shape[:2], cluster.size * profile.interval.requests)),
+        alive=alive,
+    )
+
+
+def _alive(cluster: Cluster, intervals: int, seeds: Sequence[int]) -> NDArray[np.bool_]:
+    """(lanes, intervals, nodes); drawn losses begin in the middle half of the episode."""
+    alive = np.ones((len(seeds), intervals, cluster.size), bool)
+    for outage in cluster.outages:
+        alive[:, outage.start : outage.start + outage.intervals, outage.node] = False
+    for lane, seed in enumerate(seeds):
+        random = np.random.default_rng([seed, 0x4C4F5353])
+        for _ in range(cluster.losses):
+            node, start = int(random.integers(cluster.size)), int(random.uniform(0.25, 0.75) * intervals)
+            length = int(random.integers(*_OUTAGE))
+            kept = alive[lane].copy()
+            kept[start : start + length, node] = False
+            if kept.any(axis=1).all():  # never the last one
+                alive[lane] = kept
+    if not alive.any(axis=2).all():
+        raise InvalidInputError("The outages leave no node alive in some interval; let one stay.")
+    return alive

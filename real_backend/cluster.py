@@ -1,0 +1,182 @@
+"""A cluster's front door: one stream of requests a lane, a router that assigns them, inboxes, and lost nodes.
+
+An interval has two phases. First all its requests are routed, in order of arrival, by what the router knows: what the
+nodes published at the interval's start, and what it has itself sent since. Then each node serves its inbox.
+
+A node that is lost loses its caches. What it had been sent in its last interval and had not answered by then is routed
+again under the old time of arrival, before anything else: such a request was reported with the sojourn that its first
+node would have given it, and is reported again with the one that it got.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.cluster import Cluster
+from helm_gym.compiled import kernel
+from helm_gym.profile import Profile
+from helm_gym.routing import RULES, WEIGHTS, Routing, check_alive, check_routing
+from helm_gym.telemetry import RoutedTraffic
+from helm_gym.workload.sampling import Requests, Traffic, make_requests, sample_intervals
+from helm_gym.workload.state import WorkloadState
+from real_backend.memory.layout import N_EMB, N_PAGES, Memory, Rules, clear
+from real_backend.memory.serve import FREE_AT_S, NO_USER, NOW_S, REFILL_CREDIT, SPAN_S, Ledger, room
+from real_backend.router import make_view, refresh, route
+
+
+class FrontDoor:
+    """Takes the requests of all lanes in and hands them to the nodes' inboxes.
+
+    Args:
+        profile: with the cluster's population (``Cluster.widen``).
+    """
+
+    def __init__(self, profile: Profile, cluster: Cluster, lanes: int):
+        self.profile, self.cluster, self.lanes, self.nodes = profile, cluster, lanes, cluster.size
+        self._stream = make_requests(profile, lanes, self.nodes)
+        self._again = make_requests(profile, lanes, self.nodes)  # requests of lost nodes; gaps from time 0
+        self._node_of = np.zeros(self.nodes * profile.interval.requests, np.int32)
+        self._joint = Routing("score", np.ones((lanes, len(WEIGHTS))))
+
+    def make_inboxes(self) -> Requests:
+        """Room for what any node may be handed in one interval, (lanes x nodes, ...)."""
+        times = room(self.profile, self.nodes) // self.profile.interval.requests
+        self._inboxes = make_requests(self.profile, self.lanes * self.nodes, times)
+        return self._inboxes
+
+    def reset(self, seeds: NDArray[np.int64]) -> None:
+        """All nodes alive, idle and empty."""
+        self._view = make_view(self.profile, self.profile.population.users, seeds, self.cluster.speed)
+        self._clock_s = np.zeros((self.lanes, 2))  # last arrival, and the interval's span
+        self._alive = np.ones((self.lanes, self.nodes), bool)
+        self._routing = self._joint
+        self._inboxes.number[:] = self._again.number[:] = 0
+
+    def parts(self) -> tuple[tuple[NDArray[Any], ...], ...]:
+        """All that the future depends on, for snapshots."""
+        return (self._view, self._inboxes, (self._clock_s, self._alive))
+
+    def admit(
+        self,
+        state: WorkloadState,
+        routing: Routing | None,
+        traffic: Traffic,
+        memory: Memory,
+        ledger: Ledger,
+        rules: Rules,
+        slowness: float,
+    ) -> RoutedTraffic:
+        """Draws an interval's requests and hands them out.
+
+        Args:
+            rules: of a node of speed 1.
+            slowness: by which the time between arrivals is longer on this machine.
+
+        Raises:
+            InvalidInputError, UnknownNameError: see helm_gym.routing.check_routing and check_alive.
+        """
+        if routing is not None:
+            check_routing(routing, self.lanes)
+            self._routing = routing
+        alive = np.ones_like(self._alive) if state.alive is None else np.asarray(state.alive, bool)
+        check_alive(alive, self.lanes, self.nodes)
+        sample_intervals(traffic, state.values, state.gaps_s, self._stream)
+        self._stream.gap_s[:] *= slowness
+        given_up = np.zeros(self.lanes, np.int64)
+        self._again.number[:] = 0
+        for lane, node in np.argwhere(self._alive & ~alive):
+            given_up[lane] += self._lose(lane, node, memory, ledger)
+        self._inboxes.number[:] = 0
+        self._last_s = ledger.clock[:, NOW_S].copy()
+        self._alive[:] = alive
+        spills = np.zeros(self.lanes, np.int64)
+        for lane in range(self.lanes):
+            refresh(self._view, lane, memory, lane * self.nodes, ledger, alive[lane])
+            self._hand_out(lane, rules)
+            spills[lane] = self._view.spilled[lane, 0]
+        requests = self._inboxes.number.reshape(self.lanes, self.nodes).copy()
+        return RoutedTraffic(requests, alive.copy(), spills, self._again.number[:, 0].copy(), given_up)
+
+    def _hand_out(self, lane: int, rules: Rules) -> None:
+        rule, weights, bound = RULES.index(self._routing.rule), self._routing.weights[lane], self._routing.bound
+        start_s = float(self._clock_s[lane, 0])
+        for requests, before_s in ((self._again, 0.0), (self._stream, start_s)):
+            nodes = self._node_of[: requests.number[lane, 0]]
+            end_s = route(self._view, lane, requests, before_s, rules, rule, weights, bound, nodes)
+            _dispatch(requests, lane, before_s, nodes, self.nodes, self._last_s, self._inboxes)
+            self._clock_s[lane] = end_s, end_s - start_s
+
+    def close_interval(self, ledger: Ledger) -> None:
+        """All nodes of a lane have been there for the same time, whenever their own requests came."""
+        place = int(ledger.interval[0, 0] - 1) % ledger.sums.shape[1]
+        ledger.sums[:, place, SPAN_S] = np.repeat(self._clock_s[:, 1], self.nodes)
+
+    def _lose(self, lane: int, node: int, memory: Memory, ledger: Ledger) -> int:
+        """Empties a node that is lost and keeps what it had not answered; returns how many requests are given up."""
+        unit = lane * self.nodes + node
+        given_up = int(_unanswered(self._inboxes, unit, self._clock_s[lane, 0], ledger, self._again, lane))
+        clear(memory, unit, int(memory.n[unit, N_EMB]), int(memory.n[unit, N_PAGES]), self.profile.rows_per_page)
+        ledger.clock[unit, [FREE_AT_S, REFILL_CREDIT]] = 0.0
+        ledger.sums[unit] = 0.0
+        ledger.service_ms[unit] = ledger.sojourn_ms[unit] = np.inf
+        ledger.user[unit], ledger.done_s[unit] = NO_USER, 0.0
+        return given_up
+
+
+@kernel
+def _copy(source, i, j, target, u, k):
+    """Request (i, j) of ``source`` becomes (u, k) of ``target``; its gap is the caller's to set."""
+    target.user[u, k] = source.user[i, j]
+    target.version[u, k] = source.version[i, j]
+    target.length[u, k] = source.length[i, j]
+    target.delta[u, k] = source.delta[i, j]
+    target.candidate_count[u, k] = source.candidate_count[i, j]
+    for c in range(source.candidate_count[i, j]):
+        target.candidates[u, k, c] = source.candidates[i, j, c]
+
+
+@kernel
+def _dispatch(requests, lane, start_s, node_of, nodes, last_s, inboxes):
+    """Adds a lane's requests to its nodes' inboxes; their gaps become those between a node's own arrivals.
+
+    last_s: (units,), each one's last arrival so far.
+    """
+    arrival_s = start_s
+    for r in range(node_of.shape[0]):
+        arrival_s += requests.gap_s[lane, r]
+        unit = lane * nodes + node_of[r]
+        k = inboxes.number[unit, 0]
+        _copy(requests, lane, r, inboxes, unit, k)
+        inboxes.gap_s[unit, k] = arrival_s - last_s[unit]
+        last_s[unit] = arrival_s
+        inboxes.number[unit, 0] = k + 1
+
+
+@kernel
+def _unanswered(inboxes, unit, now_s, ledger, again, lane):
+    """Adds what a unit was sent in its last interval and has not answered at ``now_s`` to ``again``.
+
+    Returns how many from before that it had not answered either.
+    """
+    ring = ledger.sums.shape[1]
+    place = (ledger.interval[unit, 0] - 1) % ring
+    last_s = 0.0
+    for k in range(again.number[lane, 0]):
+        last_s += again.gap_s[lane, k]
+    for r in range(inboxes.number[unit, 0]):
+        if ledger.done_s[unit, place, r] > now_s and again.number[lane, 0] < again.user.shape[1]:
+            k = again.number[lane, 0]
+            _copy(inboxes, unit, r, again, lane, k)
+            arrival_s = ledger.done_s[unit, place, r] - ledger.sojourn_ms[unit, place, r] * 1e-3
+            again.gap_s[lane, k] = arrival_s - last_s
+            last_s = arrival_s
+            again.number[lane, 0] = k + 1
+    given_up = 0
+    for k in range(ring):
+        if k != place:
+            for r in range(ledger.done_s.shape[2]):
+                given_up += ledger.done_s[unit, k, r] > now_s
+    return given_up
