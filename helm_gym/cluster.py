@@ -59,9 +59,9 @@ class Cluster:
 
     nodes: tuple[Node, ...]
     catalogue: float = 4.0
-    interests: int = 16
-    interest_share: float = 0.7
-    load: float = 0.8
+    interests: int = 32
+    interest_share: float = 0.9
+    load: float = 0.65
     outages: tuple[Outage, ...] = ()
     losses: int = 0
 
