@@ -11,13 +11,14 @@ import dataclasses
 import datetime
 import functools
 import hashlib
+import itertools
 import multiprocessing
 import os
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -43,7 +44,7 @@ from helm_gym.workload.traces import Trace
 from surrogate_backend import excitation, log
 
 Progress = Callable[[int, int, int], None]  # episodes done, episodes wanted, intervals logged now
-Submit = Callable[[int], "Future[pa.Table]"]  # has an episode served, by its number
+Submit = Callable[[Sequence[int]], "Future[list[pa.Table]]"]  # has episodes served in turns, by their numbers
 
 BACKENDS = ("modelled", "real")
 _LOOK_EVERY_S = 1.0  # whether another collection has finished an episode, or died at it
@@ -78,6 +79,11 @@ class Plan:
 
     def episode(self, number: int) -> excitation.Episode:
         return excitation.episode(self.design, number, self.profile, self.intervals, self.seed, self.trace)
+
+    def rounds(self, numbers: Iterable[int]) -> list[tuple[int, ...]]:
+        """Ascending numbers, parted into those that are served in turns."""
+        grouped = itertools.groupby(numbers, lambda number: excitation.round_of(self.design, number, self.profile))
+        return [tuple(members) for _, members in grouped]
 
 
 def _fingerprint(trace: Trace) -> str:
@@ -128,7 +134,7 @@ def collect(
     report(episodes - len(missing), episodes, 0)
     if not missing:
         return 0
-    added, serving = 0, dict[Future[pa.Table], tuple[int, log.Claim]]()
+    added, serving = 0, dict[Future[list[pa.Table]], dict[int, log.Claim]]()
 
     def finished(number: int, intervals: int) -> None:
         missing.remove(number)
@@ -137,22 +143,25 @@ def collect(
     with contextlib.ExitStack() as stack:
         submit, width = stack.enter_context(_servers(plan, workers, ray))
         while missing:
-            at_work = {number for number, _ in serving.values()}
-            for number in [number for number in missing if number not in at_work]:
+            at_work = {number for claims in serving.values() for number in claims}
+            for numbers in plan.rounds([number for number in missing if number not in at_work]):
                 if len(serving) >= width:
                     break
-                claim = log.claim(folder, number)
-                if claim is not None:
-                    stack.enter_context(claim)
-                    serving[submit(number)] = number, claim
-                elif log.episode_path(folder, number).exists():
-                    finished(number, 0)
+                claims = {}
+                for number in numbers:
+                    claim = log.claim(folder, number)
+                    if claim is not None:
+                        claims[number] = stack.enter_context(claim)
+                    elif log.episode_path(folder, number).exists():
+                        finished(number, 0)
+                if claims:
+                    serving[submit(tuple(claims))] = claims
             done, _ = wait(serving, _LOOK_EVERY_S, FIRST_COMPLETED)
             for future in done:
-                number, claim = serving.pop(future)
-                claim.write(log.to_parquet(future.result()))
-                added += 1
-                finished(number, future.result().num_rows)
+                for (number, claim), table in zip(serving.pop(future).items(), future.result(), strict=True):
+                    claim.write(log.to_parquet(table))
+                    added += 1
+                    finished(number, table.num_rows)
             if missing and not serving and not done:
                 time.sleep(_LOOK_EVERY_S)  # all that is missing is another collection's
     return added
@@ -167,9 +176,9 @@ def _servers(plan: Plan, workers: int, ray: bool) -> contextlib.AbstractContextM
 
 @contextlib.contextmanager
 def _here(plan: Plan) -> Iterator[tuple[Submit, int]]:
-    def submit(number: int) -> Future[pa.Table]:
-        future: Future[pa.Table] = Future()
-        future.set_result(serve(plan, number))
+    def submit(numbers: Sequence[int]) -> Future[list[pa.Table]]:
+        future: Future[list[pa.Table]] = Future()
+        future.set_result(serve(plan, numbers))
         return future
 
     try:
@@ -184,11 +193,11 @@ def _in_processes(plan: Plan, workers: int) -> Iterator[tuple[Submit, int]]:
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
 
-    def submit(number: int) -> Future[pa.Table]:
+    def submit(numbers: Sequence[int]) -> Future[list[pa.Table]]:
         # Ctrl-C is for this process, which ends the others: they are born with it masked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return pool.submit(_serve_there, plan, number)
+            return pool.submit(_serve_there, plan, numbers)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -239,17 +248,17 @@ def _end_with(parent: Connection) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _serve_there(plan: Plan, number: int) -> pa.Table:
+def _serve_there(plan: Plan, numbers: Sequence[int]) -> list[pa.Table]:
     _sending.release()
     try:
-        return _serve_apart(plan, number)
+        return _serve_apart(plan, numbers)
     finally:
         _sending.acquire()
 
 
-def _serve_apart(plan: Plan, number: int) -> pa.Table:
+def _serve_apart(plan: Plan, numbers: Sequence[int]) -> list[pa.Table]:
     try:
-        return serve(plan, number)
+        return serve(plan, numbers)
     except HelmError as error:  # its sentence alone: not every exception can be sent to another process
         raise HelmError(str(error)) from None
 
@@ -270,7 +279,8 @@ def _on_ray(plan: Plan, workers: int) -> Iterator[tuple[Submit, int]]:
             raise IncompatibleError(f"Profile '{plan.profile.name}' asks for a GPU, and the Ray cluster has none.")
         # Ray has a task's libraries use as many threads as it was given processors.
         task, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_serve_apart), ray.put(plan)
-        yield lambda number: task.remote(shared, number).future(), workers if workers > 1 else int(there.get("CPU", 1))
+        width = workers if workers > 1 else int(there.get("CPU", 1))
+        yield lambda numbers: task.remote(shared, numbers).future(), width
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, HelmError):
             raise HelmError(str(error.cause)) from error
@@ -284,9 +294,9 @@ def _on_ray(plan: Plan, workers: int) -> Iterator[tuple[Submit, int]]:
             ray.shutdown()
 
 
-@functools.lru_cache(maxsize=1)
-def _open(name: str, profile: Profile) -> Backend:
-    """A process's backend: the measured one takes seconds to open."""
+@functools.cache
+def _open(name: str, profile: Profile, place: int) -> Backend:
+    """A process's backends, one for each place in a round: the measured one takes seconds to open."""
     return open_backend(name, profile)
 
 
@@ -296,23 +306,31 @@ def run_episode(plan: Plan, folder: pathlib.Path, number: int) -> int:
     if claim is None:
         return 0
     with claim:
-        table = serve(plan, number)
+        (table,) = serve(plan, [number])
         claim.write(log.to_parquet(table))
     return int(table.num_rows)
 
 
-def serve(plan: Plan, number: int) -> pa.Table:
-    """Serves one episode; its rows, as the log has them."""
+def serve(plan: Plan, numbers: Sequence[int]) -> list[pa.Table]:
+    """Serves episodes of one length, an interval of each in turn; their rows, as the log has them.
+
+    Each has a backend of its own. Where in memory it lies makes one that measures half a per cent faster or slower, so
+    that which is whose changes from round to round.
+    """
+    schema, count = log.schema(plan.profile), len(numbers)
+    turned = numbers[0] // count
+    playing = [_play(plan, number, (place + turned) % count) for place, number in enumerate(numbers)]
+    return [pa.Table.from_pylist(rows, schema=schema) for rows in zip(*zip(*playing, strict=True), strict=True)]
+
+
+def _play(plan: Plan, number: int, place: int) -> Iterator[dict[str, Any]]:
+    """An episode's rows, each when it is asked for."""
     profile, episode = plan.profile, plan.episode(number)
     start = 0.5 if episode.schedule is None else float(episode.schedule[0])
     task = Task(f"collect-{plan.design}", episode.regime, "designed excitation", profile.name, start_alpha=start)
-    backend = _open(plan.backend, profile)
+    backend = _open(plan.backend, profile, place)
     mode: Mode = "delta" if episode.schedule is None else "absolute"
     loop = ControlLoop(task, backend, mode, intervals=episode.path.intervals)
-    step, decide, rows = loop.reset([episode.request_seed], episode.path), _driver(episode, loop), []
-    for _ in range(loop.intervals):
-        step = loop.step(decide(step))
-        rows.append(_row(loop, step))
     constants = {
         "episode": number,
         "group": episode.group,
@@ -329,7 +347,10 @@ def serve(plan: Plan, number: int) -> pa.Table:
         "code_version": helm_gym.__version__,
         "date": datetime.date.today().isoformat(),
     }
-    return pa.Table.from_pylist([constants | row for row in rows], schema=log.schema(profile))
+    step, decide = loop.reset([episode.request_seed], episode.path), _driver(episode, loop)
+    for _ in range(loop.intervals):
+        step = loop.step(decide(step))
+        yield constants | _row(loop, step)
 
 
 def _driver(episode: excitation.Episode, loop: ControlLoop) -> Callable[[Step], NDArray[np.floating]]:

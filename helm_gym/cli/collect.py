@@ -63,7 +63,7 @@ def collect(
     recorded = None if trace is None else read_trace(trace)
     plan = open_by_name(PLAN)(opened, backend, design, intervals, seed, recorded)
     if episodes is None:
-        tested = open_by_name(EPISODES_FOR)(settings or TEST_SETTINGS)
+        tested = open_by_name(EPISODES_FOR)(settings or TEST_SETTINGS, opened)
         episodes = TRAIN_EPISODES if design == "train" else tested
     reports: list[tuple[int, int]] = []  # episodes there are, intervals logged
     with Progress(quiet).stage(f"collect {backend} {design}", "intervals") as tick:

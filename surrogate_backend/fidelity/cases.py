@@ -55,7 +55,7 @@ class Setting:
     Attributes:
         repeats: one schedule of alpha under different request seeds.
         retakes: repeats served again with the same requests.
-        sweep: splits held on the path's stationary part, by ascending alpha.
+        sweep: splits held on the path's stationary part, by ascending alpha; each with one request seed or more.
         policies: controllers on the path, each with one request seed or more.
     """
 
@@ -69,6 +69,17 @@ class Setting:
     @property
     def label(self) -> str:
         return f"{self.number}: {self.regime}"
+
+    @property
+    def splits(self) -> dict[float, tuple[Case, ...]]:
+        """The episodes of each held split, by its alpha."""
+        alphas = dict.fromkeys(float(case.asked_alpha[0]) for case in self.sweep)
+        return {alpha: tuple(case for case in self.sweep if case.asked_alpha[0] == alpha) for alpha in alphas}
+
+    @property
+    def curve(self) -> Floats:
+        """Mean service time (ms) at each held split."""
+        return np.array([along(cases, "interval_service_ms").mean() for cases in self.splits.values()])
 
     @property
     def controllers(self) -> dict[str, tuple[Case, ...]]:

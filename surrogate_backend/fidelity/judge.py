@@ -17,7 +17,7 @@ from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
 from surrogate_backend.excitation import SWEEP
 from surrogate_backend.fidelity import statistics as st
-from surrogate_backend.fidelity.cases import Setting, along, gather, stack
+from surrogate_backend.fidelity.cases import Case, Setting, along, gather, stack
 from surrogate_backend.fidelity.judgement import Choice, Judged, Judgement
 from surrogate_backend.fidelity.measures import (
     EXPECTED_FIELDS,
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]  # what is under way, intervals done, intervals in all
 LANES = 256
 SWEEP_LANES, POLICY_LANES = 32, 16  # of each split and controller
-SWEEP_BLOCKS, POLICY_BLOCKS = 20, 48
+SWEEP_BLOCKS, POLICY_BLOCKS = 20, 24  # of each episode
 LEAST_SPLITS, LEAST_POLICIES = 5, 3
 _NEEDS = {
     "repeat": "at least two episodes of the group 'repeat', with different request seeds",
@@ -121,10 +121,11 @@ def _run(
 
     twin, lanes = Twin(backend), backend.spec.lanes
     fewer = max(2, lanes // 4)
+    splits = [cases[0] for s in settings for cases in s.splits.values()]
     controllers = [cases[0] for s in settings for cases in s.controllers.values()]
     works = {
         "schedules": Work([s.repeats[0] for s in settings if s.repeats], lanes),
-        "held splits": Work([case for s in settings for case in s.sweep], min(SWEEP_LANES, fewer)),
+        "held splits": Work(splits, min(SWEEP_LANES, fewer)),
         "controllers": Work(controllers, min(POLICY_LANES, fewer), controlled=True),
     }
     total = sum(twin.steps(work) for work in works.values())
@@ -132,7 +133,7 @@ def _run(
     return [
         (
             next(repeats) if s.repeats else None,
-            tuple(itertools.islice(sweeps, len(s.sweep))),
+            tuple(itertools.islice(sweeps, len(s.splits))),
             tuple(itertools.islice(policies, len(s.controllers))),
         )
         for s in settings
@@ -150,13 +151,13 @@ def _judge(setting: Setting, repeat: Rollout | None, sweep: tuple[Rollout, ...],
             pairs[key] = float(middle(errors[0])), float(middle(errors[1]))
     stars = None
     if sweep:
-        real, mine = _curve(setting), np.array([r.series["interval_service_ms"].mean() for r in sweep])
+        real, mine = setting.curve, np.array([r.series["interval_service_ms"].mean() for r in sweep])
         bias = st.PERCENT * float((mine / real - 1.0).mean())
         noise = _bias_noise(setting)
         pairs["stationary_bias"] = float(np.abs(noise).mean()) if len(noise) else math.nan, bias
         if _whole(setting):
             pairs |= _alpha_star(setting, mine)
-            splits = _splits(setting)
+            splits = np.array([*setting.splits])
             stars = float(st.alpha_star(splits, real)), float(st.alpha_star(splits, mine))
     choice = None
     if len(policy) >= LEAST_POLICIES:
@@ -177,18 +178,9 @@ def _judge(setting: Setting, repeat: Rollout | None, sweep: tuple[Rollout, ...],
     )
 
 
-def _splits(setting: Setting) -> Floats:
-    return np.array([case.asked_alpha[0] for case in setting.sweep])
-
-
-def _curve(setting: Setting) -> Floats:
-    """Real mean service time at each split."""
-    return stack(setting.sweep, "interval_service_ms").mean(axis=1)
-
-
 def _whole(setting: Setting) -> bool:
     """Whether the sweep can have an optimum: one that is cut off would have it at its end."""
-    splits = _splits(setting)
+    splits = np.array([*setting.splits])
     return bool(
         len(splits) >= LEAST_SPLITS
         and np.ptp(np.diff(splits)) < 1e-6
@@ -205,11 +197,11 @@ def _bias_noise(setting: Setting) -> Floats:
 
 
 def _alpha_star(setting: Setting, twin: Floats) -> dict[str, tuple[float, float]]:
-    splits, real = _splits(setting), _curve(setting)
-    one, other = st.halved_means(stack(setting.sweep, "interval_service_ms"), SWEEP_BLOCKS)
-    first, second = (st.alpha_star(splits, half.T) for half in (one, other))
+    splits, real = np.array([*setting.splits]), setting.curve
+    one, other = _halves(setting.splits.values(), "interval_service_ms", SWEEP_BLOCKS)
+    first, second = (st.alpha_star(splits, half) for half in (one, other))
     mine = float(st.alpha_star(splits, twin))
-    costs = [st.regret(splits, half, star) for half, star in zip(other, first.tolist(), strict=True)]
+    costs = [st.regret(splits, half, star) for half, star in zip(other.T, first.tolist(), strict=True)]
     return {
         "alpha_star_mae": (
             float(0.5 * np.abs(first - second).mean()),
@@ -226,9 +218,8 @@ def _ranking(setting: Setting, policy: Sequence[Rollout]) -> tuple[Choice, tuple
     real = np.array([along(cases, sojourn).mean() for cases in controllers.values()])
     lanes = np.stack([rollout.series[sojourn].mean(axis=1) for rollout in policy])  # (policies, lanes)
     mine = lanes.mean(axis=1)
-    halves = [st.halved_means(along(cases, sojourn), POLICY_BLOCKS) for cases in controllers.values()]
-    one, other = (np.stack(side, axis=1) for side in zip(*halves, strict=True))
-    floor = float(np.mean([st.tau(a, b) for a, b in zip(one, other, strict=True)]))
+    one, other = _halves(controllers.values(), sojourn, POLICY_BLOCKS)
+    floor = float(np.mean([st.tau(a, b) for a, b in zip(one.T, other.T, strict=True)]))
     first, best = int(mine.argmin()), int(real.argmin())
     choice = Choice(
         twin=list(controllers)[first],
@@ -239,6 +230,13 @@ def _ranking(setting: Setting, policy: Sequence[Rollout]) -> tuple[Choice, tuple
         lane_tau=float(np.mean([st.tau(real, lane) for lane in lanes.T])),
     )
     return choice, (floor, st.tau(real, mine))
+
+
+def _halves(compared: Iterable[Sequence[Case]], name: str, blocks: int) -> tuple[Floats, Floats]:
+    """Means of one field over two halves of each one's episodes, of ``blocks`` blocks each; (compared, ways) each."""
+    means = [st.halved_means(along(cases, name), blocks * len(cases)) for cases in compared]
+    one, other = (np.stack(side) for side in zip(*means, strict=True))
+    return one, other
 
 
 def _timing(setting: Setting) -> dict[str, float]:
@@ -287,7 +285,7 @@ def _trust(judged: Sequence[Judged]) -> Trust:
     stretches = []
     for s in judged:
         pairs = [(s.setting.repeats, s.repeat)] if s.repeat is not None else []
-        pairs += [((case,), rollout) for case, rollout in zip(s.setting.sweep, s.sweep, strict=True)]
+        pairs += zip(s.setting.splits.values(), s.sweep, strict=True)
         for cases, rollout in pairs:
             real = stack(cases, "service_mean_ms").mean(axis=0)
             stretches.append(

@@ -58,8 +58,8 @@ _HALVES = (
     "of a mean over all seeds against the truth (sqrt(ab)/n where the halves a and b of n are not equal)."
 )
 _BLOCKS = (
-    "A sweep has one request seed, so its intervals are cut into halves in place of seeds: twenty blocks, of each two "
-    "neighbours one to either half, in fixed random ways"
+    "The intervals of a sweep are cut into halves: twenty blocks an episode, of each two neighbours one to either "
+    "half, in fixed random ways, the same for all splits"
 )
 
 
@@ -114,14 +114,14 @@ MEASURES = (
         "stationary_bias", "stationary bias of service", "%", 2, "sweep", "most", 1.0,
         "Mean service time of a held split on a stationary workload, twin over real less one: the mean over splits "
         "and settings with its sign, and then its absolute value.",
-        "From the repeats, for a sweep has one request seed: mean service of one seed over a stretch as long as the "
+        "From the repeats, for a sweep has few request seeds: mean service of one seed over a stretch as long as the "
         "sweep, over the other seeds' less one; the expected absolute value of its mean over settings.",
     ),
     Measure(
         "kendall_tau_mean", "Kendall's tau, mean", "", 3, "policy", "least", 0.9,
         "Rank correlation of the controllers' mean sojourn over an episode, real against twin (averaged over its "
         "lanes); each controller runs on the twin in closed loop, on the twin's own observations. Mean over settings.",
-        "The same between two halves of the real episodes: 48 blocks of intervals, of each two neighbours one to "
+        "The same between two halves of the real episodes: 24 blocks of intervals each, of each two neighbours one to "
         "either half, averaged over fixed random ways. Half an episode is noisier than a whole one, so that a good "
         "twin can beat this floor.",
     ),

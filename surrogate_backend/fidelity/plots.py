@@ -163,8 +163,7 @@ def sweeps(settings: Sequence[Judged]) -> Picture:
     """Mean service over held splits, and where either curve has its least."""
 
     def draw(ax: Axes, judged: Judged) -> None:
-        alphas = np.array([case.asked_alpha[0] for case in judged.setting.sweep])
-        real = stack(judged.setting.sweep, "interval_service_ms").mean(axis=1)
+        alphas, real = np.array([*judged.setting.splits]), judged.setting.curve
         mine = np.array([rollout.series["interval_service_ms"].mean() for rollout in judged.sweep])
         stars = judged.stars or (None, None)
         for curve, star, tint, label in ((real, stars[0], REAL, "real"), (mine, stars[1], TWIN, "twin")):

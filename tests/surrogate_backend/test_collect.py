@@ -170,12 +170,12 @@ def test_a_worker_that_dies_ends_the_collection_with_a_sentence(plan: Plan, tmp_
 
 
 def test_a_mistake_that_a_worker_finds_comes_back_as_its_sentence(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mistake(plan: Plan, number: int) -> pa.Table:
+    def mistake(plan: Plan, numbers: list[int]) -> list[pa.Table]:
         raise UnknownNameError("policy", "pdi", ["pid"])
 
     monkeypatch.setattr(collecting, "serve", mistake)
     with pytest.raises(HelmError) as caught:
-        collecting._serve_apart(plan, 0)
+        collecting._serve_apart(plan, [0])
     returned = pickle.loads(pickle.dumps(caught.value))
     assert isinstance(returned, HelmError) and str(returned) == "Unknown policy 'pdi'; did you mean 'pid'?"
 
@@ -328,6 +328,21 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(
             collect(plan, tmp_path / "log", 3)
     assert [p.name for p in sorted((tmp_path / "log").iterdir())] == ["episode-000000.parquet", "log.json"]
     assert collect(plan, tmp_path / "log", 3) == 2
+
+
+def test_what_is_served_in_turns_is_what_is_served_alone(small: Profile, tmp_path: pathlib.Path) -> None:
+    """A round of held splits and one of policies; a round that was cut off is finished in turns too."""
+    plan, folder = Plan(small, "modelled", "test", 6, 0), tmp_path / "turns"
+    log.write_manifest(folder, plan.manifest())
+    first, splits, policies = 0, range(17, 26), range(44, 52)
+    assert plan.rounds([first, *splits, *policies]) == [(first,), tuple(splits), tuple(policies)]
+    for numbers in (splits, policies):
+        for number, table in zip(numbers, collecting.serve(plan, numbers), strict=True):
+            (alone,) = collecting.serve(plan, [number])
+            assert table.equals(alone) and set(table["episode"].to_pylist()) == {number}
+    assert run_episode(plan, folder, 18) == 100
+    assert collect(plan, folder, 26) == 25
+    assert len(log.files(folder)) == 26
 
 
 def test_the_measured_rung_is_logged_as_such(small: Profile, tmp_path: pathlib.Path) -> None:

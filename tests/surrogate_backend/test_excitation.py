@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -18,10 +19,15 @@ from surrogate_backend.excitation import (
     POLICY_SEEDS,
     REPEATS,
     SWEEP,
+    SWEEP_SEEDS,
     TEST_REGIMES,
     Episode,
     episode,
     episodes_for,
+    round_of,
+)
+from surrogate_backend.excitation import (
+    policies as policies_of,
 )
 
 FIRST = 80  # train episodes: the number that `helm-gym collect` logs where it is not told
@@ -39,7 +45,7 @@ def train(profile: Profile) -> list[Episode]:
 
 @pytest.fixture(scope="module")
 def setting(profile: Profile) -> list[Episode]:
-    return [episode("test", number, profile, 120, 0) for number in range(episodes_for(1))]
+    return [episode("test", number, profile, 120, 0) for number in range(episodes_for(1, profile))]
 
 
 @pytest.fixture
@@ -139,27 +145,46 @@ def test_short_episodes_can_be_drawn(intervals: int, profile: Profile) -> None:
         assert np.isfinite(episode(design, number, profile, intervals, 0).path.values).all()
 
 
-def test_a_setting_is_one_path_served_in_every_way_that_it_is_judged_by(setting: list[Episode]) -> None:
+def test_a_setting_is_one_path_served_in_every_way_that_it_is_judged_by(
+    profile: Profile, setting: list[Episode]
+) -> None:
     repeats, (retake,) = setting[:REPEATS], setting[REPEATS : REPEATS + 1]
-    driven = POLICY_SEEDS * len(POLICIES)
+    named = policies_of(profile)
+    driven, held = POLICY_SEEDS * len(named), SWEEP_SEEDS * len(SWEEP)
     sweep, policies = setting[REPEATS + 1 : -driven], setting[-driven:]
-    groups = ("repeat",) * REPEATS + ("retake",) + ("sweep",) * len(SWEEP) + ("policy",) * driven
+    groups = ("repeat",) * REPEATS + ("retake",) + ("sweep",) * held + ("policy",) * driven
     assert tuple(e.group for e in setting) == groups
     first = setting[0]
     assert len({e.request_seed for e in repeats}) == REPEATS
     assert all(np.array_equal(e.schedule, first.schedule) for e in (*repeats, retake))
     assert same(retake, first)
     assert all(np.array_equal(e.path.values, first.path.values) for e in (*repeats, retake, *policies))
-    for e, alpha in zip(sweep, SWEEP, strict=True):
+    for e, alpha in zip(sweep, SWEEP * SWEEP_SEEDS, strict=True):
         assert e.schedule is not None and (e.schedule == alpha).all()
-        assert (e.path.values == sweep[0].path.values[:, :1]).all() and e.request_seed == first.request_seed
+        assert (e.path.values == sweep[0].path.values[:, :1]).all()
         assert (e.path.values[0, :, INDEX["turnover"]] < 1).all()
-    assert tuple(e.driver for e in policies) == POLICIES * POLICY_SEEDS
+    assert tuple(e.driver for e in policies) == named * POLICY_SEEDS
+    assert {"ppo", "three-layer-ppo", "pid"} < set(named)  # trained or tuned on the surrogate
     assert len({(e.driver, e.request_seed) for e in policies}) == driven and all(e.schedule is None for e in policies)
 
 
+def test_what_is_compared_is_served_in_turns_on_the_same_requests(profile: Profile, setting: list[Episode]) -> None:
+    rounds: dict[int, list[Episode]] = {}
+    for e in setting:
+        rounds.setdefault(round_of("test", e.number, profile), []).append(e)
+    assert all(first == members[0].number for first, members in rounds.items())
+    shared = [members for members in rounds.values() if len(members) > 1]
+    splits, policies = shared[:SWEEP_SEEDS], shared[SWEEP_SEEDS:]
+    assert len(policies) == POLICY_SEEDS and all(len({e.request_seed for e in members}) == 1 for members in shared)
+    assert all(tuple(float(e.schedule[0]) for e in members if e.schedule is not None) == SWEEP for members in splits)
+    assert all(tuple(e.driver for e in members) == policies_of(profile) for members in policies)
+    other = dataclasses.replace(profile, name="mine")
+    assert policies_of(other) == POLICIES, "nothing is shipped for it"
+    assert [round_of("train", number, profile) for number in range(3)] == [0, 1, 2]
+
+
 def test_settings_go_through_the_regimes(profile: Profile) -> None:
-    starts = [episode("test", episodes_for(k), profile, 30, 0) for k in range(2 * len(TEST_REGIMES))]
+    starts = [episode("test", episodes_for(k, profile), profile, 30, 0) for k in range(2 * len(TEST_REGIMES))]
     assert tuple(e.regime for e in starts) == TEST_REGIMES * 2
     assert not any(np.array_equal(a.path.values, b.path.values) for a, b in itertools.combinations(starts, 2))
 

@@ -32,7 +32,7 @@ from surrogate_backend.fidelity.measures import KEYS, MEASURES, PATH_KEYS
 from surrogate_backend.fidelity.rollout import Twin, Work
 
 INTERVALS, LANES, SEED = 60, 16, 3
-BLOCK, RETAKE, SWEEP, POLICY = 48, 16, 17, 26  # places in one setting of the test design
+BLOCK, RETAKE, SWEEP, POLICY = 76, 16, 17, 44  # places in one setting of the test design
 NOWHERE = pathlib.Path("no-checkpoint")
 
 
@@ -84,8 +84,8 @@ def collected(folder: pathlib.Path, numbers: list[int]) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Two settings: six seeds and one retake, five splits, six controllers."""
-    places = [*range(6), RETAKE, *range(SWEEP, SWEEP + 9, 2), *(POLICY + k for k in (0, 2, 4, 6, 9, 10))]
+    """Two settings: six seeds and one retake, five splits, six controllers, one seed each."""
+    places = [*range(6), RETAKE, *range(SWEEP, SWEEP + 9, 2), *(POLICY + k for k in (0, 2, 3, 5, 6, 7))]
     return collected(tmp_path_factory.mktemp("whole"), [BLOCK * s + place for s in range(2) for place in places])
 
 
