@@ -58,8 +58,8 @@ class SlowLink(ModelledBackend):
 
     name = "slow-link"
 
-    def __init__(self, profile: Profile, lanes: int = 1, nodes: int = 1):
-        super().__init__(profile, lanes, nodes)
+    def __init__(self, profile: Profile, lanes: int = 1):
+        super().__init__(profile, lanes)
         self._set_rules(self.rules._replace(row_ms=3 * self.rules.row_ms))
 
 
