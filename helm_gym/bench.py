@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from helm_gym import profile as profiles
 from helm_gym.backend import open_backend
+from helm_gym.cluster import Cluster, Node
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import UnknownNameError
 from helm_gym.tasks import find_task
@@ -245,7 +246,7 @@ def routing_us() -> Figure:
     """Time in which a request of a cluster of 32 nodes finds its node, beside random choice in the same kernel."""
     from real_backend.rehearsal import rehearse
 
-    profile, intervals = profiles.load("cpu-small"), 40
+    profile, intervals = Cluster((Node(NODES),)).widen(profiles.load("cpu-small")), 40
     requests = intervals * NODES * profile.interval.requests
 
     def runs(rule: str) -> list[float]:

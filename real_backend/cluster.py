@@ -24,7 +24,8 @@ from helm_gym.workload.sampling import Requests, Traffic, make_requests, sample_
 from helm_gym.workload.state import WorkloadState
 from real_backend.memory.layout import N_EMB, N_PAGES, Memory, Rules, clear
 from real_backend.memory.serve import FREE_AT_S, NO_USER, NOW_S, REFILL_CREDIT, SPAN_S, Ledger, room
-from real_backend.router import make_view, refresh, route
+from real_backend.router import route
+from real_backend.view import make_view, refresh
 
 
 class FrontDoor:
@@ -49,7 +50,7 @@ class FrontDoor:
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
         """All nodes alive, idle and empty."""
-        self._view = make_view(self.profile, self.profile.population.users, seeds, self.cluster.speed)
+        self._view = make_view(self.profile, seeds, self.cluster.speed)
         self._clock_s = np.zeros((self.lanes, 2))  # last arrival, and the interval's span
         self._alive = np.ones((self.lanes, self.nodes), bool)
         self._routing = self._joint
@@ -95,17 +96,17 @@ class FrontDoor:
         spills = np.zeros(self.lanes, np.int64)
         for lane in range(self.lanes):
             refresh(self._view, lane, memory, lane * self.nodes, ledger, alive[lane])
-            self._hand_out(lane, rules)
+            self._hand_out(lane, traffic.items[lane], rules)
             spills[lane] = self._view.spilled[lane, 0]
         requests = self._inboxes.number.reshape(self.lanes, self.nodes).copy()
         return RoutedTraffic(requests, alive.copy(), spills, self._again.number[:, 0].copy(), given_up)
 
-    def _hand_out(self, lane: int, rules: Rules) -> None:
+    def _hand_out(self, lane: int, items: NDArray[np.int32], rules: Rules) -> None:
         rule, weights, bound = RULES.index(self._routing.rule), self._routing.weights[lane], self._routing.bound
         start_s = float(self._clock_s[lane, 0])
         for requests, before_s in ((self._again, 0.0), (self._stream, start_s)):
             nodes = self._node_of[: requests.number[lane, 0]]
-            end_s = route(self._view, lane, requests, before_s, rules, rule, weights, bound, nodes)
+            end_s = route(self._view, lane, requests, items, before_s, rules, rule, weights, bound, nodes)
             _dispatch(requests, lane, before_s, nodes, self.nodes, self._last_s, self._inboxes)
             self._clock_s[lane] = end_s, end_s - start_s
 

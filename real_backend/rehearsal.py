@@ -13,18 +13,23 @@ from helm_gym.routing import RULES, WEIGHTS, Routing
 from helm_gym.workload.sampling import Requests, make_requests
 from real_backend.memory.layout import Memory, make_memory, make_rules
 from real_backend.memory.serve import FREE_AT_S, make_ledger
-from real_backend.router import make_view, refresh, route
+from real_backend.router import route
+from real_backend.view import make_view, refresh
 
 _STREAMS = 8  # intervals of requests that are played by turns, so that their users and rows are not all at hand
-_RESIDENT, _UTILISATION = 0.6, 0.7
+_UTILISATION = 0.7
 
 
 def rehearse(profile: Profile, nodes: int, rule: str) -> Callable[[], None]:
-    """What refreshes one lane's view and routes one interval of nodes x interval.requests each time it is called."""
+    """What refreshes one lane's view and routes one interval of nodes x interval.requests each time it is called.
+
+    ``profile`` has the cluster's population (``Cluster.widen``).
+    """
     random = np.random.default_rng(0)
-    users, count = nodes * profile.population.users, nodes * profile.interval.requests
-    view = make_view(profile, users, np.zeros(1, np.int64), np.ones(nodes))
+    users, count = profile.population.users, nodes * profile.interval.requests
+    view = make_view(profile, np.zeros(1, np.int64), np.ones(nodes))
     memory, ledger, rules = _published(profile, nodes, users, random), make_ledger(profile, nodes), make_rules(profile)
+    items = random.integers(0, profile.population.items, (users, profile.model.max_history), np.int32)
     streams = itertools.cycle([_requests(profile, nodes, users, random) for _ in range(_STREAMS)])
     routing, alive = Routing(rule, np.ones((1, len(WEIGHTS)))), np.ones(nodes, np.bool_)
     chosen, now_s = np.zeros(count, np.int32), 0.0
@@ -33,7 +38,7 @@ def rehearse(profile: Profile, nodes: int, rule: str) -> Callable[[], None]:
         nonlocal now_s
         refresh(view, 0, memory, 0, ledger, alive)
         number, weights = RULES.index(rule), routing.weights[0]
-        now_s = route(view, 0, next(streams), now_s, rules, number, weights, routing.bound, chosen)
+        now_s = route(view, 0, next(streams), items, now_s, rules, number, weights, routing.bound, chosen)
         ledger.clock[:, FREE_AT_S] = view.free_at_s[0]  # nodes take as long as was expected
 
     return interval
@@ -52,7 +57,8 @@ def _published(profile: Profile, nodes: int, users: int, random: np.random.Gener
         ring = random.choice(users, held, replace=False)
         newer[node, [users, *ring]] = [*ring, users]
         length[node, ring] = random.integers(mean // 2, 2 * mean, held)
-    resident = random.random((nodes, profile.population.items)) < _RESIDENT
+    share = emb[0] * profile.rows_per_page / profile.population.items
+    resident = random.random((nodes, profile.population.items), np.float32) < share
     return make_memory(small, emb)._replace(
         newer=newer, cached_length=length, cached_version=version, row_slot=np.where(resident, 0, -1).astype(np.int32)
     )

@@ -16,9 +16,10 @@ from real_backend.memory.layout import make_memory, make_rules
 from real_backend.memory.pricing import batch_ms
 from real_backend.memory.serve import FREE_AT_S, make_ledger
 from real_backend.rehearsal import rehearse
-from real_backend.router import CONSISTENT_HASH, LEAST_LOADED, PARTS, RANDOM, ROUND_ROBIN, SCORE, make_view
-from real_backend.router import refresh as refresh_kernel
+from real_backend.router import CONSISTENT_HASH, LEAST_LOADED, RANDOM, ROUND_ROBIN, SCORE
 from real_backend.router import route as route_kernel
+from real_backend.view import PARTS, make_view
+from real_backend.view import refresh as refresh_kernel
 from tests.real_backend.machine import tiny_profile
 
 _TINY = tiny_profile()
@@ -38,8 +39,9 @@ class Lane:
 
     def __init__(self, nodes=4, seed=0, speed=None):
         self.nodes = nodes
-        self.view = make_view(PROFILE, USERS, np.array([seed]), np.ones(nodes) if speed is None else np.array(speed))
+        self.view = make_view(PROFILE, np.array([seed]), np.ones(nodes) if speed is None else np.array(speed))
         self.requests = make_requests(PROFILE, 1)
+        self.items = np.full((USERS, PROFILE.model.max_history), ITEMS - 1, np.int32)
 
     def route(self, users, rule=SCORE, weights=JOINT, bound=UNBOUNDED, gap_s=1.0, version=0, length=20, candidates=()):
         """Nodes of one request a user, the first at ``gap_s``."""
@@ -52,7 +54,7 @@ class Lane:
         self.requests.candidate_count[0, :count] = len(rows)
         self.requests.gap_s[0, :count] = gap_s
         out = np.full(count, -1, np.int32)
-        route_kernel(self.view, 0, self.requests, 0.0, WORK, rule, np.array(weights), bound, out)
+        route_kernel(self.view, 0, self.requests, self.items, 0.0, WORK, rule, np.array(weights), bound, out)
         return out.tolist()
 
     def cached(self, user, node, tokens, version=0):
@@ -107,11 +109,19 @@ def test_kv_of_another_version_of_the_user_is_no_reason(version):
 
 
 @pytest.mark.parametrize("weights", [EMB_ONLY, JOINT])
-def test_a_request_goes_where_its_rows_are(weights):
+def test_a_request_goes_where_its_candidates_rows_are(weights):
     lane = Lane()
     lane.view.resident[0, [5, 6, 7], 1] = 1
     lane.view.resident[0, [5], 3] = 1
     assert lane.route([9], weights=weights, candidates=[5, 6, 7]) == [1]
+
+
+@pytest.mark.parametrize("weights", [EMB_ONLY, JOINT])
+def test_a_user_without_kv_goes_where_his_historys_rows_are(weights):
+    lane = Lane()
+    lane.items[9, :] = 7
+    lane.view.resident[0, 7, 2] = 1
+    assert lane.route([9], weights=weights, candidates=[5]) == [2]
 
 
 @pytest.mark.parametrize(("rule", "weights"), [(SCORE, LOAD_ONLY), (SCORE, JOINT), (LEAST_LOADED, KV_ONLY)])
