@@ -72,11 +72,11 @@ def test_a_classic_router_holds_its_rule_and_weights(name: str) -> None:
     check_routing(Routing(router.rule, weights_of(action)), LANES)
 
 
-def test_aware_routers_look_at_their_term_alone() -> None:
-    for name, weights in (("kv-aware", [1, 0, 0]), ("emb-aware", [0, 1, 0]), ("joint", [1, 1, 1])):
+def test_aware_routers_look_at_their_term_alone_and_joint_at_all() -> None:
+    for name, terms in (("kv-aware", [1, 0, 0]), ("emb-aware", [0, 1, 0]), ("joint", [1, 1, 1])):
         router = open_router(name)
         action, _ = router.act(np.zeros((1, 5), np.float32), router.initial_state(1))
-        assert router.rule == "score" and weights_of(action)[0].tolist() == weights
+        assert router.rule == "score" and (weights_of(action)[0] > 0).tolist() == [term > 0 for term in terms]
 
 
 def test_a_misspelt_router_is_told_the_nearest_name() -> None:
