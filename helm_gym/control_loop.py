@@ -14,16 +14,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from helm_gym import passes
+from helm_gym import cluster_view, passes
 from helm_gym.actions import Mode, apply_action
 from helm_gym.backend import Backend
+from helm_gym.cluster import in_cluster
+from helm_gym.cluster_view import ClusterStep, RouterLayout
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.reward import TERMS, prices
+from helm_gym.routing import WEIGHTS, Routing
 from helm_gym.tasks import Task
 from helm_gym.telemetry import Telemetry
 from helm_gym.workload.regimes import make_path
-from helm_gym.workload.state import WorkloadPath
+from helm_gym.workload.state import WorkloadPath, WorkloadState
 from helm_gym.workload.traces import Trace
 
 
@@ -38,6 +41,7 @@ class Step(NamedTuple):
         terms: float64 (terms, lanes), the cost's terms in the order of ``reward.TERMS``.
         telemetry: what the backend reported.
         done: whether the path is at its end.
+        cluster: the router's observation and each node's cost; None from a single node.
     """
 
     observation: NDArray[np.float32]
@@ -45,20 +49,30 @@ class Step(NamedTuple):
     terms: NDArray[np.float64]
     telemetry: Telemetry
     done: bool
+    cluster: ClusterStep | None = None
 
 
 def start_warm(
-    backend: Backend, task: Task, path: WorkloadPath, seeds: Sequence[int], target: NDArray[np.float64]
+    backend: Backend,
+    task: Task,
+    path: WorkloadPath,
+    seeds: Sequence[int],
+    target: NDArray[np.float64],
+    routing: Routing | None = None,
 ) -> Telemetry:
     """Resets ``backend`` to the path's start and serves its first setting at ``target`` (lanes, nodes) until warm.
 
     Whoever replays an episode starts it here: another number of intervals, and the requests would be others.
     """
     backend.reset(path.at(0), np.asarray(seeds, np.int64), target)
-    telemetry = backend.step(target, path.at(0))
+    telemetry = _serve(backend, target, path.at(0), routing)
     for _ in range(task.warmup - 1):
         telemetry = backend.step(target, path.at(0))
     return telemetry
+
+
+def _serve(backend: Backend, target: NDArray[np.float64], state: WorkloadState, routing: Routing | None) -> Telemetry:
+    return backend.step(target, state) if routing is None else backend.step(target, state, routing)
 
 
 class ControlLoop:
@@ -70,6 +84,9 @@ class ControlLoop:
         mode: whether an action changes the target or is it.
         trace: recorded arrivals, for the regime ``trace``.
         intervals: length of an episode; the task's horizon where not given.
+
+    Attributes:
+        router_layout: the router's columns where the backend is a cluster, else None.
     """
 
     def __init__(
@@ -90,39 +107,54 @@ class ControlLoop:
         self.path: WorkloadPath | None = None
         self.t = 0
         self.shape = backend.spec.lanes, backend.spec.nodes
+        self.router_layout = None if backend.spec.cluster is None else RouterLayout()
         self._slo_ms = math.nan
 
-    def reset(self, seeds: Sequence[int], path: WorkloadPath | None = None) -> Step:
+    def reset(self, seeds: Sequence[int], path: WorkloadPath | None = None, routing: Routing | None = None) -> Step:
         """Starts one episode a lane, warm: ``warmup`` intervals of the first setting at ``start_alpha``.
 
         Args:
             seeds: one a lane; they draw the path and the requests.
-            path: the workload to play in place of the one that the seeds draw.
+            path: the workload to play in place of the one that the seeds draw; a cluster's is made by ``in_cluster``.
+            routing: of a cluster's requests until a step gives another; by the joint cost where not given.
         """
         if len(seeds) != self.shape[0]:
             raise InvalidInputError(f"{len(seeds)} seeds were given for {self.shape[0]} lanes.")
         if path is None:
             path = make_path(self.task.regime, self.profile, seeds, self.intervals, self.trace)
+            if self.backend.spec.cluster is not None:
+                path = in_cluster(path, self.backend.spec.cluster, self.profile, seeds)
         self.path, self.t = path, 0
         self.target = np.full(self.shape, self.task.start_alpha)
-        telemetry = start_warm(self.backend, self.task, path, seeds, self.target)
+        telemetry = start_warm(self.backend, self.task, path, seeds, self.target, routing)
         self._memory = self.layout.memory(*self.shape)
+        self._weights = np.ones((self.shape[0], len(WEIGHTS))) if routing is None else np.asarray(routing.weights)
         return self._outcome(telemetry)
 
-    def step(self, action: ArrayLike) -> Step:
+    def step(self, action: ArrayLike, routing: Routing | None = None) -> Step:
         """Serves the next interval under ``action`` (lanes, nodes, 1).
 
+        The action of a node that was lost in the last interval does nothing: it had nothing to see.
+
+        Args:
+            routing: of a cluster's requests from now on; as before where not given.
+
         Raises:
-            InvalidInputError: not reset, past the end, or an action of a wrong shape or not finite.
+            InvalidInputError: not reset, past the end, an action of a wrong shape or not finite, or a routing that is
+                not sound or that no cluster is there for.
         """
         path, t = self.path, self.t
         if path is None or t >= self.intervals:
             raise InvalidInputError(
                 "The control loop must be reset before it is stepped, and again after its last step."
             )
-        self.target = apply_action(self.profile, self.target, action, self.mode)
-        telemetry = self.backend.step(self.target, path.at(t))
-        self.t = t + 1
+        target = apply_action(self.profile, self.target, action, self.mode)
+        if self.router_layout is not None:
+            target = np.where(self._alive, target, self.target)
+        telemetry = _serve(self.backend, target, path.at(t), routing)
+        if routing is not None:
+            self._weights = np.asarray(routing.weights)
+        self.target, self.t = target, t + 1
         return self._outcome(telemetry)
 
     def _outcome(self, telemetry: Telemetry) -> Step:
@@ -132,6 +164,15 @@ class ControlLoop:
             self._prices = prices(slo_ms, self.task.weights, self.profile.pool.pages)
         lanes, nodes = self.shape
         observation = np.empty((lanes, nodes, self.layout.width), np.float32)
+        if self.router_layout is not None:
+            return self._of_cluster(telemetry, observation)
         reward, terms = np.empty(lanes), np.empty((len(TERMS), lanes))
         passes.outcome(telemetry.values, self._per_scale, self._memory, self._prices, observation, reward, terms)
         return Step(observation, reward, terms, telemetry, self.t >= self.intervals)
+
+    def _of_cluster(self, telemetry: Telemetry, observation: NDArray[np.float32]) -> Step:
+        assert self.router_layout is not None
+        scales, weights = (self._per_scale, self._memory, self._prices), self._weights
+        reward, terms, cluster = cluster_view.outcome(self.router_layout, telemetry, *scales, weights, observation)
+        self._alive = cluster.traffic.alive
+        return Step(observation, reward, terms, telemetry, self.t >= self.intervals, cluster)

@@ -1,4 +1,4 @@
-"""What the README shows runs: its code as it stands, and its first command on the measured rung."""
+"""What the README and docs/cluster.md show runs: code as it stands, and the first command on the measured rung."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from helm_gym.cli.main import app
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = pathlib.Path(__file__).parent.parent
+TEXTS = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/cluster.md")]
+BLOCKS = [block for text in TEXTS for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -20,7 +21,7 @@ def test_code_runs_as_it_stands(number):
     code = BLOCKS[number].replace('find_task("burst-v0")', "short")
     task = "import dataclasses\nfrom helm_gym.tasks import find_task as f\n"
     task += "short = dataclasses.replace(f('burst-v0'), warmup=4, settle=2, horizon=20)\n"
-    exec(compile(task + code, f"README block {number}", "exec"), {"__name__": "readme"})
+    exec(compile(task + code, f"block {number}", "exec"), {"__name__": "readme"})
 
 
 def test_there_are_blocks_for_an_environment_a_policy_and_a_backend():

@@ -8,7 +8,8 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-from helm_gym.envs.partition import Floats, PartitionEnv
+from helm_gym.envs.partition import PartitionEnv
+from helm_gym.envs.vector import Floats
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 

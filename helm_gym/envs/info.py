@@ -52,17 +52,33 @@ def describe_lanes(
     truth = path.values[:, t].T
     truth.flags.writeable = False
     info: dict[str, Any] = {
-        "cost": _masked(dict(zip(TERMS, outcome.terms, strict=True)), everywhere),
+        "cost": masked(dict(zip(TERMS, outcome.terms, strict=True)), everywhere),
         "alpha": telemetry.values[:, 0, _ALPHA].copy(),
         "target_alpha": telemetry.values[:, 0, _TARGET].copy(),
-        "workload": _masked(dict(zip(_NAMES, truth, strict=True)), everywhere),
+        "workload": masked(dict(zip(_NAMES, truth, strict=True)), everywhere),
         "segment": path.kind_at(t),
         "seed": seeds.copy(),
     }
     if telemetry.extrapolating is not None:
         info["extrapolating"] = telemetry.extrapolating.any(axis=1)
-    return _masked(info, everywhere)
+    return masked(info, everywhere)
 
 
-def _masked(info: dict[str, Any], everywhere: NDArray[np.bool_]) -> dict[str, Any]:
+def describe_cluster(outcome: Step) -> dict[str, NDArray[Any]]:
+    """What a cluster's ``info`` has beside a node's or in its place: arrays (lanes, nodes), or (lanes,) of traffic."""
+    assert outcome.cluster is not None
+    traffic, values = outcome.cluster.traffic, outcome.telemetry.values
+    return {
+        "alpha": values[:, :, _ALPHA].copy(),
+        "target_alpha": values[:, :, _TARGET].copy(),
+        "requests": traffic.requests.copy(),
+        "alive": traffic.alive.copy(),
+        "spills": traffic.spills.copy(),
+        "rerouted": traffic.rerouted.copy(),
+        "given_up": traffic.given_up.copy(),
+    }
+
+
+def masked(info: dict[str, Any], everywhere: NDArray[np.bool_]) -> dict[str, Any]:
+    """``info`` with Gymnasium's mask of who has it beside each key."""
     return info | {f"_{key}": everywhere for key in info}

@@ -8,20 +8,20 @@ from typing import Any, ClassVar, get_args
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from helm_gym import profile as profiles
 from helm_gym.actions import Mode
 from helm_gym.backend import open_backend
+from helm_gym.cluster import Cluster
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.envs.info import describe_lane
 from helm_gym.envs.render import RENDER_MODES, Screen
+from helm_gym.envs.vector import Box, Floats, episode_seed
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
 from helm_gym.tasks import TASKS, Task, find_task
 from helm_gym.workload.traces import Trace, read_trace
 
-Floats = NDArray[np.float32]
 PathLike = str | os.PathLike[str]
 
 
@@ -210,9 +210,10 @@ def open_loop(
     action_mode: Mode,
     trace: PathLike | Trace | None,
     intervals: int | None,
+    cluster: Cluster | None = None,
 ) -> ControlLoop:
     """Opens the control loop that an environment's arguments ask for; see ``PartitionEnv`` for them."""
-    chosen = _task(task, regime)
+    chosen = choose_task(task, regime)
     if action_mode not in get_args(Mode):
         raise UnknownNameError("action_mode", str(action_mode), get_args(Mode))
     if (chosen.regime == "trace") is not (trace is not None):
@@ -223,10 +224,11 @@ def open_loop(
     if not isinstance(profile, Profile):
         profile = profiles.load(os.fspath(profile or chosen.profile))
     recording = trace if trace is None or isinstance(trace, Trace) else read_trace(trace)
-    return ControlLoop(chosen, open_backend(backend, profile, lanes), action_mode, recording, intervals)
+    return ControlLoop(chosen, open_backend(backend, profile, lanes, cluster), action_mode, recording, intervals)
 
 
-def _task(task: str | Task | None, regime: str | None) -> Task:
+def choose_task(task: str | Task | None, regime: str | None) -> Task:
+    """The task that an environment's arguments ask for."""
     if task is not None and regime is not None:
         raise InvalidInputError(f"task={task!r} and regime={regime!r} exclude each other; give one of them.")
     if regime is not None:
@@ -237,12 +239,7 @@ def _task(task: str | Task | None, regime: str | None) -> Task:
     return task if isinstance(task, Task) else find_task("mixed-v0" if task is None else task)
 
 
-def lane_spaces(loop: ControlLoop) -> tuple[spaces.Box[np.float32], spaces.Box[np.float32]]:
+def lane_spaces(loop: ControlLoop) -> tuple[Box, Box]:
     """What one lane shows and takes."""
     layout = loop.layout
     return spaces.Box(layout.low, layout.high, dtype=np.float32), spaces.Box(-1.0, 1.0, (1,), np.float32)
-
-
-def episode_seed(seed: int | None, random: np.random.Generator) -> int:
-    """The workload's seed of an episode: the given one, or else a draw that no task publishes (they are small)."""
-    return int(random.integers(2**32, 2**63)) if seed is None else seed

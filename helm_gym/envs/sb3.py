@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -12,8 +12,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from helm_gym.envs.partition import Floats
+from helm_gym.envs.cluster_vector import ClusterVectorEnv
 from helm_gym.envs.partition_vector import PartitionVectorEnv
+from helm_gym.envs.vector import Floats
 from helm_gym.errors import InvalidInputError
 
 
@@ -37,8 +38,10 @@ class PartitionVecEnv(VecEnv):
         UnknownNameError, InvalidInputError: as ``PartitionVectorEnv``.
     """
 
+    vector: ClassVar[type[PartitionVectorEnv] | type[ClusterVectorEnv]] = PartitionVectorEnv
+
     def __init__(self, num_envs: int = 1, **arguments: Any):
-        self.lanes = PartitionVectorEnv(num_envs, **arguments)
+        self.lanes = self.vector(num_envs, **arguments)
         super().__init__(num_envs, self.lanes.single_observation_space, self.lanes.single_action_space)
         self._actions: NDArray[Any] = np.empty(0)
 
@@ -47,7 +50,7 @@ class PartitionVecEnv(VecEnv):
         self._start(self._seeds)
         self._reset_seeds()
         self._reset_options()  # the lanes take none
-        return self._outcome.observation[:, 0]
+        return self.lanes.observe(self._outcome)
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self._actions = actions
@@ -60,13 +63,13 @@ class PartitionVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         ended = self.lanes.ended
         if ended:
-            for info, last, total in zip(infos, served.observation[:, 0], self._returns.tolist(), strict=True):
+            for info, last, total in zip(infos, self.lanes.observe(served), self._returns.tolist(), strict=True):
                 info["terminal_observation"] = last
                 info["TimeLimit.truncated"] = True
                 info["episode"] = {"r": round(total, 6), "l": self._length}
             self._start(None)
         # SB3 adds the value of what was cut off to the rewards in place, so they are this step's own, as all is.
-        return self._outcome.observation[:, 0], served.reward.astype(np.float32), np.full(self.num_envs, ended), infos
+        return self.lanes.observe(self._outcome), served.reward.astype(np.float32), np.full(self.num_envs, ended), infos
 
     def describe(self) -> dict[str, Any]:
         """What ``PartitionVectorEnv`` would give as ``info`` with the observation last returned."""
@@ -118,3 +121,14 @@ class PartitionVecEnv(VecEnv):
     def _refuse_a_part(self, indices: VecEnvIndices, what: str) -> None:
         if len({*self._get_indices(indices)}) < self.num_envs:
             raise InvalidInputError(f"The lanes share {what}; it cannot be used for some of them.")
+
+
+class ClusterVecEnv(PartitionVecEnv):
+    """``num_envs`` clusters, each for a single agent, in the same way.
+
+    Args:
+        num_envs: number of lanes; the real backend has one.
+        arguments: see ``ClusterVectorEnv``.
+    """
+
+    vector = ClusterVectorEnv

@@ -59,8 +59,11 @@ def arguments(spec: EnvSpec, profile: Profile, trace: pathlib.Path) -> dict[str,
     """The registered task with a short warm-up, a small profile on the real backend, a recording where it needs one."""
     task = dataclasses.replace(find_task(spec.kwargs.get("task", "mixed-v0")), warmup=2)
     given: dict[str, Any] = {"task": task, "intervals": 40}
-    if spec.kwargs.get("backend") == "real":
+    cluster = "Cluster" in spec.id
+    if cluster or spec.kwargs.get("backend") == "real":
         given["profile"] = profile
+    if cluster:
+        given["cluster"] = 2
     return given | ({"trace": trace} if task.regime == "trace" else {})
 
 

@@ -1,0 +1,278 @@
+"""The cluster's environments: PettingZoo's checkers, agents that come and go, rewards, determinism, lanes, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import importlib
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pettingzoo
+import pytest
+from gymnasium.utils.env_checker import data_equivalence
+from pettingzoo.test import api_test, parallel_api_test, seed_test
+from pettingzoo.test.state_test import state_test
+
+from helm_gym import profile as profiles
+from helm_gym.cluster import Cluster, Node, Outage
+from helm_gym.envs.cluster import ClusterParallelEnv
+from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
+from helm_gym.observation import PLACES
+from helm_gym.profile import Interval
+from helm_gym.tasks import find_task
+
+POPULATION = dataclasses.replace(profiles.load("cpu-small").population, users=1000, items=20_000)
+SMALL = dataclasses.replace(profiles.load("cpu-small"), interval=Interval(10, 20), population=POPULATION)
+ID, INTERVALS = "helm/cluster-v0", 8
+STILL = {"node_0": np.zeros(1), "node_1": np.zeros(1), "router": np.zeros(3)}
+# Node 0 joins in interval 2; node 1 is lost for good in interval 4; node 2 is away in intervals 3 to 5.
+COMING_AND_GOING = Cluster((Node(3),), outages=(Outage(0, 0, 2), Outage(1, 4, 99), Outage(2, 3, 3)))
+# PettingZoo's advice for agents that are all alike.
+OF_UNLIKE_AGENTS = ("<descriptor>_<number>", "different observation space sizes", "Observations are different shapes")
+
+
+def given(**more: Any) -> dict[str, Any]:
+    task = dataclasses.replace(find_task("burst-v0"), warmup=2)
+    return {"task": task, "profile": SMALL, "cluster": 2, "intervals": INTERVALS, **more}
+
+
+def opened(**more: Any) -> ClusterParallelEnv:
+    env = pettingzoo.make("parallel", ID, **given(**more))
+    assert isinstance(env, ClusterParallelEnv)
+    return env
+
+
+def still(env: ClusterParallelEnv) -> dict[str, np.ndarray]:
+    return {agent: np.zeros(env.action_space(agent).shape, np.float32) for agent in env.agents}
+
+
+def rollout(seed: int, **more: Any) -> Iterator[Any]:
+    env = opened(**more)
+    yield env.reset(seed=seed), env.agents
+    rng = np.random.default_rng(7)
+    while env.agents:
+        actions = {agent: rng.uniform(-1, 1, env.action_space(agent).shape) for agent in env.agents}
+        yield env.step(actions), env.agents, env.state()
+
+
+@pytest.mark.parametrize("cluster", [2, COMING_AND_GOING], ids=["all-there", "coming-and-going"])
+def test_pettingzoo_checkers_pass(cluster: int | Cluster) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parallel_api_test(opened(cluster=cluster), num_cycles=2 * INTERVALS)
+        api_test(pettingzoo.make("aec", ID, **given(cluster=cluster)), num_cycles=2 * INTERVALS)
+        if cluster == 2:  # it seeds the action spaces of the agents that are there at reset and of no other
+            seed_test(lambda: pettingzoo.make("aec", ID, **given(cluster=cluster)), num_cycles=2 * INTERVALS)
+        state_test(pettingzoo.make("aec", ID, **given(cluster=cluster)), opened(cluster=cluster))
+    expected = (*OF_UNLIKE_AGENTS, *(() if cluster == 2 else ("Observation numpy array is all zeros",)))
+    assert not [str(w.message) for w in caught if not any(text in str(w.message) for text in expected)]
+
+
+def test_a_rollout_is_fixed_by_its_seed_to_the_last_bit() -> None:
+    first, again, other = (list(rollout(seed, cluster=COMING_AND_GOING)) for seed in (3, 3, 4))
+    assert len(first) == INTERVALS + 1
+    assert data_equivalence(first, again, exact=True)
+    for ours, theirs in zip(first, other, strict=True):
+        assert not data_equivalence(ours[0], theirs[0])
+
+
+def test_agents_join_stay_while_they_are_away_and_leave() -> None:
+    env = opened(cluster=COMING_AND_GOING, reward="node")
+    _, infos = env.reset(seed=1)
+    assert list(infos) == env.agents == ["node_1", "node_2", "router"]
+    seen = []
+    while env.agents:
+        observations, rewards, terminations, truncations, infos = env.step(still(env))
+        assert observations.keys() == rewards.keys() == terminations.keys() == truncations.keys() == infos.keys()
+        seen.append((env.agents, infos, observations, rewards, terminations))
+    agents = [entry[0] for entry in seen]
+    assert ["node_0" in names for names in agents[:-1]] == [False] * 2 + [True] * 5
+    assert ["node_1" in names for names in agents[:-1]] == [True] * 4 + [False] * 3
+    assert all("node_2" in names for names in agents[:-1]) and agents[-1] == []
+    assert [names["node_2"]["alive"] for _, names, *_ in seen] == [True] * 3 + [False] * 3 + [True] * 2
+    for _, infos, observations, rewards, terminations in seen[3:6]:
+        assert not observations["node_2"].any() and rewards["node_2"] == 0 and not terminations["node_2"]
+        assert infos["node_2"]["requests"] == 0
+    _, infos, observations, _, terminations = seen[4]
+    assert terminations == {"node_0": False, "node_1": True, "node_2": False, "router": False}
+    assert not infos["node_1"]["alive"] and not observations["node_1"].any()
+    assert observations["node_0"].any() and infos["node_0"]["requests"] >= 30
+    assert infos["router"]["rerouted"] > 0  # what node 1 had not answered
+    assert all(truncated for truncated in truncations.values())
+
+
+def test_the_action_of_a_node_that_is_away_does_nothing() -> None:
+    env = opened(cluster=Cluster((Node(2),), outages=(Outage(1, 2, 3),)))
+    env.reset(seed=1)
+    targets = []
+    for _ in range(INTERVALS):
+        infos = env.step({agent: np.ones(env.action_space(agent).shape) for agent in env.agents})[4]
+        targets.append(env.loop.target[0, 1])
+    assert infos["node_1"]["alive"]
+    np.testing.assert_allclose(targets, [0.6, 0.7, 0.8, 0.8, 0.8, 0.8, 0.9, 0.95])
+
+
+def test_the_team_pays_for_requests_and_a_node_for_its_own() -> None:
+    team, own = opened(), opened(reward="node")
+    for env in (team, own):
+        env.reset(seed=2)
+    _, shared, _, _, infos = team.step(STILL)
+    _, rewards, _, _, _ = own.step(STILL)
+    assert len(set(shared.values())) == 1 and shared["router"] == rewards["router"]
+    requests = [infos[node]["requests"] for node in ("node_0", "node_1")]
+    assert sum(requests) == 20
+    assert rewards["router"] == pytest.approx(np.average([rewards["node_0"], rewards["node_1"]], weights=requests))
+    for node in ("node_0", "node_1"):
+        assert rewards[node] == pytest.approx(-sum(infos[node]["cost"].values()))
+
+
+def test_what_the_router_is_shown_has_one_width_and_leaves_the_lost_out() -> None:
+    widths = set()
+    for size in (1, 2, 3):
+        env = opened(cluster=size)
+        observations, _ = env.reset(seed=1)
+        widths.add(observations["router"].shape)
+        assert env.observation_space("router").contains(observations["router"])
+    assert widths == {(43,)}
+    env = opened(cluster=Cluster((Node(3),), outages=(Outage(1, 0, 99),)))
+    env.reset(seed=1)
+    observations, *_ = env.step(still(env) | {"router": np.array([-1.0, 0.5, 1.0])})
+    layout, router = env.loop.router_layout, observations["router"]
+    assert layout is not None and len(layout.names) == env.observation_space("router").shape[0]
+    hits = [observations[node][PLACES["emb_hit_rate"]] for node in ("node_0", "node_2")]
+    for name, value in (("mean", np.mean(hits)), ("least", np.min(hits)), ("greatest", np.max(hits))):
+        assert router[layout.column(f"emb_hit_rate_{name}")] == pytest.approx(value)
+    assert router[layout.column("alive_share")] == pytest.approx(2 / 3)
+    assert router[layout.column("size")] == pytest.approx(np.log2(3) / 10)
+    assert router[-3:] == pytest.approx([-1.0, 0.5, 1.0])
+    with pytest.raises(UnknownNameError, match="did you mean 'alive_share'"):
+        layout.column("alive_shares")
+
+
+def test_the_routers_action_sends_requests_elsewhere() -> None:
+    def requests(action: list[float]) -> list[int]:
+        env = opened(cluster=3)
+        env.reset(seed=1)
+        return [env.step(still(env) | {"router": np.array(action)})[4]["node_0"]["requests"] for _ in range(4)]
+
+    assert requests([1.0, -1.0, -1.0]) != requests([-1.0, -1.0, 1.0])
+
+
+def test_state_is_what_the_single_agent_sees() -> None:
+    env, single = opened(cluster=COMING_AND_GOING), gym.make("helm/Cluster-v0", **given(cluster=COMING_AND_GOING))
+    env.reset(seed=5)
+    observation, _ = single.reset(seed=5)
+    assert env.state_space == single.observation_space and single.action_space.shape == (6,)
+    for _ in range(INTERVALS):
+        assert np.array_equal(env.state(), observation)
+        rewards = env.step(still(env))[1]
+        observation, reward, *_ = single.step(np.zeros(6, np.float32))
+        assert reward == rewards["router"]
+
+
+@pytest.mark.parametrize("cluster", [2, COMING_AND_GOING], ids=["all-there", "coming-and-going"])
+def test_lanes_are_bit_identical_to_single_environments(cluster: int | Cluster) -> None:
+    """Step by step, infos and their masks too, over an autoreset; SyncVectorEnv runs one single env a lane."""
+    native = gym.make_vec("helm/Cluster-v0", num_envs=2, **given(cluster=cluster))
+    single = gym.make_vec("helm/Cluster-v0", num_envs=2, vectorization_mode="sync", **given(cluster=cluster))
+    assert native.observation_space == single.observation_space and native.action_space == single.action_space
+    assert data_equivalence(native.reset(seed=3), single.reset(seed=3), exact=True)
+    rng, ends = np.random.default_rng(7), 0
+    for _ in range(INTERVALS + 3):
+        actions = rng.uniform(-1, 1, native.action_space.shape).astype(np.float32)
+        ours, theirs = native.step(actions), single.step(actions)
+        assert data_equivalence(ours, theirs, exact=True)
+        ends += int(ours[3].all())
+    assert ends == 1
+
+
+def test_episodes_end_at_max_cycles_and_can_be_played_again() -> None:
+    env = opened(max_cycles=2)
+    first, infos = env.reset()
+    again, _ = env.reset(seed=infos["router"]["seed"])
+    assert infos["router"]["seed"] > 2**32 and data_equivalence(first, again, exact=True)
+    assert not any(env.step(STILL)[3].values())
+    assert all(env.step(STILL)[3].values()) and env.agents == []
+    with pytest.raises(InvalidInputError, match="must be reset"):
+        env.step(STILL)
+
+
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (STILL | {"node_2": np.zeros(1)}, "given for 'node_2', which is none of the agents ['node_0', 'node_1'"),
+        ({"node_0": np.zeros(1), "router": np.zeros(3)}, "No action was given for 'node_1'"),
+        ({"node_0": np.zeros(1), "node_1": np.zeros(1)}, "No action was given for 'router'"),
+        (STILL | {"node_1": np.zeros(2)}, "'node_1' has shape (2,); (1,) is needed"),
+        (STILL | {"node_1": None}, "'node_1' has shape (); (1,) is needed"),
+        (STILL | {"node_0": ["up"]}, "'node_0' is ['up']; (1,) numbers are needed"),
+        (STILL | {"router": np.zeros((1, 3))}, "'router' has shape (1, 3); (3,) is needed"),
+        (STILL | {"router": np.array([0, np.nan, 0])}, "'router' is [0.0, nan, 0.0]; it must be finite"),
+        (STILL | {"node_0": np.array([np.inf])}, "'node_0' is [inf]; it must be finite"),
+        ([np.zeros(1)] * 3, "must be a mapping from agents to actions, not list"),
+    ],
+)
+def test_actions_that_cannot_be_used_change_nothing(actions: Any, message: str) -> None:
+    env = opened()
+    env.reset(seed=1)
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        env.step(actions)
+    kept = opened()
+    kept.reset(seed=1)
+    assert data_equivalence(env.step(STILL), kept.step(STILL), exact=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"reward": "teams"}, UnknownNameError, "Unknown reward 'teams'; did you mean 'team'"),
+        ({"task": "trace-v0"}, InvalidInputError, "cannot be recorded ones yet"),
+        ({"cluster": 0}, InvalidInputError, "1 to 1024 nodes"),
+        ({"cluster": -3}, InvalidInputError, "neither a number of nodes nor a YAML file"),
+        ({"cluster": "nowhere.yaml"}, InvalidInputError, "nowhere.yaml cannot be read"),
+        ({"backend": "modeled"}, UnknownNameError, "did you mean 'modelled'"),
+        ({"intervals": 0}, InvalidInputError, "at least one interval"),
+    ],
+)
+def test_arguments_that_cannot_be_used(more: dict[str, Any], error: type[HelmError], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        opened(**more)
+
+
+def test_a_cluster_without_a_node_alive_is_said() -> None:
+    env = opened(cluster=Cluster((Node(2),), outages=(Outage(0, 3, 2), Outage(1, 4, 2))))
+    with pytest.raises(InvalidInputError, match="no node alive in some interval"):
+        env.reset(seed=1)
+
+
+def test_the_joint_action_is_checked() -> None:
+    env = gym.make("helm/Cluster-v0", **given())
+    env.reset(seed=1)
+    with pytest.raises(InvalidInputError, match=re.escape("shape (4,); (5,) is needed")):
+        env.step(np.zeros(4, np.float32))
+    with pytest.raises(InvalidInputError, match="'load' of lane 0 is nan"):
+        env.step(np.array([0, 0, 0, 0, np.nan], np.float32))
+    with pytest.raises(InvalidInputError, match="lane 0, node 1 is inf"):
+        env.step(np.array([0, np.inf, 0, 0, 0], np.float32))
+
+
+def test_stable_baselines_trains_on_lanes_of_clusters() -> None:
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3 import PPO
+
+    from helm_gym.envs.sb3 import ClusterVecEnv
+
+    lanes = ClusterVecEnv(2, **given())
+    model = PPO("MlpPolicy", lanes, n_steps=INTERVALS + 1, batch_size=6, n_epochs=1, seed=0).learn(18)
+    assert model.num_timesteps == 18
+
+
+@pytest.mark.parametrize("module", ["helm_gym.envs.cluster", "helm_gym.envs.cluster_single"])
+def test_examples_in_docstrings_run(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted and not result.failed
