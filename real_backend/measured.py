@@ -65,7 +65,7 @@ class MeasuredBackend(ManagedBackend):
         if cluster is not None and (cluster.speed != 1.0).any():
             raise InvalidInputError("Backend 'real' has nodes of one speed, this machine's; leave their speed at 1.")
         super().__init__(profile, lanes, cluster)
-        self.engines = [Engine(profile, device) for _ in range(self.spec.nodes)]
+        self.engines = [Engine(self.profile, device) for _ in range(self.spec.nodes)]
         self._fitted = self.rules
         self._probe_plan = make_plan(profile)
         self._probe_plan.slots[:] = self._probe_plan.cached[:] = self._probe_plan.stored[:] = 0
