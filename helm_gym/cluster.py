@@ -61,7 +61,7 @@ class Cluster:
     catalogue: float = 4.0
     interests: int = 32
     interest_share: float = 0.9
-    load: float = 0.65
+    load: float = 0.55
     outages: tuple[Outage, ...] = ()
     losses: int = 0
 

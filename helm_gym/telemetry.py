@@ -87,7 +87,8 @@ class RoutedTraffic:
         alive: bool (lanes, nodes).
         spills: (lanes,), requests that went elsewhere because their node's load was bounded.
         rerouted: (lanes,), requests of a node that was lost, which other nodes served again.
-        given_up: (lanes,), requests that had waited for longer than an interval at a node that was lost.
+        given_up: (lanes,), requests of lost nodes beyond an interval's, for which there is no room: what a cluster owes
+            that has long been overloaded.
     """
 
     requests: NDArray[np.int64]

@@ -3,9 +3,9 @@
 An interval has two phases. First all its requests are routed, in order of arrival, by what the router knows: what the
 nodes published at the interval's start, and what it has itself sent since. Then each node serves its inbox.
 
-A node that is lost loses its caches. What it had been sent in its last interval and had not answered by then is routed
-again under the old time of arrival, before anything else: such a request was reported with the sojourn that its first
-node would have given it, and is reported again with the one that it got.
+A node that is lost loses its caches. What it had been sent and had not answered by then is routed again under the old
+time of arrival, before anything else: such a request was reported with the sojourn that its first node would have given
+it, and is reported again with the one that it got.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class FrontDoor:
 
     def make_inboxes(self) -> Requests:
         """Room for what any node may be handed in one interval, (lanes x nodes, ...)."""
-        times = room(self.profile, self.nodes) // self.profile.interval.requests
-        self._inboxes = make_requests(self.profile, self.lanes * self.nodes, times)
+        times, units = room(self.profile, self.nodes) // self.profile.interval.requests, self.lanes * self.nodes
+        self._inboxes = make_requests(self.profile, units, times)
+        self._waiting = make_requests(self.profile, units, times)  # not answered when an interval began
+        self._due_s = np.zeros((2, units, self._waiting.user.shape[1]))  # when they came, when they will be answered
         return self._inboxes
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
@@ -54,11 +56,11 @@ class FrontDoor:
         self._clock_s = np.zeros((self.lanes, 2))  # last arrival, and the interval's span
         self._alive = np.ones((self.lanes, self.nodes), bool)
         self._routing = self._joint
-        self._inboxes.number[:] = self._again.number[:] = 0
+        self._inboxes.number[:] = self._again.number[:] = self._waiting.number[:] = 0
 
     def parts(self) -> tuple[tuple[NDArray[Any], ...], ...]:
         """All that the future depends on, for snapshots."""
-        return (self._view, self._inboxes, (self._clock_s, self._alive))
+        return (self._view, self._inboxes, self._waiting, (self._due_s, self._clock_s, self._alive))
 
     def admit(
         self,
@@ -88,8 +90,12 @@ class FrontDoor:
         self._stream.gap_s[:] *= slowness
         given_up = np.zeros(self.lanes, np.int64)
         self._again.number[:] = 0
+        _wait(self._inboxes, ledger, self._clock_s, self._waiting, self._due_s)
         for lane, node in np.argwhere(self._alive & ~alive):
             given_up[lane] += self._lose(lane, node, memory, ledger)
+            # What is routed again came earlier than this: no other node begins it before the loss is known.
+            others = ledger.clock[lane * self.nodes : (lane + 1) * self.nodes, FREE_AT_S]
+            np.maximum(others, self._clock_s[lane, 0], out=others)
         self._inboxes.number[:] = 0
         self._last_s = ledger.clock[:, NOW_S].copy()
         self._alive[:] = alive
@@ -118,7 +124,7 @@ class FrontDoor:
     def _lose(self, lane: int, node: int, memory: Memory, ledger: Ledger) -> int:
         """Empties a node that is lost and keeps what it had not answered; returns how many requests are given up."""
         unit = lane * self.nodes + node
-        given_up = int(_unanswered(self._inboxes, unit, self._clock_s[lane, 0], ledger, self._again, lane))
+        given_up = int(_take_back(self._waiting, self._due_s, unit, self._again, lane))
         clear(memory, unit, int(memory.n[unit, N_EMB]), int(memory.n[unit, N_PAGES]), self.profile.rows_per_page)
         ledger.clock[unit, [FREE_AT_S, REFILL_CREDIT]] = 0.0
         ledger.sums[unit] = 0.0
@@ -157,27 +163,43 @@ def _dispatch(requests, lane, start_s, node_of, nodes, last_s, inboxes):
 
 
 @kernel
-def _unanswered(inboxes, unit, now_s, ledger, again, lane):
-    """Adds what a unit was sent in its last interval and has not answered at ``now_s`` to ``again``.
+def _wait(inboxes, ledger, clock_s, waiting, due_s):
+    """Brings ``waiting`` up to date: what no unit has answered at its lane's time; what finds no room is dropped.
 
-    Returns how many from before that it had not answered either.
+    inboxes: of the last interval. due_s: (2, units, room), arrival and answer of what is waiting.
     """
-    ring = ledger.sums.shape[1]
-    place = (ledger.interval[unit, 0] - 1) % ring
-    last_s = 0.0
-    for k in range(again.number[lane, 0]):
-        last_s += again.gap_s[lane, k]
-    for r in range(inboxes.number[unit, 0]):
-        if ledger.done_s[unit, place, r] > now_s and again.number[lane, 0] < again.user.shape[1]:
-            k = again.number[lane, 0]
-            _copy(inboxes, unit, r, again, lane, k)
-            arrival_s = ledger.done_s[unit, place, r] - ledger.sojourn_ms[unit, place, r] * 1e-3
-            again.gap_s[lane, k] = arrival_s - last_s
-            last_s = arrival_s
-            again.number[lane, 0] = k + 1
-    given_up = 0
-    for k in range(ring):
-        if k != place:
-            for r in range(ledger.done_s.shape[2]):
-                given_up += ledger.done_s[unit, k, r] > now_s
+    units, room = waiting.user.shape
+    nodes = units // clock_s.shape[0]
+    for u in range(units):
+        now_s, kept = clock_s[u // nodes, 0], 0
+        for r in range(waiting.number[u, 0]):
+            if due_s[1, u, r] > now_s:
+                _copy(waiting, u, r, waiting, u, kept)
+                due_s[0, u, kept], due_s[1, u, kept] = due_s[0, u, r], due_s[1, u, r]
+                kept += 1
+        place = (ledger.interval[u, 0] - 1) % ledger.sums.shape[1]
+        for r in range(inboxes.number[u, 0]):
+            done_s = ledger.done_s[u, place, r]
+            if done_s > now_s and kept < room:
+                _copy(inboxes, u, r, waiting, u, kept)
+                due_s[0, u, kept] = done_s - ledger.sojourn_ms[u, place, r] * 1e-3
+                due_s[1, u, kept] = done_s
+                kept += 1
+        waiting.number[u, 0] = kept
+
+
+@kernel
+def _take_back(waiting, due_s, unit, again, lane):
+    """Moves what a lost unit has not answered to ``again``; returns how many requests there is no room for."""
+    last_s, k = 0.0, again.number[lane, 0]
+    for r in range(k):
+        last_s += again.gap_s[lane, r]
+    taken = min(waiting.number[unit, 0], again.user.shape[1] - k)
+    for r in range(taken):
+        _copy(waiting, unit, r, again, lane, k + r)
+        again.gap_s[lane, k + r] = due_s[0, unit, r] - last_s
+        last_s = due_s[0, unit, r]
+    again.number[lane, 0] = k + taken
+    given_up = waiting.number[unit, 0] - taken
+    waiting.number[unit, 0] = 0
     return given_up

@@ -35,6 +35,9 @@ def evaluate(
     clairvoyant: Annotated[
         bool, typer.Option("--clairvoyant", help="Also run the limit, which looks ahead (slow).")
     ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="Nodes (8) or a YAML file: then each POLICY is CONTROLLER+ROUTER.")
+    ] = None,
     html: Annotated[pathlib.Path | None, typer.Option(help="Write a report with plots to this file.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -48,6 +51,7 @@ def evaluate(
       helm-gym evaluate pid --task steady-v0 --seeds 2 --json
       helm-gym evaluate pid --task trace-v0 --trace azure_llm_conv_2023.csv
       helm-gym evaluate pid --task burst-v0 --backend real --seeds 1 --horizon 80
+      helm-gym evaluate static:0.6+kv-aware three-layer-ppo+joint --task burst-v0 --cluster 8
     """
     wanted = parse_seeds(seeds) if seeds is not None else None
     from helm_gym import profile as shipped
@@ -64,6 +68,14 @@ def evaluate(
     opened = shipped.load(profile or found.profile)
     if backend not in BACKENDS:
         raise UnknownNameError("backend", backend, BACKENDS)
+    if cluster is not None:
+        given = {"--trace": trace, "--html": html, "--clairvoyant": clairvoyant}
+        if any(given.values()):
+            refused = next(option for option, value in given.items() if value)
+            raise InvalidInputError(f"{refused} does not go with --cluster yet; leave one of them out.")
+        from helm_gym.cli.clusters import evaluate_cluster
+
+        return evaluate_cluster(found, policies, cluster, backend, opened, wanted, as_json, quiet)
     layout = ObservationLayout(opened)
     controllers = [open_policy(name, layout) for name in policies]
     if (trace is None) == (found.regime == "trace"):

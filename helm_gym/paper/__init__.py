@@ -41,6 +41,11 @@ FIGURES = {
     "fig14": ("helm_gym.paper.fig14:reproduce", "the layers of the three-layer controller, left out one by one"),
     "fig15": ("helm_gym.paper.fig15:reproduce", "alpha over a four-hour window against the offline optimum"),
     "fig4": ("helm_gym.paper.fig4:reproduce", "latency over alpha by regime: the optimum moves"),
+    "fig6": ("helm_gym.paper.fig6:reproduce", "clusters: hit rates and P99 of the routers"),
+    "fig10": ("helm_gym.paper.fig10:reproduce", "clusters: routing scores by component"),
+    "fig11": ("helm_gym.paper.fig11:reproduce", "clusters: P99 and SLO of three systems over regimes"),
+    "fig13": ("helm_gym.paper.fig13:reproduce", "clusters: allocation and routing, alone and together"),
+    "fig16": ("helm_gym.paper.fig16:reproduce", "clusters: mean alpha over size and hot share"),
 }
 
 

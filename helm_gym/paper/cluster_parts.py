@@ -1,0 +1,79 @@
+"""What a cluster's reproduction has measured so far: one part a pair, cluster and task, kept until it is complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym import runs
+from helm_gym.cluster import Cluster
+from helm_gym.evaluation import clusters
+from helm_gym.evaluation.machine import describe_machine, versions
+from helm_gym.observation import ObservationLayout
+from helm_gym.paper import PARTS, Tick
+from helm_gym.paper.words import today
+from helm_gym.profile import Profile
+from helm_gym.tasks import Task, find_task
+
+HORIZON = 160  # scored intervals: a cluster's episode serves as many times the requests as it has nodes
+Values = dict[str, NDArray[np.float64]]
+
+
+def short_task(regime: str) -> Task:
+    """The regime's task, a third as long."""
+    return dataclasses.replace(find_task(f"{regime}-v0"), horizon=HORIZON)
+
+
+class ClusterParts:
+    """Measurements of one reproduction, each made once.
+
+    Args:
+        folder: of the reproduction; parts lie in a folder of their own in it.
+        made_for: the profile that policies were made for, where ``profile`` differs from it in its population alone:
+            they do not see a population at rest.
+    """
+
+    def __init__(self, folder: pathlib.Path, profile: Profile, made_for: Profile | None = None):
+        self.profile, self.layout = profile, ObservationLayout(made_for or profile)
+        self._folder = folder / PARTS
+
+    def measure(self, task: Task, pair: str, cluster: Cluster, seeds: Sequence[int], tick: Tick) -> Values:
+        """``clusters.METRICS`` of a pair by seed, (seeds,) each, on the modelled rung."""
+        key = {
+            "task": task.name,
+            "horizon": task.horizon,
+            "pair": pair,
+            "cluster": dataclasses.asdict(cluster),
+            "seeds": list(seeds),
+            "profile_fingerprint": self.profile.fingerprint,
+        }
+        text = json.dumps(key, sort_keys=True)
+        path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            there = {}
+        if there.get("key") != json.loads(text):
+            opened = clusters.open_pair(pair, self.layout)
+            run = clusters.evaluate(task, [opened], cluster, profile=self.profile, seeds=seeds, progress=tick)
+            there = {"key": key, "by_seed": {name: x.tolist() for name, x in run.pairs[0].by_seed.items()}}
+            runs.write(path, json.dumps(there))
+        return {name: np.array(values, np.float64) for name, values in there["by_seed"].items()}
+
+
+def shared(profile: Profile) -> dict[str, Any]:
+    """What every cluster figure names."""
+    return {
+        "rung": "modelled",
+        "profile": profile.name,
+        "machine": describe_machine("cpu"),
+        "versions": versions(),
+        "date": today(),
+    }
