@@ -116,7 +116,7 @@ class ControlLoop:
         Args:
             seeds: one a lane; they draw the path and the requests.
             path: the workload to play in place of the one that the seeds draw; a cluster's is made by ``in_cluster``.
-            routing: of a cluster's requests until a step gives another; by the joint cost where not given.
+            routing: of a cluster's requests until a step gives another; by the joint cost in ms where not given.
         """
         if len(seeds) != self.shape[0]:
             raise InvalidInputError(f"{len(seeds)} seeds were given for {self.shape[0]} lanes.")

@@ -54,15 +54,17 @@ class ClusterEnv(gym.Env[Floats, Floats]):
 
     | Num (from 46 N) | Observation | Min | Max | Meaning |
     |-----|-------------|-----|-----|---------|
-    | 0–11 | … _mean | 0 | 1 | over the nodes alive: alpha, emb_hit_rate, kv_hit_rate, utilisation, queue_depth, |
-    | | | | | service_mean, sojourn_mean, sojourn_p99, slo_violations, load, returning_share, mean_history |
-    | 12–23 | … _least | 0 | 1 | the least of the same |
-    | 24–35 | … _greatest | 0 | 1 | the greatest of the same |
+    | 0–11 | …_mean | 0 | 1 | the mean over the nodes alive |
+    | 12–23 | …_least | 0 | 1 | the least over the nodes alive |
+    | 24–35 | …_greatest | 0 | 1 | the greatest over the nodes alive |
     | 36 | busiest_share | 0 | 1 | requests that went to the busiest node / all |
     | 37 | spilled_share | 0 | 1 | requests passed on because a node's load was bounded / all |
     | 38 | alive_share | 0 | 1 | nodes alive / all |
     | 39 | size | 0 | 1 | log2 of the number of nodes / 10 |
     | 40–42 | action_kv, action_emb, action_load | -1 | 1 | the router's action in the last interval |
+
+    Means, leasts and greatests are of alpha, emb_hit_rate, kv_hit_rate, utilisation, queue_depth, service_mean,
+    sojourn_mean, sojourn_p99, slo_violations, load, returning_share and mean_history, in this order.
 
     ## Rewards
 
@@ -74,7 +76,7 @@ class ClusterEnv(gym.Env[Floats, Floats]):
 
     ## Starting State
 
-    As `PartitionEnv`: every node warm at the task's `start_alpha`, requests routed by the joint cost (action 0).
+    As `PartitionEnv`: every node warm at the task's `start_alpha`, requests routed by the joint cost in ms (action 0).
 
     ## Episode End
 

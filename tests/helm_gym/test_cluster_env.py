@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import importlib
+import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -20,9 +21,12 @@ from pettingzoo.test.state_test import state_test
 
 from helm_gym import profile as profiles
 from helm_gym.cluster import Cluster, Node, Outage
+from helm_gym.cluster_view import NODE_COLUMNS, STATISTICS, TRAFFIC, RouterLayout
 from helm_gym.envs.cluster import ClusterParallelEnv
+from helm_gym.envs.cluster_single import ClusterEnv
+from helm_gym.envs.partition import PartitionEnv
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
-from helm_gym.observation import PLACES
+from helm_gym.observation import PLACES, ObservationLayout
 from helm_gym.profile import Interval
 from helm_gym.tasks import find_task
 
@@ -270,6 +274,27 @@ def test_stable_baselines_trains_on_lanes_of_clusters() -> None:
     lanes = ClusterVecEnv(2, **given())
     model = PPO("MlpPolicy", lanes, n_steps=INTERVALS + 1, batch_size=6, n_epochs=1, seed=0).learn(18)
     assert model.num_timesteps == 18
+
+
+def test_docstring_has_the_headings_and_the_table_of_the_routers_layout() -> None:
+    text, layout = inspect.getdoc(ClusterEnv) or "", RouterLayout()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == re.findall(
+        r"^## (.+)$", inspect.getdoc(PartitionEnv) or "", re.MULTILINE
+    )
+    rows, count = [], len(NODE_COLUMNS)
+    for k, name in enumerate(STATISTICS):
+        rows.append(f"| {k * count}–{(k + 1) * count - 1} | …_{name} | 0 | 1 | the {name} over the nodes alive |")
+        assert layout.names[k * count] == f"{NODE_COLUMNS[0]}_{name}"
+    rows += [f"| {layout.column(name)} | {name} | 0 | 1 | {doc} |" for name, doc in TRAFFIC]
+    rows.append(
+        f"| {layout.width - 3}–{layout.width - 1} | {', '.join(layout.names[-3:])} | -1 | 1 | "
+        "the router's action in the last interval |"
+    )
+    section = text[text.index("## Observation Space") : text.index("## Rewards")]
+    assert "\n".join(rows) == "\n".join(re.findall(r"^\| \d.*$", section, re.MULTILINE))
+    assert f"{', '.join(NODE_COLUMNS[:-1])} and {NODE_COLUMNS[-1]}" in " ".join(section.split())
+    columns = ObservationLayout(SMALL).width
+    assert f"`Box(low, high, ({columns} N + {layout.width},), float32)`" in section
 
 
 @pytest.mark.parametrize("module", ["helm_gym.envs.cluster", "helm_gym.envs.cluster_single"])

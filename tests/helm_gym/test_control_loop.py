@@ -10,11 +10,13 @@ import pytest
 
 from helm_gym.actions import apply_action
 from helm_gym.backend import BackendSpec, check_allocation, open_backend
+from helm_gym.cluster import find_cluster
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.observation import COLUMNS, FAST, ObservationLayout
 from helm_gym.profile import load
 from helm_gym.reward import CostWeights
+from helm_gym.routing import Routing
 from helm_gym.tasks import TASKS, find_task
 from helm_gym.telemetry import ALPHA_GRID, FIELDS, WIDTH, Telemetry
 from helm_gym.workload.regimes import make_path
@@ -26,6 +28,11 @@ LAYOUT = ObservationLayout(PROFILE)
 def make_loop(lanes: int = 2, intervals: int = 6, task: str = "burst-v0") -> ControlLoop:
     quick = dataclasses.replace(find_task(task), warmup=5)
     return ControlLoop(quick, open_backend("modelled", PROFILE, lanes=lanes), intervals=intervals)
+
+
+def make_cluster() -> ControlLoop:
+    quick = dataclasses.replace(find_task("burst-v0"), warmup=2)
+    return ControlLoop(quick, open_backend("modelled", PROFILE, 2, find_cluster("3")), intervals=6)
 
 
 def test_an_episode_from_reset_to_its_end():
@@ -258,3 +265,39 @@ def test_unknown_backends_and_counts_that_cannot_be():
         open_backend("modelled", PROFILE, lanes=0)
     with pytest.raises(InvalidInputError, match="seeds"):
         make_loop(lanes=2).reset([1])
+
+
+def test_a_cluster_is_routed_as_before_until_another_routing_is_given():
+    loop = make_cluster()
+    still, random = np.zeros((2, 3, 1)), Routing("random", np.array([[4.0, 1.0, 0.0]] * 2))
+    first = loop.reset([1, 2], routing=random)
+    assert first.observation.shape == (2, 3, LAYOUT.width) and first.reward.shape == (2,)
+    assert first.cluster.node_reward.shape == (2, 3) and first.cluster.router.shape == (2, loop.router_layout.width)
+    requests = []
+    for routing in (None, Routing("round-robin", np.ones((2, 3))), None):
+        step = loop.step(still, routing)
+        requests.append(step.cluster.traffic.requests)
+        shown = step.cluster.router[:, -3:]
+        assert (shown == ([1.0, 0.0, -1.0] if len(requests) == 1 else 0.0)).all()
+    assert requests[0].std() > 2
+    assert (requests[1] == 50).all() and (requests[2] == 50).all()
+
+
+def test_a_routing_that_is_refused_leaves_a_cluster_as_it_was():
+    loop, kept = make_cluster(), make_cluster()
+    loop.reset([1, 2]), kept.reset([1, 2])
+    for wrong in (Routing("score", -np.ones((2, 3))), Routing("score", np.full((2, 3), np.nan))):
+        with pytest.raises(InvalidInputError, match="at least 0"):
+            loop.step(np.ones((2, 3, 1)), wrong)
+    with pytest.raises(UnknownNameError, match="did you mean 'random'"):
+        loop.step(np.ones((2, 3, 1)), Routing("rando", np.ones((2, 3))))
+    still = np.zeros((2, 3, 1))
+    np.testing.assert_array_equal(loop.step(still).observation, kept.step(still).observation)
+
+
+def test_a_single_node_takes_no_routing():
+    loop = make_loop()
+    loop.reset([1, 2])
+    with pytest.raises(InvalidInputError, match="routing was given to a single node"):
+        loop.step(np.zeros((2, 1, 1)), Routing("random", np.ones((2, 3))))
+    assert loop.step(np.zeros((2, 1, 1))).cluster is None
