@@ -178,7 +178,7 @@ def in_cluster(path: WorkloadPath, cluster: Cluster, profile: Profile, seeds: Se
     """
     if not np.isnan(path.gaps_s[:1, :1]).all():
         raise InvalidInputError("A cluster's arrivals cannot be recorded ones yet; choose another regime than 'trace'.")
-    values = path.values.copy()
+    values = path.values.copy(order="K")  # an interval's stay contiguous, which kernels are compiled for
     values[:, :, INDEX["arrival_rate_rps"]] *= cluster.load * cluster.speed.mean()
     alive = _alive(cluster, path.intervals, seeds) if cluster.outages or cluster.losses else None
     return dataclasses.replace(

@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import importlib
 import inspect
+import pathlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -295,6 +296,14 @@ def test_docstring_has_the_headings_and_the_table_of_the_routers_layout() -> Non
     assert f"{', '.join(NODE_COLUMNS[:-1])} and {NODE_COLUMNS[-1]}" in " ".join(section.split())
     columns = ObservationLayout(SMALL).width
     assert f"`Box(low, high, ({columns} N + {layout.width},), float32)`" in section
+
+
+def test_the_file_shown_in_the_docs_is_a_cluster(tmp_path: pathlib.Path) -> None:
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    file = tmp_path / "cluster.yaml"
+    file.write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0], encoding="utf-8")
+    shown = opened(cluster=file).loop.backend.spec.cluster
+    assert shown is not None and shown.size == 4 and shown.outages == (Outage(0, 100, 60),)
 
 
 @pytest.mark.parametrize("module", ["helm_gym.envs.cluster", "helm_gym.envs.cluster_single"])
