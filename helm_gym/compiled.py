@@ -20,7 +20,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SOURCES = (
     "baselines/predictors/trees.py",
-    "agents/three_layer_ppo/*.py",
+    "agents/three_layer_ppo/adapter.py",
+    "agents/three_layer_ppo/base.py",
+    "agents/three_layer_ppo/curves.py",
+    "agents/three_layer_ppo/policy.py",
+    "agents/three_layer_ppo/recovery.py",
     "helm_gym/observation.py",
     "helm_gym/passes.py",
     "helm_gym/reward.py",

@@ -8,7 +8,9 @@ whose weights are policy state, learned from the split that the curves ask for b
     error    = curves' split - split
     w       <- (1 - leak) w + rate error context / (1 + |context|^2),  each within +-bound
 
-It then moves the target a share of the way to its split, and never by more than ``reach`` in a decision.
+It then moves the target a share of the way to its split, and never by more than ``reach`` in a decision. What a
+workload is like in the long run is not learned from its bursts, nor of use in them: as far as the recovery grips, the
+adapter learns nothing and corrects nothing.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ def adapter_parameters(settings: Settings) -> np.ndarray:
 
 
 @kernel
-def learn(observed, columns, curves, weights, following, parameters):
+def learn(observed, columns, curves, calm, weights, following, parameters):
     """The split (before bounds) that the workload asks for, after ``following`` (WIDTH,) has learned from ``curves``.
 
-    observed: (D,) one row; columns: places of the context.
+    observed: (D,) one row; columns: places of the context. calm: share of the error that is learned from.
     weights: (WIDTH,) as they were.
     """
     split, norm = parameters[_PRIOR] + weights[0], 1.0
@@ -51,7 +53,7 @@ def learn(observed, columns, curves, weights, following, parameters):
         x = SCALE * (observed[columns[k]] - TYPICAL[k])
         split += (parameters[_PRIOR + 1 + k] + weights[1 + k]) * x
         norm += x * x
-    gain = parameters[_RATE] * (curves - split) / (1.0 + norm)
+    gain = calm * parameters[_RATE] * (curves - split) / (1.0 + norm)
     keep, bound = 1.0 - parameters[_LEAK], parameters[_BOUND]
     following[0] = min(max(keep * weights[0] + gain, -bound), bound)
     split = parameters[_PRIOR] + following[0]
@@ -63,10 +65,10 @@ def learn(observed, columns, curves, weights, following, parameters):
 
 
 @kernel
-def correct(target, split, parameters):
-    """The target after the adapter's bounded correction."""
+def correct(target, split, calm, parameters):
+    """The target after ``calm`` of the adapter's bounded correction."""
     reach = parameters[_REACH]
-    return target + min(max(parameters[_TRUST] * (split - target), -reach), reach)
+    return target + calm * min(max(parameters[_TRUST] * (split - target), -reach), reach)
 
 
 def row_sum(graph: Graph, value: str) -> str:
@@ -74,7 +76,7 @@ def row_sum(graph: Graph, value: str) -> str:
     return graph.op("ReduceSum", value, graph.constant([1], np.int64), keepdims=1)
 
 
-def draw_learn(graph: Graph, curves: str, weights: str, settings: Settings) -> tuple[str, str]:
+def draw_learn(graph: Graph, curves: str, calm: str, weights: str, settings: Settings) -> tuple[str, str]:
     """``learn`` in a graph: the split (lanes, 1) and the weights to come (lanes, WIDTH)."""
     op, constant, s = graph.op, graph.constant, settings
     context = op("Sub", graph.concatenate(*(graph.column(name) for name in CONTEXT)), constant(TYPICAL))
@@ -82,13 +84,13 @@ def draw_learn(graph: Graph, curves: str, weights: str, settings: Settings) -> t
     prior = constant(adapter_parameters(s)[_PRIOR:])
     split = row_sum(graph, op("Mul", op("Add", weights, prior), context))
     norm = op("Add", row_sum(graph, op("Mul", context, context)), constant(1.0))
-    gain = op("Div", op("Mul", op("Sub", curves, split), constant(s.rate)), norm)
+    gain = op("Mul", calm, op("Div", op("Mul", op("Sub", curves, split), constant(s.rate)), norm))
     kept = op("Mul", weights, constant(1.0 - s.leak))
     following = graph.clip(op("Add", kept, op("Mul", gain, context)), -s.bound, s.bound)
     return row_sum(graph, op("Mul", op("Add", following, prior), context)), following
 
 
-def draw_correct(graph: Graph, target: str, split: str, settings: Settings) -> str:
+def draw_correct(graph: Graph, target: str, split: str, calm: str, settings: Settings) -> str:
     """``correct`` in a graph."""
     share = graph.op("Mul", graph.op("Sub", split, target), graph.constant(settings.trust))
-    return graph.op("Add", target, graph.clip(share, -settings.reach, settings.reach))
+    return graph.op("Add", target, graph.op("Mul", calm, graph.clip(share, -settings.reach, settings.reach)))

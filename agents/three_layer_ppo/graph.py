@@ -27,9 +27,14 @@ def draw(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onn
     op, constant, has = graph.op, graph.constant, settings.chosen
     started = op("Greater", graph.columns("state", 0, 1), constant(0.0))
     present = graph.column("target_alpha")
-    asked = draw_curves_split(graph, graph.column("predicted"), settings.sharpness)
+    curve = graph.column("predicted")
+    asked = draw_curves_split(graph, curve, settings.sharpness)
     older = graph.columns("state", LEARNS, graph.state)
-    distance, wanted = op("Sub", asked, present), present
+    weights, before = graph.columns("state", 1, 1 + adapter.WIDTH), graph.columns("state", 1 + adapter.WIDTH, LEARNS)
+    distance, wanted, calm, watched = op("Sub", asked, present), present, graph.fill(1.0), before
+    if "recovery" in has:
+        grip, watched = recovery.draw_watch(graph, curve, asked, started, before, settings)
+        calm = op("Sub", calm, grip)
     if "base" in has:
         first = op("Tile", "obs", constant([1, settings.windows - 1], np.int64))
         windows = graph.concatenate("obs", op("Where", started, older, first))
@@ -37,16 +42,13 @@ def draw(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onn
         lean = op("Mul", distance, constant(settings.pull / max_step))
         wanted = op("Add", wanted, op("Mul", draw_base_action(graph, output, lean), constant(max_step)))
         older = graph.columns(windows, 0, graph.state - LEARNS)
-    split, weights = asked, graph.columns("state", 1, 1 + adapter.WIDTH)
-    watched = graph.columns("state", 1 + adapter.WIDTH, LEARNS)
+    split = asked
     if "adapter" in has:
-        split, weights = adapter.draw_learn(graph, asked, weights, settings)
+        split, weights = adapter.draw_learn(graph, asked, calm, weights, settings)
         split = graph.clip(split, pool.min_alpha, pool.max_alpha)
-        wanted = adapter.draw_correct(graph, wanted, split, settings)
+        wanted = adapter.draw_correct(graph, wanted, split, calm, settings)
     if "recovery" in has:
-        before = watched
-        grip, watched = recovery.draw_watch(graph, split, started, before, settings)
-        wanted = recovery.draw_jump(graph, present, wanted, split, started, before, grip, settings)
+        wanted = recovery.draw_jump(graph, present, wanted, asked, split, started, before, watched, settings)
     wanted = graph.clip(wanted, pool.min_alpha, pool.max_alpha)
     action = graph.clip(op("Div", op("Sub", wanted, present), constant(max_step)), -1.0, 1.0)
     return graph.model(action, graph.concatenate(graph.fill(1.0), weights, watched, older))

@@ -68,9 +68,13 @@ def _decide(observation, state, action, following, memory, columns, has, network
         seen, kept, to_come = observation[row], state[row], following[row]
         started = kept[0] > 0.0
         present = seen[target]
-        asked = curves.curves_split(seen[curve : curve + len(curves.GRID)], common[_SHARPNESS])
-        wanted = np.float64(present)
+        predicted = seen[curve : curve + len(curves.GRID)]
+        asked = curves.curves_split(predicted, common[_SHARPNESS])
+        old, new = kept[1 + _ADAPTER : LEARNS], to_come[1 + _ADAPTER : LEARNS]
+        wanted, grip = np.float64(present), np.float32(0.0)
         to_come[0] = 1.0
+        if has[2]:
+            grip = recovery.watch(seen, signals, predicted, asked, started, old, new, watching)
         if has[0]:
             for j in range(width):
                 features[j] = seen[j]
@@ -84,13 +88,11 @@ def _decide(observation, state, action, following, memory, columns, has, network
         split = asked
         if has[1]:
             known, learned = kept[1 : 1 + _ADAPTER], to_come[1 : 1 + _ADAPTER]
-            split = adapter.learn(seen, context, asked, known, learned, learning)
+            split = adapter.learn(seen, context, asked, 1.0 - grip, known, learned, learning)
             split = min(max(split, common[_MIN]), common[_MAX])
-            wanted = adapter.correct(wanted, split, learning)
+            wanted = adapter.correct(wanted, split, 1.0 - grip, learning)
         if has[2]:
-            old, new = kept[1 + _ADAPTER : LEARNS], to_come[1 + _ADAPTER : LEARNS]
-            grip = recovery.watch(seen, signals, split, started, old, new, watching)
-            wanted = recovery.jump(present, wanted, split, started, old, grip, watching)
+            wanted = recovery.jump(present, wanted, asked, split, started, old, new, common[_SHARPNESS], watching)
         wanted = min(max(wanted, common[_MIN]), common[_MAX])
         action[row, 0] = min(max((wanted - present) / common[_MAX_STEP], -1.0), 1.0)
 
@@ -98,12 +100,12 @@ def _decide(observation, state, action, following, memory, columns, has, network
 class ThreeLayerPolicy:
     """Base policy, adapter and recovery, each of which may be left out (``settings.layers``).
 
-        target = present + base's change                   frozen, learned by PPO
-        target = target + bounded pull to the learned split    learned while serving
-        target = target + grip (more of the same, and a jump)  only while the workload jumps
+        target = present + base's change                      frozen, learned by PPO
+        target = target + bounded pull to the learned split   learned while serving, silent while the recovery grips
+        target = present + pace of the above + jump           as the workload jumps, or does not
 
-    State: whether it has started; the adapter's weights; the recovery's means, sums, grip and last split; the base
-    policy's older windows. A layer that is left out keeps noughts.
+    State: whether it has started; the adapter's weights; the recovery's (``recovery.WIDTH``); the base policy's older
+    windows. A layer that is left out keeps noughts.
 
     Raises:
         KeyError, ValueError: tensors that are not those of the base policy's network.

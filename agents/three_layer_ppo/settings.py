@@ -32,8 +32,13 @@ class Settings(OnPolicySettings):
         hold: decisions from full control to none, if nothing else happens.
         slow: gain of the slow means.
         lead: decisions that the recovery extrapolates the change of the split that is asked for.
-        calm, quicken: how much of what the layers below want is done without an alarm, and in full control.
+        still: distance to the split that the workload asks for below which, without an alarm, less than all of what
+            the layers below want is done; it falls with the square.
+        quicken: how much of it is done in full control.
         jump: share of the distance to the split that is asked for that is jumped in a decision then.
+        memory: gain of the means of grip and of the curves.
+        rest_from, rest_at: mean grips from which the target begins to rest, and at which it does nothing else.
+        homing: share of the distance to the mean curve's split that a resting target drifts in a decision.
     """
 
     lanes: int = 256
@@ -53,28 +58,34 @@ class Settings(OnPolicySettings):
     rate: float = 0.05
     leak: float = 0.0
     bound: float = 0.2
-    trust: float = 0.05
-    reach: float = 0.02
+    trust: float = 0.1
+    reach: float = 0.04
     drift: float = 1.5
-    alarm: float = 2.0
+    alarm: float = 3.0
     hold: float = 6.0
     slow: float = 0.1
     lead: float = 1.0
-    calm: float = 0.3
+    still: float = 0.1
     quicken: float = 2.5
     jump: float = 0.1
+    memory: float = 0.02
+    rest_from: float = 0.22
+    rest_at: float = 0.32
+    homing: float = 0.03
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sharpness", "alarm", "hold"):
+        for name in ("sharpness", "alarm", "hold", "still"):
             if getattr(self, name) <= 0:
                 raise InvalidInputError(f"Hyper-parameter {name} must be above 0, not {getattr(self, name)}.")
-        for name in ("pull", "rate", "leak", "trust", "slow", "jump"):
+        for name in ("pull", "rate", "leak", "trust", "slow", "jump", "memory", "homing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInputError(f"Hyper-parameter {name} must lie in 0 to 1, not {getattr(self, name)}.")
-        for name in ("bound", "reach", "drift", "lead", "calm", "quicken"):
+        for name in ("bound", "reach", "drift", "lead", "quicken"):
             if getattr(self, name) < 0:
                 raise InvalidInputError(f"Hyper-parameter {name} must be 0 or more, not {getattr(self, name)}.")
+        if self.rest_at <= self.rest_from:
+            raise InvalidInputError(f"Hyper-parameter rest_at must be above rest_from, {self.rest_from}.")
         chosen = self.chosen
         unknown = chosen - set(LAYERS)
         if unknown or not chosen:

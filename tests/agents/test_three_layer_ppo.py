@@ -105,14 +105,30 @@ def test_the_curves_split_is_where_a_curve_is_least() -> None:
         assert abs(curves_split(curves(alpha), 0.01) - alpha) < 0.03
 
 
-def test_a_layer_that_is_left_out_learns_nothing_and_changes_nothing_of_the_others() -> None:
+def test_a_layer_that_is_left_out_learns_nothing_and_changes_nothing_of_those_before_it() -> None:
     seen = observations(LAYOUT)
-    whole, alone = make_policy(), make_policy("adapter")
-    states = {p: follow(p, seen, p.initial_state(ROWS))[1] for p in (whole, alone)}
+    whole, pair, alone = make_policy(), make_policy("base,adapter"), make_policy("adapter")
+    watching = make_policy("recovery")
+    states = {p: follow(p, seen, p.initial_state(ROWS))[1] for p in (whole, pair, alone, watching)}
     weights, watched = slice(1, 1 + adapter.WIDTH), slice(1 + adapter.WIDTH, LEARNS)
-    for all_three, one in zip(states[whole], states[alone], strict=True):
-        np.testing.assert_array_equal(one[:, weights], all_three[:, weights])
-        assert not one[:, watched].any() and not one[:, LEARNS:].any()
+    for all_three, two, one, recovery_only in zip(*states.values(), strict=True):
+        np.testing.assert_array_equal(one[:, weights], two[:, weights])
+        np.testing.assert_array_equal(recovery_only[:, watched], all_three[:, watched])
+        assert not one[:, watched].any() and not one[:, LEARNS:].any() and not recovery_only[:, weights].any()
+
+
+def test_the_adapter_is_silent_while_the_recovery_grips() -> None:
+    """Then it neither learns nor corrects: bursts are not what a workload is like in the long run."""
+    policy, weights = make_policy("adapter,recovery"), slice(1, 1 + adapter.WIDTH)
+    state = policy.initial_state(1)
+    for alpha in (0.7, 0.7, 0.7):
+        _, state = policy.act(observe(LAYOUT, target_alpha=0.5, predicted=curves(alpha)), state)
+    assert state[0, GRIP] == 0 and state[0, weights].any()
+    wave = observe(LAYOUT, target_alpha=0.5, predicted=curves(0.3), returning_share=0.95, mean_history=0.6, load=0.45)
+    before = state
+    _, state = policy.act(wave, state)
+    assert state[0, GRIP] == 1
+    np.testing.assert_array_equal(state[:, weights], before[:, weights])
 
 
 def test_the_adapter_learns_what_the_curves_say_and_is_bounded_and_resettable() -> None:
@@ -174,12 +190,38 @@ def test_a_jump_moves_the_target_at_full_speed_and_is_not_undone() -> None:
     assert targets[41] < 0.55 and max(targets[45:]) < 0.36
 
 
-def test_without_an_alarm_the_recovery_calms_the_layers_below() -> None:
+def test_where_bursts_come_faster_than_pages_move_the_target_rests() -> None:
+    """Every six intervals the workload turns; following would be on the wrong side each time."""
+    sides = (
+        {"returning_share": 0.5, "mean_history": 0.33, "load": 0.27, "predicted": curves(0.7)},
+        {"returning_share": 0.95, "mean_history": 0.6, "load": 0.45, "predicted": curves(0.3)},
+    )
+
+    def targets(period: int) -> np.ndarray:
+        policy, target, seen = make_policy("recovery", jump=1.0), 0.6, []
+        state = policy.initial_state(1)
+        for t in range(360):
+            action, state = policy.act(observe(LAYOUT, target_alpha=target, **sides[t // period % 2]), state)
+            target += float(action[0, 0]) * LAYOUT.profile.max_step
+            seen.append(target)
+        return np.array(seen[180:])
+
+    assert np.ptp(targets(40)) > 0.3
+    assert np.ptp(targets(6)) < 0.1 and abs(targets(6).mean() - 0.5) < 0.12
+
+
+def test_without_an_alarm_the_target_stays_still_near_the_split_and_follows_from_afar() -> None:
     alone, calmed = make_policy("base"), make_policy("base,recovery")
-    seen = observe(LAYOUT, target_alpha=0.5, predicted=curves(0.6), returning_share=0.5)
-    (wanted, _), (done, _) = (p.act(seen, p.initial_state(1)) for p in (alone, calmed))
-    assert 0.01 < abs(wanted[0, 0]) < 1
-    assert done[0, 0] == pytest.approx(calmed.settings.calm * wanted[0, 0], rel=1e-4)
+
+    def share_done(present: float) -> float:
+        seen = observe(LAYOUT, target_alpha=present, predicted=curves(0.5), returning_share=0.5)
+        (wanted, _), (done, _) = (p.act(seen, p.initial_state(1)) for p in (alone, calmed))
+        assert 0.001 < abs(wanted[0, 0]) < 1
+        return float(done[0, 0] / wanted[0, 0])
+
+    asked = float(curves_split(curves(0.5), calmed.settings.sharpness))
+    assert share_done(asked - 0.02) == pytest.approx(0.04, abs=0.01)
+    assert share_done(asked - calmed.settings.still) == pytest.approx(1.0, abs=0.01)
 
 
 def test_training_makes_a_policy_that_opens_from_its_folder(tmp_path: pathlib.Path) -> None:
@@ -190,7 +232,9 @@ def test_training_makes_a_policy_that_opens_from_its_folder(tmp_path: pathlib.Pa
     assert np.isfinite(np.stack(actions)).all()
 
 
-@pytest.mark.parametrize(("setting", "value"), [("layers", "base,adaptor"), ("hold", 0.0), ("trust", 1.5)])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("layers", "base,adaptor"), ("hold", 0.0), ("trust", 1.5), ("rest_at", 0.1)]
+)
 def test_settings_that_cannot_be_are_refused_by_name(setting: str, value: object) -> None:
     with pytest.raises(InvalidInputError, match=setting):
         Settings(**{setting: value})  # type: ignore[arg-type]
