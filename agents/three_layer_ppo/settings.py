@@ -65,7 +65,7 @@ class Settings(OnPolicySettings):
     hold: float = 6.0
     slow: float = 0.1
     lead: float = 1.0
-    still: float = 0.1
+    still: float = 0.13
     quicken: float = 2.5
     jump: float = 0.1
     memory: float = 0.02

@@ -56,6 +56,7 @@ def evaluate(
     clairvoyant: bool = False,
     progress: Progress | None = None,
     optimum: Optimum | None = None,
+    path: WorkloadPath | None = None,
 ) -> Evaluation:
     """Runs each policy once a seed, and the references that were not asked for themselves.
 
@@ -72,6 +73,7 @@ def evaluate(
         clairvoyant: also runs the clairvoyant, which takes minutes.
         progress: told what is under way, and how many intervals of all lanes are done, of how many.
         optimum: the offline optimum of these episodes, settling included, where it was found before.
+        path: the workload, settling included, in place of the one that the seeds draw; its requests are still theirs.
 
     Raises:
         InvalidInputError: no seed, a seed twice, or two policies of one name.
@@ -82,7 +84,7 @@ def evaluate(
     _check_distinct("seed", chosen)
     _check_distinct("policy", [policy.name for policy in policies], least=0)
     intervals = task.settle + task.horizon
-    path = make_path(task.regime, profile, chosen, intervals, trace)
+    path = path or make_path(task.regime, profile, chosen, intervals, trace)
     clairvoyant = clairvoyant or any(policy.name == "clairvoyant" for policy in policies)
     limits = ["oracle", "clairvoyant"][: 1 + clairvoyant] if references else []
     statics = [static_name(alpha) for alpha in ALPHA_GRID] if references else []
@@ -215,7 +217,7 @@ class _Bench:
             assert case.optimum is not None
             star = case.optimum.alpha_star[lanes]
             policy.prepare(Truth(case.task, case.profile, cut_path(case.path, lanes), seeds, star))
-        step = loop.reset(seeds)
+        step = loop.reset(seeds, cut_path(case.path, lanes))
         self._slo_ms += [loop.backend.slo_ms] * len(seeds)
         state = policy.initial_state(math.prod(loop.shape))
         kept: list[dict[str, NDArray[np.floating]]] = []

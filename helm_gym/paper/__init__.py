@@ -40,6 +40,7 @@ FIGURES = {
     "table3": ("helm_gym.paper.table3:reproduce", "control strategies: gap to alpha* and time of a decision"),
     "fig14": ("helm_gym.paper.fig14:reproduce", "the layers of the three-layer controller, left out one by one"),
     "fig15": ("helm_gym.paper.fig15:reproduce", "alpha over a four-hour window against the offline optimum"),
+    "unseen": ("helm_gym.paper.unseen:reproduce", "bursts unlike those of training: gain, and cost over best static"),
     "fig4": ("helm_gym.paper.fig4:reproduce", "latency over alpha by regime: the optimum moves"),
     "fig6": ("helm_gym.paper.fig6:reproduce", "clusters: hit rates and P99 of the routers"),
     "fig10": ("helm_gym.paper.fig10:reproduce", "clusters: routing scores by component"),

@@ -13,8 +13,9 @@ import pytest
 
 from helm_gym import paper, tasks
 from helm_gym import profile as profiles
-from helm_gym.paper import fig14, fig15, parts, table3
+from helm_gym.paper import fig14, fig15, parts, table3, unseen
 from helm_gym.paper.parts import Parts
+from helm_gym.workload.regimes import make_path
 from tests.helm_gym.test_cli import helm
 
 SEEDS = 2
@@ -27,7 +28,7 @@ def short_task(name: str) -> tasks.Task:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (table3, fig14, fig15):
+    for module in (table3, fig14, fig15, unseen):
         monkeypatch.setattr(module, "find_task", short_task)
     monkeypatch.setattr(table3, "METHODS", METHODS)
     monkeypatch.setattr(fig15, "INTERVALS", 48)
@@ -123,3 +124,27 @@ def test_fig15_says_what_four_hours_are(tmp_path: pathlib.Path) -> None:
     follows = made["policies"]["miss-ratio-curve"]
     assert 0 < follows["gap"]["value"] < 0.5 and -1 <= follows["correlation"]["value"] <= 1
     assert "The window is scaled" in (tmp_path / "fig15.md").read_text(encoding="utf-8")
+
+
+def test_unseen_changes_the_bursts_and_compares_with_the_best_static_of_each(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ("a third as long", "ramps in place of jumps")
+    monkeypatch.setattr(unseen, "GENERATORS", {name: unseen.GENERATORS[name] for name in kinds})
+    made = reproduce("unseen", tmp_path)
+    assert [row["bursts"] for row in made["rows"]] == list(kinds)
+    for row in made["rows"]:
+        assert row["best_static"].startswith("static:")
+        for figures in row["policies"].values():
+            assert figures["cost_over_best_static_worst"] >= figures["cost_over_best_static"]["value"]
+    assert "| a third as long |" in (tmp_path / "unseen.md").read_text(encoding="utf-8")
+
+
+def test_bursts_are_stretched_scaled_and_ramped() -> None:
+    path = make_path("burst", profiles.load("cpu-small"), (5,), 120)
+    short, shallow, ramped = unseen.stretched(path, 1 / 3, 40), unseen.scaled(path, 0.5), unseen.ramped(path)
+    assert len(set(short.segment[0].tolist())) == len(set(path.segment[0].tolist()))
+    spans = [np.ptp(p.values[0], axis=0) for p in (path, shallow)]
+    np.testing.assert_allclose(spans[1], 0.5 * spans[0])
+    steps = [np.abs(np.diff(p.values[0], axis=0)).max(axis=0) for p in (path, ramped)]
+    assert (steps[1] <= steps[0] / 10).all()
