@@ -82,6 +82,14 @@ POLICIES: dict[str, tuple[str, str, str]] = {
     "clairvoyant": ("baselines.oracles:Clairvoyant", "looks ahead with the true future requests", ""),
     "pid": ("agents.pid:PID", "PID on the marginal-utility error", ""),
     "ppo": ("agents.ppo:PPO", "PPO alone: an MLP over three windows, trained on the surrogate", ""),
+    "recurrent-ppo": ("agents.recurrent_ppo:RECURRENT_PPO", "PPO with an LSTM in place of windows", ""),
+    "maskable-ppo": (
+        "agents.maskable_ppo:MASKABLE_PPO",
+        "PPO over nine changes of target, those out of bounds masked",
+        "",
+    ),
+    "lstm": ("baselines.predictors.lstm:LSTM", "goes where an LSTM predicts alpha*", ""),
+    "gbdt": ("baselines.predictors.gbdt:GBDT", "goes where boosted trees predict alpha*", ""),
     "three-layer-ppo": (
         "agents.three_layer_ppo:THREE_LAYER_PPO",
         "frozen PPO, an adapter that learns online, and recovery from bursts",
