@@ -13,7 +13,9 @@ from helm_gym.errors import UnknownNameError
 
 
 def reproduce(
-    figure: Annotated[str, typer.Argument(metavar="FIGURE", help="table3, fig4, fig6, fig10, fig11, fig13 to fig16, unseen.")],
+    figure: Annotated[
+        str, typer.Argument(metavar="FIGURE", help="table3, unseen, fig4, fig6, fig10, fig11, fig13 to fig16.")
+    ],
     out: Annotated[pathlib.Path | None, typer.Option(help="Folder for plot, Markdown and JSON; runs/FIGURE.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Episodes of each regime.")] = 12,
     profile: Profile = "cpu-small",
