@@ -28,9 +28,11 @@ _RAMP = 12  # intervals
 
 
 def stretched(path: WorkloadPath, factor: float, intervals: int) -> WorkloadPath:
-    """Everything ``factor`` times as long, cut to ``intervals``."""
+    """Everything ``factor`` times as long, cut to ``intervals``; arrivals are Poisson."""
     at = (np.arange(intervals) / factor).astype(np.int64)
-    return dataclasses.replace(path, values=path.values[:, at], gaps_s=path.gaps_s[:, at], segment=path.segment[:, at])
+    return dataclasses.replace(
+        path, values=path.values[:, at], gaps_s=path.gaps_s[:, :intervals], segment=path.segment[:, at]
+    )
 
 
 def scaled(path: WorkloadPath, depth: float) -> WorkloadPath:
@@ -69,9 +71,13 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
     policies = [policy for policy in (open_if_there(name, parts.layout) for name in POLICIES) if policy is not None]
     intervals = task.settle + task.horizon
     drawn = make_path(task.regime, profile, parts.seeds, 3 * intervals)
-    rows, shared = [], {}
+    rows: list[dict[str, Any]] = []
+    shared: dict[str, Any] = {}
     for name, change in GENERATORS.items():
         path = change(drawn, intervals)
+        # An interval's values lie together, as kernels are compiled for.
+        values = np.ascontiguousarray(path.values.swapaxes(0, 1)).swapaxes(0, 1)
+        path = dataclasses.replace(path, values=values)
         with stage(f"unseen: {name}") as tick:
             # Every second split of the grid: the oracle needs alpha* no closer than that finds it.
             optimum = offline_optimum(task, profile, path, parts.seeds, grid=GRID[::2])
