@@ -129,7 +129,7 @@ def test_fig15_says_what_four_hours_are(tmp_path: pathlib.Path) -> None:
 def test_unseen_changes_the_bursts_and_compares_with_the_best_static_of_each(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = ("a third as long", "ramps in place of jumps")
+    kinds = ("a third as long",)
     monkeypatch.setattr(unseen, "GENERATORS", {name: unseen.GENERATORS[name] for name in kinds})
     made = reproduce("unseen", tmp_path)
     assert [row["bursts"] for row in made["rows"]] == list(kinds)
@@ -147,4 +147,4 @@ def test_bursts_are_stretched_scaled_and_ramped() -> None:
     spans = [np.ptp(p.values[0], axis=0) for p in (path, shallow)]
     np.testing.assert_allclose(spans[1], 0.5 * spans[0])
     steps = [np.abs(np.diff(p.values[0], axis=0)).max(axis=0) for p in (path, ramped)]
-    assert (steps[1] <= steps[0] / 10).all()
+    assert (steps[1] <= steps[0] / 10 + 1e-9).all()
