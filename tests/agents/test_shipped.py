@@ -1,36 +1,33 @@
-"""The policies that are shipped: their cards, their two forms, and their names."""
+"""What is shipped for cpu-small opens by name and is a policy, and the file beside it is the same one."""
 
 from __future__ import annotations
 
-import pathlib
-
+import numpy as np
 import pytest
 
-from agents import export
-from helm_gym import policy, runs
-from helm_gym import profile as profiles
+from helm_gym import runs
 from helm_gym.observation import ObservationLayout
-from helm_gym.onnx_policy import OnnxPolicy
-from helm_gym.training import find_trainable
+from helm_gym.policy import Policy, open_policy
+from tests.conformance.policy import PolicyConformance, make_layout, observations
 
-ROOT = pathlib.Path(__file__).parents[2]
-CARDS = (card for package in ("agents", "baselines") for card in ROOT.glob(f"{package}/shipped/*/*/card.json"))
-FOLDERS = sorted(card.parent for card in CARDS)
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: "/".join(folder.parts[-2:]))
-def test_a_shipped_policy_is_whole(folder: pathlib.Path) -> None:
-    """On a fresh clone it opens by its name, and its file decides what it decides."""
-    run, profile = runs.read_run(folder), profiles.load(folder.name)
-    layout = ObservationLayout(profile)
-    assert run.status == "done" and run.machine and run.origin == runs.Origin.of(layout)
-    named = policy.open_policy(run.agent, layout)
-    assert named.name == run.agent
-    if find_trainable(run.agent).graph is not None:
-        exported = OnnxPolicy(folder / "policy.onnx", layout)
-        assert export.check(named, exported, layout, run.task) <= export.TOLERANCE
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 2**20
+LAYOUT = make_layout()
+SHIPPED = {"lstm": "baselines", "gbdt": "baselines", "maskable-ppo": "agents", "recurrent-ppo": "agents"}
 
 
-def test_the_paper_s_controller_is_shipped() -> None:
-    assert {folder.parent.name for folder in FOLDERS} >= {"ppo", "three_layer_ppo"}
+@pytest.mark.parametrize("shipped", SHIPPED)
+class TestShipped(PolicyConformance):
+    @pytest.fixture
+    def policy(self, layout: ObservationLayout, shipped: str) -> Policy:  # type: ignore[override]
+        self.name = shipped
+        return open_policy(shipped, layout)
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "ppo", "three-layer-ppo"])
+def test_the_file_beside_it_decides_the_same(name: str) -> None:
+    file = runs.shipped_folder(name, SHIPPED.get(name, "agents"), LAYOUT) / "policy.onnx"
+    policies = open_policy(name, LAYOUT), open_policy(str(file), LAYOUT)
+    states = [policy.initial_state(3) for policy in policies]
+    for seen in observations(LAYOUT, 8, 3):
+        decided = [policy.act(seen, state) for policy, state in zip(policies, states, strict=True)]
+        states = [following for _, following in decided]
+        np.testing.assert_allclose(decided[0][0], decided[1][0], atol=1e-4)
