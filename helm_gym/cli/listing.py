@@ -50,15 +50,17 @@ def profiles(as_json: Json = False) -> None:
 
 
 def agents(as_json: Json = False) -> None:
-    """List the policies that have a name: agents, baselines and oracles, and what can be trained.
+    """List what has a name: agents, baselines and oracles, what can be trained, and the routers of clusters.
 
     \b
     Example:
       helm-gym agents
       helm-gym train ppo --settings
       helm-gym evaluate static:0.5 pid oracle --task burst-v0
+      helm-gym evaluate pid+joint pid+kv-aware --task burst-v0 --cluster 4
     """
     from helm_gym.policy import POLICIES
+    from helm_gym.routing import ROUTERS
     from helm_gym.training import TRAINABLE
 
     found = [
@@ -69,6 +71,10 @@ def agents(as_json: Json = False) -> None:
             "what it is": doc,
         }
         for name, (where, doc, argument) in POLICIES.items()
+    ]
+    found += [
+        {"name": name, "kind": "router", "trainable": name in TRAINABLE, "what it is": doc}
+        for name, (_, doc) in ROUTERS.items()
     ]
     if as_json:
         return print_json({"agents": found})

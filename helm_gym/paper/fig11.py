@@ -69,7 +69,7 @@ def draw(figures: dict[str, Any]) -> Picture:
     place = np.arange(len(REGIMES))
     with rc_context(plots.RC):
         picture = Picture((10.0, 5.4), layout="constrained")
-        axes = picture.subplots(len(shown), len(POPULATIONS), sharey="row")
+        axes = picture.subplots(len(shown), len(POPULATIONS), sharey="row", squeeze=False)
         for line, (metric, (title, scale)) in enumerate(shown.items()):
             for ax, population in zip(axes[line], POPULATIONS, strict=True):
                 for number, (system, tint) in enumerate(zip(SYSTEMS, _TINTS, strict=True)):

@@ -20,11 +20,18 @@ from helm_gym.paper.words import interval
 from helm_gym.profile import Profile
 
 SIZES = {4: 1.0, 8: 1.0, 32: 0.4}  # nodes -> share of the seeds: an episode of 32 nodes is as much as eight of 4
-ROUTERS = ("joint", "kv-aware", "emb-aware", "consistent-hash", "least-loaded", "round-robin", "random")
+ROUTERS = {  # and the tints that they are drawn in
+    "joint": "#22262B",
+    "kv-aware": "#2F6F9F",
+    "emb-aware": "#C9772B",
+    "consistent-hash": "#7FA6C9",
+    "least-loaded": "#8A6FA8",
+    "round-robin": "#B9C0CA",
+    "random": "#D8DCE2",
+}
 PAPER = {"emb-aware": "EMB Aware", "kv-aware": "KV Aware", "joint": "GR Aware"}
 SPLIT = "static:0.6"
 REGIME = "burst"
-_TINTS = ("#22262B", "#2F6F9F", "#C9772B", "#7FA6C9", "#8A6FA8", "#B9C0CA", "#D8DCE2")
 
 
 def measure(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path, sizes: dict[int, float]) -> Any:
@@ -80,7 +87,7 @@ def draw(figures: dict[str, Any]) -> Picture:
     with rc_context(plots.RC):
         picture = Picture((11.0, 4.0), layout="constrained")
         for ax, (metric, title) in zip(picture.subplots(1, len(shown)), shown.items(), strict=True):
-            for number, (router, tint) in enumerate(zip(ROUTERS, _TINTS, strict=True)):
+            for number, (router, tint) in enumerate(ROUTERS.items()):
                 rows = [row for row in figures["rows"] if row["router"] == router]
                 at = place + 0.11 * (number - (len(ROUTERS) - 1) / 2)
                 ax.vlines(at, *_ends(rows, metric), color=tint, linewidth=1.2)

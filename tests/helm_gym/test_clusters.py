@@ -1,0 +1,97 @@
+"""Pairs of a controller and a router, judged on a cluster; and the figures of the paper that are about clusters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from helm_gym import paper
+from helm_gym import profile as profiles
+from helm_gym.cli.common import Progress, to_json
+from helm_gym.cli.main import app
+from helm_gym.cluster import Cluster, Node, Outage, find_cluster
+from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.evaluation import clusters
+from helm_gym.observation import ObservationLayout
+from helm_gym.paper import cluster_parts, fig6, fig10, fig11, fig13, fig16
+from helm_gym.tasks import find_task
+
+PROFILE = profiles.load("cpu-small")
+TASK = dataclasses.replace(find_task("burst-v0"), warmup=2, settle=1, horizon=8)
+
+
+def evaluate(
+    *pairs: str, cluster: Cluster | None = None, seeds: tuple[int, ...] = (0, 1)
+) -> clusters.ClusterEvaluation:
+    opened = [clusters.open_pair(pair, ObservationLayout(PROFILE)) for pair in pairs]
+    return clusters.evaluate(TASK, opened, cluster or find_cluster("2"), seeds=seeds)
+
+
+def test_pairs_are_judged_on_the_same_workloads_and_against_the_first():
+    run = evaluate("static:0.5+kv-aware", "pid+joint")
+    first, second = run.to_json()["pairs"]
+    assert first["p99_ms_over_first"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert first["requests"]["value"] == second["requests"]["value"] == TASK.horizon * 2 * 50
+    assert second["mean_alpha"]["value"] != 0.5 == first["mean_alpha"]["value"]
+    again = evaluate("pid+joint").pairs[0].by_seed
+    for name, values in run.pairs[1].by_seed.items():
+        np.testing.assert_array_equal(values, again[name], err_msg=name)
+
+
+def test_what_a_lost_node_owed_is_counted():
+    outage = Cluster((Node(2),), load=1.2, outages=(Outage(0, 4, 3),))
+    lost = evaluate("static:0.5+joint", cluster=outage, seeds=(0,)).pairs[0]
+    assert lost.by_seed["rerouted"][0] > 0 and lost.by_seed["given_up"][0] == 0
+    assert lost.by_seed["requests"][0] == TASK.horizon * 100 + lost.by_seed["rerouted"][0]
+    assert lost.series["alive"][0].tolist() == [1, 1, 1, 0.5, 0.5, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("pair", "error", "told"),
+    [
+        ("pid", InvalidInputError, "names no router"),
+        ("pid+jiont", UnknownNameError, "did you mean 'joint'"),
+        ("oracle+joint", InvalidInputError, "cannot control a cluster"),
+    ],
+)
+def test_pairs_that_cannot_be_are_refused(pair: str, error: type[Exception], told: str):
+    with pytest.raises(error, match=told):
+        clusters.open_pair(pair, ObservationLayout(PROFILE))
+
+
+def test_the_command_prints_a_table_and_json():
+    asked = ["evaluate", "static:0.5+joint", "--task", "steady-v0", "--cluster", "2", "--seeds", "1", "--horizon", "2"]
+    shown = CliRunner().invoke(app, [*asked, "-q"])
+    assert shown.exit_code == 0 and "static:0.5+joint" in shown.stdout and "modelled rung" in shown.stdout
+    found = json.loads(CliRunner().invoke(app, [*asked, "-q", "--json"]).stdout)
+    assert found["nodes"] == 2 and found["pairs"][0]["p99_ms"]["value"] > 0
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_parts, "HORIZON", 3)
+    two = Cluster((Node(2),))
+    for module in (fig10, fig11, fig13):
+        monkeypatch.setattr(module, "NODES", 2)
+    monkeypatch.setattr(fig6, "SIZES", {2: 1.0})
+    monkeypatch.setattr(fig6, "ROUTERS", dict.fromkeys(("joint", "kv-aware", "emb-aware"), "black"))
+    for module in (fig11, fig13):
+        monkeypatch.setattr(module, "REGIMES", ("burst",))
+    monkeypatch.setattr(fig13, "SPLITS", ("static:0.6",))
+    monkeypatch.setattr(fig11, "POPULATIONS", {"two nodes": two})
+    monkeypatch.setattr(fig16, "SIZES", (1, 2))
+    monkeypatch.setattr(fig16, "HOT_SHARES", (0.2, 0.9))
+    monkeypatch.setattr(fig16, "SEEDS", 1)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("fig6", 3), ("fig10", 3), ("fig11", 3), ("fig13", 4), ("fig16", 4)])
+def test_cluster_figures_are_made(small: None, tmp_path: pathlib.Path, name: str, rows: int):
+    made = paper.reproduce(name, PROFILE, 2, Progress(quiet=True).stage, tmp_path)
+    assert len(made.figures["rows"]) == rows and made.figures["rung"] == "modelled"
+    paths = paper.save(made, name, tmp_path, to_json)
+    assert all(path.stat().st_size > 500 for path in paths) and not (tmp_path / "parts").exists()
