@@ -104,8 +104,9 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
         "figure": "unseen",
         "rows": rows,
         "definition": "burst-v0 changed after it was drawn. gain: against the regime oracle and the best static "
-        "split of these episodes; interquartile means, 95% bootstrap intervals. cost_over_best_static: mean cost over "
-        "that of the static split whose mean cost is least in hindsight, less 1; worst: of the single episodes.",
+        "split of these episodes; interquartile means, 95% bootstrap intervals; none where the oracle, which pays "
+        "for its moves, is no better than that split. cost_over_best_static: mean cost over that of the static split "
+        "whose mean cost is least in hindsight, less 1; worst: of the single episodes.",
         **shared,
     }
     return Reproduction(made, draw(made), markdown(made))
