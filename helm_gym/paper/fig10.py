@@ -53,7 +53,7 @@ def draw(figures: dict[str, Any]) -> Picture:
     rows = figures["rows"]
     place, floor = np.arange(len(rows)), np.zeros(len(rows))
     with rc_context(plots.RC):
-        picture = Picture((8.0, 3.8), layout="constrained")
+        picture = Picture((9.6, 3.8), layout="constrained")
         ax = picture.subplots()
         for (name, title), tint in zip(COMPONENTS.items(), _TINTS, strict=True):
             height = np.array([row[name]["value"] for row in rows])

@@ -69,7 +69,7 @@ def draw(figures: dict[str, Any]) -> Picture:
         ax.set_ylabel("hot share")
         ax.grid(False)
         picture.colorbar(image, label="mean alpha (EMB's share)")
-        picture.suptitle(f"Mean alpha by size and hot share  (modelled rung, {PAIR})", x=0.01, ha="left")
+        picture.suptitle(f"Mean alpha of {PAIR}  (modelled rung)", x=0.01, ha="left")
     return picture
 
 
