@@ -186,7 +186,8 @@ def test_collect_logs_goes_on_and_says_so(small: pathlib.Path, tmp_path: pathlib
 
 def test_collect_takes_settings_of_the_test_design_and_traces(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
     test = helm(*collect(out=tmp_path / "test", profile=small, intervals="2", design="test", settings="1"), "--json")
-    assert strict_json(test.stdout)["added"] == 48
+    # A setting: repeats and a retake, nine splits of three request seeds, eight controllers of four.
+    assert strict_json(test.stdout)["added"] == 16 + 1 + 9 * 3 + 8 * 4
     trace = tmp_path / "trace.csv"
     lines = [f"2023-11-16 18:{k // 60:02d}:{k % 60:02d}.5,374,44" for k in range(60)]
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n", encoding="utf-8")
