@@ -13,11 +13,14 @@ import onnx
 
 from helm_gym import onnx_policy, runs, training
 from helm_gym.backend import open_backend
+from helm_gym.cluster import Cluster, Node
+from helm_gym.cluster_view import RouterLayout
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.observation import ObservationLayout
-from helm_gym.onnx_policy import OnnxPolicy
+from helm_gym.onnx_policy import OnnxPolicy, OnnxRouter
 from helm_gym.policy import Floats, Policy
+from helm_gym.routing import Routing, weights_of
 from helm_gym.runs import Run
 from helm_gym.tasks import TASKS
 
@@ -51,8 +54,10 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
         "steps": run.steps,
         "settings": json.dumps(run.settings),
         "date": run.date,
-        "action": onnx_policy.ACTION,
+        "action": onnx_policy.ROUTING if agent.routes else onnx_policy.ACTION,
     }
+    if agent.routes:
+        facts[onnx_policy.ROUTER_LAYOUT] = RouterLayout().version
     onnx.helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
     facts["checksum"] = onnx_policy.checksum(model)
     entry = model.metadata_props.add()
@@ -62,7 +67,8 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
     beside = out.with_name(f".{out.stem}.check.onnx")
     runs.write(beside, model.SerializeToString())
     try:
-        facts["largest_difference"] = check(policy, OnnxPolicy(beside, layout), layout, run.task)
+        exported = (OnnxRouter if agent.routes else OnnxPolicy)(beside, layout)
+        facts["largest_difference"] = check(policy, exported, layout, run.task)
         beside.replace(out)
     finally:
         beside.unlink(missing_ok=True)
@@ -77,7 +83,8 @@ def check(policy: Policy, exported: Policy, layout: ObservationLayout, task: str
     """
     largest = 0.0
     states = [p.initial_state(len(CHECK_SEEDS)) for p in (policy, exported)]
-    for number, observation in enumerate(_record(policy, layout, task)):
+    record = _record_routed if isinstance(exported, OnnxRouter) else _record
+    for number, observation in enumerate(record(policy, layout, task)):
         decided = [p.act(observation, state) for p, state in zip((policy, exported), states, strict=True)]
         states = [following for _, following in decided]
         (action, state), (action_, state_) = decided
@@ -105,11 +112,27 @@ def _record(policy: Policy, layout: ObservationLayout, task: str) -> list[Floats
     return [*seen, *(np.tile(bound, (lanes, 1)) for bound in (layout.low, layout.high, layout.low))]
 
 
+def _record_routed(router: Policy, layout: ObservationLayout, task: str) -> list[Floats]:
+    """The same of a router in front of two nodes that hold their split."""
+    lanes, cluster, bounds = len(CHECK_SEEDS), Cluster((Node(2),)), RouterLayout()
+    loop = ControlLoop(TASKS[task], open_backend("modelled", layout.profile, lanes, cluster), intervals=CHECK_INTERVALS)
+    step, state = loop.reset(CHECK_SEEDS), router.initial_state(lanes)
+    seen: list[Floats] = []
+    while step.cluster is not None:
+        seen.append(step.cluster.router)
+        if step.done:
+            break
+        action, state = router.act(seen[-1], state)
+        step = loop.step(np.zeros((lanes, cluster.size, 1)), Routing("score", weights_of(action)))
+    loop.backend.close()
+    return [*seen, *(np.tile(bound, (lanes, 1)) for bound in (bounds.low, bounds.high, bounds.low))]
+
+
 def write_card(folder: pathlib.Path, out: pathlib.Path, scores: Sequence[Mapping[str, Any]], facts: Any) -> Run:
     """Writes card.json and policy.safetensors beside ``out``: with them its folder opens as the run does.
 
     Args:
-        scores: what `helm-gym evaluate --json` printed; of each, the policy's own figures are kept.
+        scores: what `helm-gym evaluate --json` printed; of each, the policy's own figures are kept (a router's pair's).
         facts: as ``export`` has returned them.
 
     Raises:
@@ -118,14 +141,25 @@ def write_card(folder: pathlib.Path, out: pathlib.Path, scores: Sequence[Mapping
     run = runs.read_run(folder)
     tensors = runs.policy_tensors(folder, run)
     for evaluation in scores:
-        own = [row for row in evaluation["policies"] if runs.is_run(pathlib.Path(row["name"]))]
-        own = [row for row in own if pathlib.Path(row["name"]).resolve() == folder.resolve()]
-        if not own:
+        own = _own(evaluation, folder.resolve())
+        if own is None:
             raise InvalidInputError(f"An evaluation on {evaluation['task']} does not judge {folder}; evaluate it.")
-        judged = {key: evaluation[key] for key in ("rung", "seeds", "machine", "date")}
-        run.scores[evaluation["task"]] = judged | {key: value for key, value in own[0].items() if key != "name"}
+        judged = {key: evaluation[key] for key in ("rung", "nodes", "seeds", "machine", "date") if key in evaluation}
+        run.scores[evaluation["task"]] = judged | own
     run.facts = {**run.facts, "checksum": facts["checksum"], "largest_difference": facts["largest_difference"]}
     runs.write_run(out.parent, run, runs.CARD)
     if tensors:
         runs.write_tensors(out.parent / runs.POLICY, tensors)
     return run
+
+
+def _own(evaluation: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any] | None:
+    """The figures of the run in ``folder``: a policy's, or a router's with the name of the controller beside it."""
+    for row in (*evaluation.get("policies", ()), *evaluation.get("pairs", ())):
+        figures = {key: value for key, value in row.items() if key != "name"}
+        controller, plus, name = row["name"].rpartition("+")
+        if plus:
+            figures = {"controller": controller} | figures
+        if runs.is_run(pathlib.Path(name)) and pathlib.Path(name).resolve() == folder:
+            return figures
+    return None

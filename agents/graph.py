@@ -1,4 +1,4 @@
-"""Writing a policy as an ONNX graph: ``obs[lanes, D], state[lanes, S] -> action[lanes, 1], state_out[lanes, S]``."""
+"""Writing a policy as an ONNX graph: ``obs[lanes, D], state[lanes, S] -> action[lanes, A], state_out[lanes, S]``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
+from helm_gym.cluster_view import RouterLayout
 from helm_gym.observation import ObservationLayout
 
 OPSET, IR_VERSION = 17, 8  # what any onnxruntime of the last years reads
@@ -26,10 +27,11 @@ class Graph:
         name: of the policy.
         layout: whose observations it takes.
         state: S; the state starts at zeros.
+        actions: A, 1 of a node and 3 of a router.
     """
 
-    def __init__(self, name: str, layout: ObservationLayout, state: int):
-        self.name, self.layout, self.state = name, layout, state
+    def __init__(self, name: str, layout: ObservationLayout | RouterLayout, state: int, actions: int = 1):
+        self.name, self.layout, self.state, self.actions = name, layout, state, actions
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
 
@@ -69,6 +71,7 @@ class Graph:
 
     def towards(self, target: str) -> str:
         """``policy.towards``: the action that brings the target alpha to ``target`` (lanes, 1)."""
+        assert isinstance(self.layout, ObservationLayout)
         profile = self.layout.profile
         change = self.op("Sub", target, self.column("target_alpha"))
         pages = self.op("Mul", self.op("Abs", change), self.constant(profile.pool.pages))
@@ -77,7 +80,7 @@ class Graph:
         return self.clip(self.op("Div", change, self.constant(profile.max_step)), -1.0, 1.0)
 
     def model(self, action: str, following: str) -> onnx.ModelProto:
-        """The finished graph; ``action`` (lanes, 1) and ``following`` (lanes, S) are what it returns."""
+        """The finished graph; ``action`` (lanes, A) and ``following`` (lanes, S) are what it returns."""
         ends = [
             helper.make_node("Identity", [value], [name], name=name)
             for value, name in ((action, "action"), (following, "state_out"))
@@ -86,7 +89,7 @@ class Graph:
             [*self._nodes, *ends],
             self.name,
             [_value("obs", self.layout.width), _value("state", self.state)],
-            [_value("action", 1), _value("state_out", self.state)],
+            [_value("action", self.actions), _value("state_out", self.state)],
             self._constants,
         )
         model = helper.make_model(graph, producer_name="helm-gym", opset_imports=[helper.make_opsetid("", OPSET)])

@@ -1,26 +1,32 @@
-"""Policies as ONNX files: ``obs[lanes, D], state[lanes, S] -> action[lanes, 1], state_out[lanes, S]``, all float32.
+"""Policies as ONNX files: ``obs[lanes, D], state[lanes, S] -> action[lanes, A], state_out[lanes, S]``, all float32.
 
 Normalisation, clipping and scaling are inside; the state starts at zeros. The metadata says what the policy was made
-for (``runs.Origin``), which training it came from, what its action is, and a checksum of the graph.
+for (``runs.Origin``), which training it came from, what its action is (A = 1: a node's split; A = 3: a router's
+weights), and a checksum of the graph.
 """
 
 from __future__ import annotations
 
 import hashlib
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from helm_gym.errors import HelmError, InvalidInputError
+from helm_gym.cluster_view import RouterLayout
+from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
+from helm_gym.routing import WEIGHTS
 from helm_gym.runs import Origin
 
 if TYPE_CHECKING:
     import onnx
 
 ACTION = "delta"  # a change of target alpha over the profile's largest step
+ROUTING = "routing"  # a router's weights, as helm_gym.routing.weights_of takes them
+ROUTER_LAYOUT = "router_layout_version"
 INPUTS, OUTPUTS = ("obs", "state"), ("action", "state_out")
 _MAX_BYTES = 64 * 2**20  # of a file: larger ones are no controller
 
@@ -31,7 +37,7 @@ def checksum(model: onnx.ModelProto) -> str:
 
 
 class OnnxPolicy:
-    """A policy that onnxruntime runs, on one thread.
+    """A policy of nodes that onnxruntime runs, on one thread.
 
     Args:
         path: the file.
@@ -41,6 +47,8 @@ class OnnxPolicy:
         InvalidInputError: no ONNX file, or one that is no policy of HELM-Gym, or that was changed since its export.
         IncompatibleError: made for another observation layout, clock or profile.
     """
+
+    action, actions = ACTION, 1
 
     def __init__(self, path: pathlib.Path, layout: ObservationLayout):
         import onnxruntime
@@ -56,9 +64,9 @@ class OnnxPolicy:
             raise InvalidInputError(f"Policy {path}: onnxruntime refuses the graph ({_first_line(error)}).") from error
         facts = self._session.get_modelmeta().custom_metadata_map
         Origin.read(facts, f"Policy {path}").check(layout, f"Policy {path}")
-        if facts.get("action") != ACTION:
-            raise InvalidInputError(f"Policy {path}: its action is '{facts.get('action')}'; '{ACTION}' is needed.")
-        self._width = self._check_signature(path, layout)
+        if facts.get("action") != self.action:
+            raise InvalidInputError(f"Policy {path}: its action is '{facts.get('action')}'; '{self.action}' is needed.")
+        self._width = self._check_signature(path, self._columns(path, layout, facts))
 
     def initial_state(self, rows: int) -> Floats:
         return np.zeros((rows, self._width), np.float32)
@@ -75,7 +83,11 @@ class OnnxPolicy:
             raise HelmError(f"Policy '{self.name}': its graph failed ({_first_line(error)}).") from error
         return action, following
 
-    def _check_signature(self, path: pathlib.Path, layout: ObservationLayout) -> int:
+    def _columns(self, path: pathlib.Path, layout: ObservationLayout, facts: Mapping[str, str]) -> int:
+        """D of the observations to come."""
+        return layout.width
+
+    def _check_signature(self, path: pathlib.Path, columns: int) -> int:
         """The state's width, if inputs and outputs are a policy's."""
         given, returned = ({v.name: v for v in values} for values in (
             self._session.get_inputs(), self._session.get_outputs()
@@ -87,9 +99,9 @@ class OnnxPolicy:
                 )
         state = given["state"].shape[-1]
         for value, width in (
-            (given["obs"], layout.width),
+            (given["obs"], columns),
             (given["state"], state),
-            (returned["action"], 1),
+            (returned["action"], self.actions),
             (returned["state_out"], state),
         ):
             if value.type != "tensor(float)" or len(value.shape) != 2 or value.shape[1] != width:
@@ -100,6 +112,22 @@ class OnnxPolicy:
         if not isinstance(state, int):
             raise InvalidInputError(f"Policy {path}: the width of 'state' is '{state}'; a number is needed.")
         return state
+
+
+class OnnxRouter(OnnxPolicy):
+    """A router that onnxruntime runs, on one thread; see ``OnnxPolicy``."""
+
+    action, actions, rule = ROUTING, len(WEIGHTS), "score"
+
+    def _columns(self, path: pathlib.Path, layout: ObservationLayout, facts: Mapping[str, str]) -> int:
+        """Raises IncompatibleError where the router was made for another layout of its observation."""
+        here = RouterLayout()
+        if facts.get(ROUTER_LAYOUT) != str(here.version):
+            raise IncompatibleError(
+                f"Router {path} was made for something else: router's layout {facts.get(ROUTER_LAYOUT)} there and "
+                f"{here.version} here; train one for this."
+            )
+        return here.width
 
 
 def _read(path: pathlib.Path) -> bytes:

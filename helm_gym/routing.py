@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import pathlib
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.observation import ObservationLayout
 
 Floats = NDArray[np.float32]
 
@@ -111,7 +114,7 @@ class Router(Protocol):
         ...
 
 
-# name -> (where, one line for listings)
+# name -> (where, one line for listings); a Trainable stands for what is shipped of it
 ROUTERS: dict[str, tuple[str, str]] = {
     "random": ("baselines.routers:RANDOM", "any node alive"),
     "round-robin": ("baselines.routers:ROUND_ROBIN", "one node after the other"),
@@ -120,18 +123,44 @@ ROUTERS: dict[str, tuple[str, str]] = {
     "emb-aware": ("baselines.routers:EMB_AWARE", "the node that has most of the request's embedding rows"),
     "kv-aware": ("baselines.routers:KV_AWARE", "the node that has the user's KV"),
     "joint": ("baselines.routers:JOINT", "the node that is expected to answer first: KV, rows and load, in ms"),
+    "learned": ("agents.multi_agent:ROUTER", "as joint, with weights that follow what the nodes report"),
 }
 
 
-def open_router(name: str) -> Router:
-    """Opens a router by name, such as ``joint``.
+def open_router(text: str, layout: ObservationLayout) -> Router:
+    """Opens a router: by name, such as ``joint``, or a run folder, or an ``.onnx`` file.
+
+    Args:
+        layout: of the nodes' observations, which the router's is made of.
 
     Raises:
         UnknownNameError: no such router; the nearest name is given.
+        InvalidInputError: a folder or file that holds no router.
+        IncompatibleError: a folder's or file's router was made for another layout, clock or profile.
     """
-    if name not in ROUTERS:
-        raise UnknownNameError("router", name, ROUTERS)
-    module, _, attribute = ROUTERS[name][0].partition(":")
-    router: Any = getattr(importlib.import_module(module), attribute)
-    assert isinstance(router, Router)
-    return router
+    found: Any
+    if text in ROUTERS:
+        module, _, attribute = ROUTERS[text][0].partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        if not isinstance(found, Router):  # a Trainable: what was trained and is shipped
+            from helm_gym import runs
+
+            found = runs.open_shipped(found, module.partition(".")[0], layout)
+            found.name = text
+    else:
+        found = _open_path(text, layout)
+    assert isinstance(found, Router)
+    return found
+
+
+def _open_path(text: str, layout: ObservationLayout) -> Any:
+    from helm_gym import onnx_policy, runs  # both of them speak of routing
+
+    path = pathlib.Path(text)
+    if path.suffix == ".onnx":
+        return onnx_policy.OnnxRouter(path, layout)
+    if path.is_dir():
+        return runs.open_run(path, layout, routes=True)
+    if os.sep in text:
+        raise InvalidInputError(f"Router '{text}' is no folder or file; give a run folder, an .onnx file or a name.")
+    raise UnknownNameError("router", text, ROUTERS)

@@ -210,14 +210,20 @@ def read_tensors(path: pathlib.Path) -> tuple[dict[str, NDArray[Any]], dict[str,
     return tensors, facts
 
 
-def open_run(folder: pathlib.Path, layout: ObservationLayout, overrides: Mapping[str, Any] | None = None) -> Policy:
+def open_run(
+    folder: pathlib.Path,
+    layout: ObservationLayout,
+    overrides: Mapping[str, Any] | None = None,
+    routes: bool = False,
+) -> Policy:
     """The policy of a run folder, or of a shipped one, acting in Python.
 
     Args:
         overrides: hyper-parameters that are to differ from the run's, such as which layers decide.
+        routes: whether a router is wanted, and not a policy of nodes.
 
     Raises:
-        InvalidInputError: no run folder, a broken one, or one that holds no policy yet.
+        InvalidInputError: no run folder, a broken one, one that holds no policy yet, or one of the other kind.
         IncompatibleError: made for another observation layout, clock or profile.
         UnknownNameError: of an agent or hyper-parameter that this version does not have.
     """
@@ -226,6 +232,10 @@ def open_run(folder: pathlib.Path, layout: ObservationLayout, overrides: Mapping
     run = read_run(folder)
     run.origin.check(layout, f"Run {folder}")
     agent = training.find_trainable(run.agent)
+    if agent.routes != routes:
+        raise InvalidInputError(
+            f"Run {folder} is {'a' if agent.routes else 'no'} router; CONTROLLER+ROUTER takes each in its place."
+        )
     settings = training.make_settings(agent, {**run.settings, **(overrides or {})}, f"Run {folder}")
     policy = training.build(agent, layout, settings, policy_tensors(folder, run), f"Run {folder}")
     policy.name = str(folder)
@@ -243,7 +253,7 @@ def open_shipped(agent: training.Trainable, package: str, layout: ObservationLay
 
     folder = shipped_folder(agent.name, package, layout)
     if is_run(folder):
-        return open_run(folder, layout)
+        return open_run(folder, layout, routes=agent.routes)
     try:
         return training.build(agent, layout, agent.settings(), {}, "")
     except InvalidInputError as error:

@@ -42,6 +42,7 @@ TRAINABLE: dict[str, str] = {
     "maskable-ppo": "agents.maskable_ppo:MASKABLE_PPO",
     "pid": "agents.pid:PID",
     "bayesian": "agents.bayesian:BAYESIAN",
+    "router": "agents.multi_agent:ROUTER",
     "threshold": "baselines.rules:THRESHOLD",
     "shadow-gradient": "baselines.rules:SHADOW_GRADIENT",
     "miss-bytes": "baselines.rules:MISS_BYTES",
@@ -63,6 +64,7 @@ class Trainable:
         train: trains or goes on training, and returns the tensors of the best policy.
         policy: layout, settings and tensors to what acts.
         graph: the same as an ONNX graph ``obs, state -> action, state_out``; None for what runs in Python only.
+        routes: whether it is a router of a cluster (helm_gym.routing.Router) and no policy of nodes.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Trainable:
     train: Callable[[Training], Tensors]
     policy: Callable[[ObservationLayout, Any, Tensors], Policy]
     graph: Callable[[ObservationLayout, Any, Tensors], onnx.ModelProto] | None = None
+    routes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,7 @@ def open_pair(text: str, layout: ObservationLayout) -> Pair:
     policy = open_policy(controller, layout)
     if isinstance(policy, Oracle):
         raise InvalidInputError(f"'{controller}' is told a single node's workload and cannot control a cluster's.")
-    return Pair(policy, open_router(router))
+    return Pair(policy, open_router(router, layout))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,6 +83,7 @@ class PolicyConformance:
     """Inherit as ``Test...``; ``name`` is what ``open_policy`` takes."""
 
     name: str
+    actions = 1
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -106,7 +107,7 @@ class PolicyConformance:
         first = policy.initial_state(ROWS)
         assert first.ndim == 2 and len(first) == ROWS and first.dtype == np.float32
         actions, states = follow(policy, observations(layout), first)
-        assert {(a.shape, a.dtype) for a in actions} == {((ROWS, 1), np.dtype(np.float32))}
+        assert {(a.shape, a.dtype) for a in actions} == {((ROWS, self.actions), np.dtype(np.float32))}
         assert {(s.shape, s.dtype) for s in states} == {(first.shape, np.dtype(np.float32))}
 
     def test_actions_and_state_stay_finite_and_bounded(self, policy: Policy, layout: ObservationLayout) -> None:

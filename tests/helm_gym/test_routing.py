@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from helm_gym.cluster_view import RouterLayout
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.routing import (
     ROUTERS,
@@ -16,8 +17,9 @@ from helm_gym.routing import (
     open_router,
     weights_of,
 )
+from tests.conformance.policy import make_layout
 
-LANES = 3
+LANES, LAYOUT = 3, make_layout()
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -64,21 +66,21 @@ def test_an_action_that_is_none_is_said(action: list[object], message: str) -> N
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-def test_a_classic_router_holds_its_rule_and_weights(name: str) -> None:
-    router = open_router(name)
+def test_a_router_of_each_name_has_a_rule_and_weights(name: str) -> None:
+    router = open_router(name, LAYOUT)
     assert isinstance(router, Router) and router.name == name
-    action, state = router.act(np.zeros((LANES, 5), np.float32), router.initial_state(LANES))
+    action, state = router.act(np.zeros((LANES, RouterLayout().width), np.float32), router.initial_state(LANES))
     assert action.shape == (LANES, 3) and action.dtype == np.float32 and len(state) == LANES
     check_routing(Routing(router.rule, weights_of(action)), LANES)
 
 
 def test_aware_routers_look_at_their_term_alone_and_joint_at_all() -> None:
     for name, terms in (("kv-aware", [1, 0, 0]), ("emb-aware", [0, 1, 0]), ("joint", [1, 1, 1])):
-        router = open_router(name)
+        router = open_router(name, LAYOUT)
         action, _ = router.act(np.zeros((1, 5), np.float32), router.initial_state(1))
         assert router.rule == "score" and (weights_of(action)[0] > 0).tolist() == [term > 0 for term in terms]
 
 
 def test_a_misspelt_router_is_told_the_nearest_name() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'least-loaded'"):
-        open_router("least-load")
+        open_router("least-load", LAYOUT)

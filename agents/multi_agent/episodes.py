@@ -1,0 +1,81 @@
+"""Episodes of a router in front of nodes whose controller is held, on the modelled rung."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from helm_gym.backend import open_backend
+from helm_gym.cluster import Cluster, Node
+from helm_gym.control_loop import ControlLoop
+from helm_gym.errors import InvalidInputError
+from helm_gym.observation import ObservationLayout
+from helm_gym.policy import Floats, Oracle, Policy, open_policy
+from helm_gym.routing import Router, Routing, weights_of
+from helm_gym.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """One episode.
+
+    Attributes:
+        mean_ms, p99_ms: sojourn of its scored requests.
+        seen: float32 (intervals, D), what the router saw in them.
+    """
+
+    mean_ms: float
+    p99_ms: float
+    seen: Floats
+
+    @property
+    def cost(self) -> float:
+        """Mean of the logarithms of both: a tenth off either counts the same, in an easy episode and in a hard one."""
+        return float(0.5 * (np.log(self.mean_ms) + np.log(self.p99_ms)))
+
+
+class Episodes:
+    """Plays episodes on clusters of any size; each size's backend is opened once.
+
+    Args:
+        controller: what every node runs, by name or path.
+        intervals: that are scored, behind the task's settling.
+
+    Raises:
+        InvalidInputError: the controller is an oracle, which is told a single node's workload.
+    """
+
+    def __init__(self, task: Task, layout: ObservationLayout, controller: str, intervals: int):
+        self._task, self._layout, self._intervals = task, layout, intervals
+        self._controller: Policy = open_policy(controller, layout)
+        if isinstance(self._controller, Oracle):
+            raise InvalidInputError(f"'{controller}' is told a single node's workload and cannot control a cluster's.")
+        self._loops: dict[int, ControlLoop] = {}
+
+    def play(self, router: Router, nodes: int, seed: int) -> Served:
+        loop = self._loop(nodes)
+        state, memory = self._controller.initial_state(nodes), router.initial_state(1)
+        step = loop.reset([seed])
+        sojourn_ms, seen = [], []
+        while not step.done:
+            assert step.cluster is not None
+            action, state = self._controller.act(step.observation[0], state)
+            weights, memory = router.act(step.cluster.router, memory)
+            step = loop.step(np.asarray(action)[None], Routing(router.rule, weights_of(weights)))
+            if loop.t > self._task.settle:
+                assert step.cluster is not None and step.telemetry.sojourn_ms is not None
+                sojourn_ms.append(step.telemetry.sojourn_ms[np.isfinite(step.telemetry.sojourn_ms)])
+                seen.append(step.cluster.router[0])
+        served = np.concatenate(sojourn_ms)
+        return Served(float(served.mean(dtype=np.float64)), float(np.percentile(served, 99)), np.stack(seen))
+
+    def close(self) -> None:
+        for loop in self._loops.values():
+            loop.backend.close()
+
+    def _loop(self, nodes: int) -> ControlLoop:
+        if nodes not in self._loops:
+            backend = open_backend("modelled", self._layout.profile, cluster=Cluster((Node(nodes),)))
+            self._loops[nodes] = ControlLoop(self._task, backend, intervals=self._task.settle + self._intervals)
+        return self._loops[nodes]
