@@ -73,8 +73,8 @@ def agents(as_json: Json = False) -> None:
         for name, (where, doc, argument) in POLICIES.items()
     ]
     found += [
-        {"name": name, "kind": "router", "trainable": name in TRAINABLE, "what it is": doc}
-        for name, (_, doc) in ROUTERS.items()
+        {"name": name, "kind": "router", "trainable": where.startswith("agents."), "what it is": doc}
+        for name, (where, doc) in ROUTERS.items()
     ]
     if as_json:
         return print_json({"agents": found})

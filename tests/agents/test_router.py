@@ -115,6 +115,13 @@ def test_one_router_serves_clusters_of_any_size(nodes: int, file: pathlib.Path) 
     episodes.close()
 
 
+def test_the_file_beside_the_shipped_router_decides_the_same() -> None:
+    shipped = runs.shipped_folder("router", "agents", NODES) / "policy.onnx"
+    assert (
+        export.check(open_router("learned", NODES), OnnxRouter(shipped, NODES), NODES, "mixed-v0") <= export.TOLERANCE
+    )
+
+
 def test_a_run_keeps_what_validated_best_and_is_a_router(folder: pathlib.Path, file: pathlib.Path) -> None:
     run = runs.read_run(folder)
     assert (run.status, run.agent) == ("done", "router") and run.facts["seconds"] > 0
