@@ -28,7 +28,8 @@ class Settings:
     """Hyper-parameters.
 
     Attributes:
-        kv, emb, load: the weights that the search starts from; ``kv`` stays, since a score's ratios alone decide.
+        kv, emb, load: the weights that the search starts from, those of the classic ``joint``; ``kv`` stays, since a
+            score's ratios alone decide.
         columns: of the router's observation that the weights may follow, by name, with commas between.
         smoothing: how much of the way to what it wants the action goes in one interval.
         controller: what every node runs meanwhile, by name or path.
@@ -36,26 +37,26 @@ class Settings:
         candidates, elite: tried a round, and how many of them the next round is drawn around.
         episodes: of a candidate, the same for all of a round.
         intervals: that are scored in an episode, behind the task's warm-up and settling.
-        spread: standard deviation of the first round's actions (biases); coefficients have half of it.
+        spread: standard deviation of the first round's actions (biases); coefficients have a third of it.
         validation: episodes that a policy is validated on.
         validate_every: rounds.
     """
 
     kv: float = 1.0
-    emb: float = 1.5  # these three: from seven sets on one training seed, Burst and Trend, 8 nodes, 2026-11-25
-    load: float = 1.0
+    emb: float = 3.0
+    load: float = 0.3
     columns: str = "utilisation_mean,returning_share_mean"
     smoothing: float = 0.2
     controller: str = "three-layer-ppo"
     nodes: int = 4
     large: int = 8
-    candidates: int = 6
+    candidates: int = 5
     elite: int = 2
-    episodes: int = 3
+    episodes: int = 2
     intervals: int = 60
-    spread: float = 0.2
+    spread: float = 0.3
     validation: int = 4
-    validate_every: int = 3
+    validate_every: int = 2
 
     def __post_init__(self) -> None:
         if not all(0 <= weight <= 4 for weight in (self.kv, self.emb, self.load)):

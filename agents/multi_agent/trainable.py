@@ -27,6 +27,7 @@ _SURVEY, _CANDIDATES, _EPISODES = 0, 1, 2  # purposes of a training's generators
 _LARGE_EVERY = 4
 _KEPT = 0.5  # of a round's distribution, in the next one's
 _LEAST_SPREAD = 0.02  # of an action
+_LEAST_SCALE = 0.1  # of a column: a burst moves it by far more than the few episodes that were surveyed
 Values = NDArray[np.float64]
 
 
@@ -53,7 +54,7 @@ class _Search:
         self.start = np.sqrt([s.kv, s.emb, s.load]) - 1.0  # the inverse of routing.weights_of
         self.mean = np.zeros((len(WEIGHTS) - 1, 1 + len(self.columns)))
         self.mean[:, 0] = self.start[1:]
-        self.spread = np.full_like(self.mean, s.spread / 2)
+        self.spread = np.full_like(self.mean, s.spread / 3)
         self.spread[:, 0] = s.spread
         per_round = s.candidates * s.episodes * s.intervals
         self.rounds = -(-training.steps // per_round)
@@ -93,14 +94,13 @@ class _Search:
         return LearnedRouter(self.training.layout, self.settings, self.tensors(candidate))
 
     def _survey(self) -> None:
-        """What columns are like under the first weights; a coefficient is then worth one standard deviation of them."""
+        """What columns are like under the first weights; a coefficient is what a usual change of them is worth."""
         width = self.layout.width
         self.scaling = {"mean": np.zeros(width, np.float32), "scale": np.ones(width, np.float32)}
         router, seeds = self._router(self.mean), self.training.generator(_SURVEY)
         drawn = seeds.integers(_LEAST_SEED, 2**63, size=self.settings.episodes)
         seen = np.concatenate([self.episodes.play(router, self.settings.nodes, int(seed)).seen for seed in drawn])
-        # A column that hardly ever moves must not be blown up when it does.
-        self.scaling = {"mean": seen.mean(axis=0), "scale": np.maximum(seen.std(axis=0), np.float32(0.02))}
+        self.scaling = {"mean": seen.mean(axis=0), "scale": np.maximum(seen.std(axis=0), np.float32(_LEAST_SCALE))}
 
     def _round(self, board: Any) -> None:
         """Tries the round's candidates, the distribution's mean first, and moves the distribution to the best."""
@@ -148,4 +148,4 @@ class _Search:
         return [self.episodes.play(router, nodes, seed).cost for nodes, seed in zip(sizes, seeds, strict=True)]
 
 
-ROUTER = Trainable("router", Settings, steps=15_000, train=_train, policy=LearnedRouter, graph=graph_of, routes=True)
+ROUTER = Trainable("router", Settings, steps=4_800, train=_train, policy=LearnedRouter, graph=graph_of, routes=True)
