@@ -55,8 +55,9 @@ def judge(
     """Runs the twin free and in closed loop on the settings of ``log`` and compares.
 
     Figures and floors are defined in ``measures.MEASURES``. Times are divided by telemetry's ``speed``, so that a
-    measured log does not depend on how fast its machine was at the time. A log that lacks episodes is judged by what
-    it has.
+    measured log does not depend on how fast its machine was at the time; splits and controllers are compared without
+    the intervals in which its host took the processor away (``cases``). A log that lacks episodes is judged by what it
+    has.
 
     Args:
         checkpoint: of the twin.

@@ -65,6 +65,7 @@ class Judged:
             "setting": self.setting.number,
             "regime": self.setting.regime,
             "episodes": {group: len(self.setting.group(group)) for group in GROUPS},
+            "disturbed": self.setting.disturbed,
             "floor": _numbers(self.floor),
             "surrogate": _numbers(self.surrogate),
             "timing": _numbers(self.timing),

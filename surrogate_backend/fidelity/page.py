@@ -111,6 +111,13 @@ def _notes(j: Judgement) -> list[str]:
         "arrivals by it. On the modelled rung and on the twin it is 1. Recorded arrivals, where the log has some, are "
         "given to the twin; else it draws its own, as it draws its own requests."
     ]
+    if any(s.setting.disturbed for s in j.settings):
+        shares = ", ".join(f"{s.setting.label} {s.setting.disturbed:.0%}" for s in j.settings)
+        notes.append(
+            "Splits and controllers are compared without the intervals in which a request took longer than any can "
+            "compute, for the machine's host took the processor away, and the ten after it; they are left out of all "
+            f"that were served in turns with it. Of their intervals that is: {shares}."
+        )
     timing = [j.timing[key] for key in PATH_KEYS]
     if all(map(math.isfinite, timing)):
         told = ", ".join(

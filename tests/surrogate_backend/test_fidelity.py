@@ -151,6 +151,7 @@ def test_every_figure_of_the_json_is_there(true: Judgement, whole: pathlib.Path)
         assert setting["episodes"] == {"repeat": 6, "retake": 1, "sweep": 5, "policy": 6}
         assert list(setting["surrogate"]) and 1 <= setting["best"]["place"] <= 6 and setting["best"]["cost"] >= 0
         assert setting["extrapolating"] is None  # a twin that serves requests never says so
+        assert setting["disturbed"] == 0  # there is no machine on the modelled rung
     intervals = np.array(found["trust"]["hot_share_by_alpha"]["intervals"])
     assert intervals.sum() == 2 * (INTERVALS + 5 * 100)
     assert {cell["high"] >= cell["low"] for cells in found["trust"]["parameters"].values() for cell in cells} == {True}
@@ -312,6 +313,26 @@ def test_times_of_a_slow_machine_are_scaled_to_the_models(whole: pathlib.Path, t
     shutil.copy(log.episode_path(whole, 1), tmp_path)
     with pytest.raises(InvalidInputError, match="mixes the rungs"):
         gather(tmp_path, PROFILE)
+
+
+def test_what_an_interrupted_request_disturbs_counts_for_none_that_it_is_compared_with(
+    whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    for number in (SWEEP, SWEEP + 2, POLICY):
+        shutil.copy(log.episode_path(whole, number), tmp_path)
+    table = pq.read_table(log.episode_path(whole, SWEEP))
+    service = np.array(table["request_service_ms"].to_pylist(), np.float32)
+    service[30, 7] = 60.0  # no request of this profile takes as long
+    name = "request_service_ms"
+    column = pa.FixedSizeListArray.from_arrays(pa.array(service.ravel()), service.shape[1])
+    table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+    log.episode_path(tmp_path, SWEEP).write_bytes(log.to_parquet(table))
+    ((setting,), _), ((plain, _), _) = gather(tmp_path, PROFILE), gather(whole, PROFILE)
+    expected = np.isin(np.arange(100), np.arange(30, 40), invert=True)
+    assert all(np.array_equal(case.kept, expected) for case in setting.sweep)
+    assert setting.policies[0].kept.all() and all(case.kept.all() for case in (*plain.sweep, *plain.policies))
+    first = setting.sweep[0].series["interval_service_ms"]
+    assert setting.curve[0] == pytest.approx(first[expected].mean())
 
 
 def test_floor_and_twin_have_as_many_pairs() -> None:
