@@ -82,11 +82,16 @@ class SurrogateBackend:
         self.profile = profile
         folder = checkpoints.find(None, profile) if checkpoint is None else checkpoint
         self._known = _constants(folder, profile, of)
-        self._limits = limits(profile)
-        self._scratch = np.zeros(step.SCRATCH * LANES, F)
+        self._limits, slack = limits(profile), 0.5 / profile.pool.pages
+        bounds = (profile.pool.min_alpha - slack, profile.pool.max_alpha + slack, *self._limits)
+        self._bounds = np.array(bounds)
+        self._columns = 1 if lanes == 1 else LANES
+        self._scratch = np.zeros(step.SCRATCH * self._columns, F)
         self._shape, self._report = (lanes, 1), (lanes, 1, WIDTH)
-        self._requests = (-(-lanes // LANES), interval.requests * LANES)
-        self._figures = (profile.pool.pages, interval.requests, self._window, profile.model.max_history)
+        self._served = (2, -(-lanes // self._columns), interval.requests * self._columns)
+        self._targets = np.empty(self._shape, np.int64)
+        figures = (profile.pool.pages, interval.requests, self._window, profile.model.max_history)
+        self._figures = np.array(figures, np.int64)
         self._serve = step.step_one if lanes == 1 else step.step_lanes
         self._state: step.State | None = None
 
@@ -98,7 +103,7 @@ class SurrogateBackend:
         """See helm_gym.backend.Backend."""
         pages = check_allocation(self.profile, np.asarray(alpha), (self.spec.lanes, 1))
         check_state(state, self._limits, self.profile)
-        self._state = step.make_state(state.values, make_keys(np.asarray(seeds, np.int64)), pages[:, 0])
+        self._state = step.make_state(state.values, make_keys(np.asarray(seeds, np.int64)), pages[:, 0], self._columns)
 
     def step(self, allocation: NDArray[np.float64], state: WorkloadState, routing: Routing | None = None) -> Telemetry:
         """See helm_gym.backend.Backend."""
@@ -106,17 +111,15 @@ class SurrogateBackend:
             raise InvalidInputError("A routing was given to a single node; open the backend with a cluster.")
         if self._state is None:
             raise InvalidInputError(f"Backend '{self.name}' was stepped before it was reset.")
-        targets = check_allocation(self.profile, allocation, self._shape)
-        check_state(state, self._limits, self.profile)
-        values = np.empty(self._report)
-        service, sojourn = np.empty(self._requests, F), np.empty(self._requests, F)
-        flags = np.empty(self._shape, np.bool_)
+        values, served, flags = np.empty(self._report), np.empty(self._served, F), np.empty(self._shape, np.bool_)
         rows, counters = self._state
-        self._serve(
-            self._known, rows, counters, state.values, state.gaps_s, targets, *self._figures, self._scratch,
-            values, service, sojourn, flags,
-        )  # fmt: skip
-        return _Served(values, service, sojourn, flags)
+        if allocation.shape != self._shape or not self._serve(
+            self._known, rows, counters, state.values, state.gaps_s, allocation, self._bounds, self._figures,
+            self._scratch, self._targets, values, served, flags,
+        ):  # fmt: skip
+            check_allocation(self.profile, allocation, self._shape)
+            check_state(state, self._limits, self.profile)
+        return _Served(values, served, flags)
 
     def snapshot(self) -> Any:
         """Copies of the state's arrays."""
@@ -135,26 +138,27 @@ class SurrogateBackend:
 class _Served(Telemetry):
     """Telemetry whose single requests are put in order of lanes only when they are asked for."""
 
+    _served: NDArray[np.float32]
+
     def __init__(
         self,
         values: NDArray[np.float64],
-        service: NDArray[np.float32],
-        sojourn: NDArray[np.float32],
+        served: NDArray[np.float32],
         flags: NDArray[np.bool_],
     ):
         # The dataclass is frozen, and setting one attribute after the other by its way costs half a microsecond.
-        self.__dict__.update(values=values, extrapolating=flags, _service=service, _sojourn=sojourn)
+        self.__dict__.update(values=values, extrapolating=flags, _served=served)
 
     @property
     def sojourn_ms(self) -> NDArray[np.float32]:
-        return self._by_lane("_sojourn")
+        return self._by_lane(1)
 
     @property
     def service_ms(self) -> NDArray[np.float32]:
-        return self._by_lane("_service")
+        return self._by_lane(0)
 
-    def _by_lane(self, name: str) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = getattr(self, name)
-        blocks = len(rows)
-        by_lane = rows.reshape(blocks, -1, LANES).swapaxes(1, 2).reshape(blocks * LANES, 1, -1)
-        return by_lane[: len(self.values)]
+    def _by_lane(self, which: int) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self._served[which]
+        blocks, lanes = len(rows), len(self.values)
+        columns = 1 if lanes == 1 else LANES
+        return rows.reshape(blocks, -1, columns).swapaxes(1, 2).reshape(blocks * columns, 1, -1)[:lanes]

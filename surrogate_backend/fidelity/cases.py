@@ -33,7 +33,7 @@ class Case:
         workload: (T, parameters); gaps_s: (T, requests), NaN where arrivals are Poisson.
         asked_alpha: (T,), the targets that were asked for.
         series: ``SERIES``, (T,) each; times over the machine's speed.
-        kept: (T,), whether an interval counts in comparisons; see ``_undisturbed``.
+        kept: (T,), whether an interval counts in comparisons and expectations; see ``_undisturbed``.
     """
 
     driver: str

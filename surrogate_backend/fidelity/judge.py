@@ -33,7 +33,7 @@ from surrogate_backend.fidelity.trust import Stretch, Trust, map_trust
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]  # what is under way, intervals done, intervals in all
 LANES = 256
-SWEEP_LANES, POLICY_LANES = 32, 16  # of each split and controller
+SWEEP_LANES, POLICY_LANES = 32, 64  # of each split and controller
 SWEEP_BLOCKS, POLICY_BLOCKS = 20, 24  # of each episode
 LEAST_SPLITS, LEAST_POLICIES = 5, 3
 _NEEDS = {
@@ -55,9 +55,9 @@ def judge(
     """Runs the twin free and in closed loop on the settings of ``log`` and compares.
 
     Figures and floors are defined in ``measures.MEASURES``. Times are divided by telemetry's ``speed``, so that a
-    measured log does not depend on how fast its machine was at the time; splits and controllers are compared without
-    the intervals in which its host took the processor away (``cases``). A log that lacks episodes is judged by what it
-    has.
+    measured log does not depend on how fast its machine was at the time; splits and controllers are compared, and
+    expectations taken, without the intervals in which its host took the processor away (``cases``). A log that lacks
+    episodes is judged by what it has.
 
     Args:
         checkpoint: of the twin.
@@ -146,9 +146,11 @@ def _judge(setting: Setting, repeat: Rollout | None, sweep: tuple[Rollout, ...],
     if repeat is not None and len(setting.repeats) > 1:
         for key, field in PATH_FIELDS.items():
             pairs[key] = st.path_error(repeat.series[field], stack(setting.repeats, field))
+        kept = np.stack([case.kept for case in setting.repeats])
         for key, field in (EXPECTED_FIELDS | HIT_FIELDS).items():
-            relative, middle = key in EXPECTED_FIELDS, np.median if key == "expected_sojourn_mape" else np.mean
-            errors = st.expected_error(repeat.series[field], stack(setting.repeats, field), relative)
+            relative, middle = key in EXPECTED_FIELDS, np.nanmedian if key == "expected_sojourn_mape" else np.nanmean
+            real = np.where(kept, stack(setting.repeats, field), np.nan)
+            errors = st.expected_error(repeat.series[field], real, relative)
             pairs[key] = float(middle(errors[0])), float(middle(errors[1]))
     stars = None
     if sweep:

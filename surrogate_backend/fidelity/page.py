@@ -115,8 +115,9 @@ def _notes(j: Judgement) -> list[str]:
         shares = ", ".join(f"{s.setting.label} {s.setting.disturbed:.0%}" for s in j.settings)
         notes.append(
             "Splits and controllers are compared without the intervals in which a request took longer than any can "
-            "compute, for the machine's host took the processor away, and the ten after it; they are left out of all "
-            f"that were served in turns with it. Of their intervals that is: {shares}."
+            "compute, for the machine's host took the processor away, and those after it, ten in all; they are left "
+            f"out of all that were served in turns with it. Of their intervals that is: {shares}. Expectations over "
+            "seeds leave them out of that seed."
         )
     timing = [j.timing[key] for key in PATH_KEYS]
     if all(map(math.isfinite, timing)):

@@ -58,15 +58,22 @@ def expected_error(twin: Floats, real: Floats, relative: bool) -> tuple[Floats, 
 
     Args:
         twin: (lanes, T).
-        real: (n, T), n >= 2.
+        real: (n, T), n >= 2; NaN where it does not count. Intervals in which a half has nothing that counts are NaN.
         relative: in per cent of the real mean; else in points of 100.
     """
-    mean = real.mean(axis=0)
+    mean = _mean(real)
     scale = PERCENT / mean if relative else np.full_like(mean, PERCENT)
     halves = halvings(len(real))
-    apart = np.stack([real[half].mean(axis=0) - real[~half].mean(axis=0) for half in halves])
+    apart = np.stack([_mean(real[half]) - _mean(real[~half]) for half in halves])
     floor = halving_scale(len(real)) * np.abs(apart).mean(axis=0)
     return floor * scale, np.abs(twin.mean(axis=0) - mean) * scale
+
+
+def _mean(x: Floats) -> Floats:
+    """Over the first axis, of what is not NaN."""
+    counts = np.isfinite(x)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(counts, x, 0.0).sum(axis=0) / counts.sum(axis=0))
 
 
 def halved_means(series: Floats, blocks: int) -> tuple[Floats, Floats]:

@@ -22,7 +22,7 @@ from surrogate_backend.kernels.fluid import (
     SHAPE,
     TOKENS,
 )
-from surrogate_backend.kernels.functions import LANES, F, growth, kernel
+from surrogate_backend.kernels.functions import F, growth, kernel
 from surrogate_backend.kernels.requests import PER_INTERVAL, hashed, normal
 from surrogate_backend.layout import (
     BACKLOG_ROWS,
@@ -69,150 +69,148 @@ def _odds(p, x):
 
 
 @kernel
-def predict(y, f, out, n):
+def predict(y, f, out, n, m):
     """Means, spreads and quantiles of the fields from the networks' outputs ``y`` and the fluid's estimates ``f``."""
     for k in range(n):
-        out[LENGTH * LANES + k] = f[HISTORY * LANES + k] * growth(F(0.25) * y[k])
-        out[UNIQUE * LANES + k] = _odds(F(0.5), y[LANES + k])
-        out[RETURNING * LANES + k] = _odds(F(0.5), y[2 * LANES + k])
+        out[LENGTH * m + k] = f[HISTORY * m + k] * growth(F(0.25) * y[k])
+        out[UNIQUE * m + k] = _odds(F(0.5), y[m + k])
+        out[RETURNING * m + k] = _odds(F(0.5), y[2 * m + k])
     for k in range(n):
-        out[TIME * LANES + k] = f[(PER_SPLIT + SERVICE_MS) * LANES + k] * growth(F(0.25) * y[_C * LANES + k])
-        hit = min(max(f[(PER_SPLIT + KV_HIT) * LANES + k], F(0.005)), F(0.995))
-        out[HIT * LANES + k] = _odds(hit, y[(_C + 1) * LANES + k])
-        hit = F(1.0) - f[(PER_SPLIT + MISSES) * LANES + k] / f[TOKENS * LANES + k]
-        out[EMB_HIT * LANES + k] = _odds(min(max(hit, F(0.01)), F(0.998)), y[(_C + 2) * LANES + k])
-        again = f[(PER_SPLIT + RECOMPUTED) * LANES + k] + F(5.0)
-        out[AGAIN * LANES + k] = again * growth(F(0.5) * y[(_C + 3) * LANES + k])
+        out[TIME * m + k] = f[(PER_SPLIT + SERVICE_MS) * m + k] * growth(F(0.25) * y[_C * m + k])
+        hit = min(max(f[(PER_SPLIT + KV_HIT) * m + k], F(0.005)), F(0.995))
+        out[HIT * m + k] = _odds(hit, y[(_C + 1) * m + k])
+        hit = F(1.0) - f[(PER_SPLIT + MISSES) * m + k] / f[TOKENS * m + k]
+        out[EMB_HIT * m + k] = _odds(min(max(hit, F(0.01)), F(0.998)), y[(_C + 2) * m + k])
+        again = f[(PER_SPLIT + RECOMPUTED) * m + k] + F(5.0)
+        out[AGAIN * m + k] = again * growth(F(0.5) * y[(_C + 3) * m + k])
     for i in range(4):
-        gain, said = out[(GAINS + i) * LANES :], y[(_C + 4 + i) * LANES :]
+        gain, said = out[(GAINS + i) * m :], y[(_C + 4 + i) * m :]
         for k in range(n):
             gain[k] = _GAIN * growth(said[k])
     for k in range(n):
-        empty = min(max(F(1.0) - f[(PER_SPLIT + KV_FILLED + 1) * LANES + k], F(0.01)), F(0.97))
-        out[EMB_EMPTY * LANES + k] = _odds(empty, F(2.0) * y[(_C + 8) * LANES + k])
-        empty = min(max(F(1.0) - f[(PER_SPLIT + KV_FILLED) * LANES + k], F(0.01)), F(0.97))
-        out[KV_EMPTY * LANES + k] = _odds(empty, F(2.0) * y[(_C + 9) * LANES + k])
-        out[BACKLOG * LANES + k] = F(BACKLOG_ROWS) * growth(y[(_C + 10) * LANES + k] - F(1.0))
-        out[REFILLED * LANES + k] = F(REFILL_ROWS) * growth(y[(_C + 11) * LANES + k] - F(1.0))
+        empty = min(max(F(1.0) - f[(PER_SPLIT + KV_FILLED + 1) * m + k], F(0.01)), F(0.97))
+        out[EMB_EMPTY * m + k] = _odds(empty, F(2.0) * y[(_C + 8) * m + k])
+        empty = min(max(F(1.0) - f[(PER_SPLIT + KV_FILLED) * m + k], F(0.01)), F(0.97))
+        out[KV_EMPTY * m + k] = _odds(empty, F(2.0) * y[(_C + 9) * m + k])
+        out[BACKLOG * m + k] = F(BACKLOG_ROWS) * growth(y[(_C + 10) * m + k] - F(1.0))
+        out[REFILLED * m + k] = F(REFILL_ROWS) * growth(y[(_C + 11) * m + k] - F(1.0))
     for i in range(CURVE):
-        curve, said = out[(PREDICTED + i) * LANES :], y[(_U_CURVE + i) * LANES :]
+        curve, said = out[(PREDICTED + i) * m :], y[(_U_CURVE + i) * m :]
         for k in range(n):
             curve[k] = F(0.0)
         for j in range(fluid.SPLITS - 1):
-            weight, followed = _INTERPOLATE[j, i], f[(_FOLLOWED + j * fluid.SPLIT_WIDTH) * LANES :]
+            weight, followed = _INTERPOLATE[j, i], f[(_FOLLOWED + j * fluid.SPLIT_WIDTH) * m :]
             for k in range(n):
                 curve[k] += weight * followed[k]
         for k in range(n):
             curve[k] *= growth(F(0.25) * said[k])
     for k in range(n):
-        out[SPREADS * LANES + k] = out[LENGTH * LANES + k] * (growth(y[_U_SPREAD * LANES + k] - F(2.0)) + _LEAST)
-        out[(SPREADS + 1) * LANES + k] = growth(y[(_U_SPREAD + 1) * LANES + k] - F(2.0)) + _LEAST
-        out[(SPREADS + 2) * LANES + k] = growth(y[(_U_SPREAD + 2) * LANES + k] - F(2.0)) + _LEAST
-        out[_CURVE_SPREAD * LANES + k] = growth(y[(_U_SPREAD + 3) * LANES + k] - F(2.0)) + _LEAST
+        out[SPREADS * m + k] = out[LENGTH * m + k] * (growth(y[_U_SPREAD * m + k] - F(2.0)) + _LEAST)
+        out[(SPREADS + 1) * m + k] = growth(y[(_U_SPREAD + 1) * m + k] - F(2.0)) + _LEAST
+        out[(SPREADS + 2) * m + k] = growth(y[(_U_SPREAD + 2) * m + k] - F(2.0)) + _LEAST
+        out[_CURVE_SPREAD * m + k] = growth(y[(_U_SPREAD + 3) * m + k] - F(2.0)) + _LEAST
     for i in range(8):  # of hit rates as they are; of service, recomputed and gains relative to the mean
         said, mean, spread = (
-            y[(_C_SPREAD + i) * LANES :],
-            out[(TIME + i) * LANES :],
-            out[(SPREADS + TIME + i) * LANES :],
+            y[(_C_SPREAD + i) * m :],
+            out[(TIME + i) * m :],
+            out[(SPREADS + TIME + i) * m :],
         )
         scale, offset = F(0.0 if i == 1 or i == 2 else 1.0), F(1.0) if i == 1 or i == 2 else F(0.0) if i < 4 else _GAIN
         for k in range(n):
             spread[k] = (growth(said[k] - F(2.0)) + _LEAST) * (scale * mean[k] + offset)
-    total = out[NOISE * LANES :]
+    total = out[NOISE * m :]
     for k in range(n):
         total[k] = F(0.0)
     for i in range(KNOTS):
-        said, prior, knot = y[(_C_KNOT + i) * LANES :], f[(SHAPE + i) * LANES :], out[(KNOT + i) * LANES :]
+        said, prior, knot = y[(_C_KNOT + i) * m :], f[(SHAPE + i) * m :], out[(KNOT + i) * m :]
         for k in range(n):
             knot[k] = prior[k] * growth(F(0.25) * said[k])
             total[k] += knot[k] * _WEIGHT[i]
     for i in range(KNOTS):
-        knot = out[(KNOT + i) * LANES :]
+        knot = out[(KNOT + i) * m :]
         for k in range(n):
             knot[k] /= total[k]
 
 
 @kernel
-def _draw(keys, t, at, k):
-    return normal(
-        hashed(keys[k], keys[LANES + k], np.uint32(np.uint32(t[k]) * np.uint32(PER_INTERVAL) + np.uint32(at)))
-    )
+def _draw(keys, t, at, k, m):
+    return normal(hashed(keys[k], keys[m + k], np.uint32(np.uint32(t[k]) * np.uint32(PER_INTERVAL) + np.uint32(at))))
 
 
 @kernel
-def draw_level(keys, t, fast, slow, persistence, factors, requests, level, out, n):
+def draw_level(keys, t, fast, slow, persistence, factors, requests, level, out, n, m):
     """Moves the lasting factors on (SLOW rows), and draws the mean (ms) of the interval's distribution: ``level``."""
     fresh = np.sqrt(F(1.0) - persistence * persistence)
-    lasting = out[NOISE * LANES :]
+    lasting = out[NOISE * m :]
     for k in range(n):
         lasting[k] = F(0.0)
     for i in range(SLOW):
-        factor, loading = factors[i * LANES :], slow[SERVICE * SLOW + i]
+        factor, loading = factors[i * m :], slow[SERVICE * SLOW + i]
         for k in range(n):
-            factor[k] = persistence * factor[k] + fresh * _draw(keys, t, _FIRST_NOISE + i, k)
+            factor[k] = persistence * factor[k] + fresh * _draw(keys, t, _FIRST_NOISE + i, k, m)
             lasting[k] += loading * factor[k]
-    square = out[(NOISE + 1) * LANES :]  # of the quantile function, which is linear between knots
+    square = out[(NOISE + 1) * m :]  # of the quantile function, which is linear between knots
     for k in range(n):
         square[k] = F(0.0)
     for i in range(KNOTS - 1):
-        low, high = out[(KNOT + i) * LANES :], out[(KNOT + i + 1) * LANES :]
+        low, high = out[(KNOT + i) * m :], out[(KNOT + i + 1) * m :]
         width = (_LEVEL[i + 1] - _LEVEL[i]) * F(1.0 / 3.0)
         for k in range(n):
             square[k] += width * (low[k] * low[k] + low[k] * high[k] + high[k] * high[k])
     for k in range(n):
-        relative = out[(SPREADS + TIME) * LANES + k] / out[TIME * LANES + k]
+        relative = out[(SPREADS + TIME) * m + k] / out[TIME * m + k]
         own = fast[SERVICE * NOISY + SERVICE] * relative
         # What a sample of requests does not bring of the interval's own noise moves their distribution.
         rest = np.sqrt(max(own * own - max(square[k] - F(1.0), F(0.0)) / requests, F(0.0)))
-        shift = relative * lasting[k] + rest * _draw(keys, t, _FIRST_NOISE + SLOW, k)
-        level[k] = out[TIME * LANES + k] * min(max(F(1.0) + shift, F(0.5)), F(2.0))
+        shift = relative * lasting[k] + rest * _draw(keys, t, _FIRST_NOISE + SLOW, k, m)
+        level[k] = out[TIME * m + k] * min(max(F(1.0) + shift, F(0.5)), F(2.0))
 
 
 @kernel
-def add_noise(keys, t, fast, slow, factors, score, served_ms, requests, max_history, out, n):
+def add_noise(keys, t, fast, slow, factors, score, served_ms, requests, max_history, out, n, m):
     """Makes the fields what the interval reports, given its service times: their sum (ms) and ``score``, a row each."""
-    draws, sums = out[NOISE * LANES :], out[(NOISE + NOISY) * LANES :]
+    draws, sums = out[NOISE * m :], out[(NOISE + NOISY) * m :]
     for d in range(NOISY):
-        own, total = draws[d * LANES :], sums[d * LANES :]
+        own, total = draws[d * m :], sums[d * m :]
         for k in range(n):
-            own[k] = score[k] if d == SERVICE else _draw(keys, t, _FIRST_NOISE + SLOW + d, k)
+            own[k] = score[k] if d == SERVICE else _draw(keys, t, _FIRST_NOISE + SLOW + d, k, m)
             total[k] = F(0.0)
         for i in range(SLOW):
-            loading, factor = slow[d * SLOW + i], factors[i * LANES :]
+            loading, factor = slow[d * SLOW + i], factors[i * m :]
             for k in range(n):
                 total[k] += loading * factor[k]
         for i in range(d + 1):
-            loading, other = fast[d * NOISY + i], draws[i * LANES :]
+            loading, other = fast[d * NOISY + i], draws[i * m :]
             for k in range(n):
                 total[k] += loading * other[k]
     for k in range(n):
-        out[TIME * LANES + k] = served_ms[k] / requests
+        out[TIME * m + k] = served_ms[k] / requests
     for d in range(NOISY):
         row = _OF_NOISE[d]
         if row >= 0:
-            field, spread, total = out[row * LANES :], out[(SPREADS + row) * LANES :], sums[d * LANES :]
+            field, spread, total = out[row * m :], out[(SPREADS + row) * m :], sums[d * m :]
             for k in range(n):
                 field[k] += spread[k] * total[k]
     z = draws
     for i in range(CURVE):
-        curve = out[(PREDICTED + i) * LANES :]
+        curve = out[(PREDICTED + i) * m :]
         for k in range(n):
             z[k] = F(0.0)
         for j in range(fluid.SPLITS - 1):
-            weight, total = _INTERPOLATE[j, i], sums[(_OF_CURVE + j) * LANES :]
+            weight, total = _INTERPOLATE[j, i], sums[(_OF_CURVE + j) * m :]
             for k in range(n):
                 z[k] += weight * total[k]
         for k in range(n):
-            curve[k] *= max(F(1.0) + out[_CURVE_SPREAD * LANES + k] * z[k], F(0.3))
+            curve[k] *= max(F(1.0) + out[_CURVE_SPREAD * m + k] * z[k], F(0.3))
     for k in range(n):
-        out[LENGTH * LANES + k] = min(max(out[LENGTH * LANES + k], F(1.0)), max_history)
-        out[BACKLOG * LANES + k] = max(out[BACKLOG * LANES + k] - F(1.0), F(0.0))
-        out[REFILLED * LANES + k] = max(out[REFILLED * LANES + k] - F(1.0), F(0.0))
+        out[LENGTH * m + k] = min(max(out[LENGTH * m + k], F(1.0)), max_history)
+        out[BACKLOG * m + k] = max(out[BACKLOG * m + k] - F(1.0), F(0.0))
+        out[REFILLED * m + k] = max(out[REFILLED * m + k] - F(1.0), F(0.0))
     for row in (UNIQUE, RETURNING, HIT, EMB_HIT):
-        rate = out[row * LANES :]
+        rate = out[row * m :]
         for k in range(n):
             rate[k] = min(max(rate[k], F(0.0)), F(1.0))
     for i in range(GAINS + 4 - AGAIN):
-        field = out[(AGAIN + i) * LANES :]
+        field = out[(AGAIN + i) * m :]
         for k in range(n):
             field[k] = max(field[k], F(0.0))

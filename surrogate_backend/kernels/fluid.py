@@ -96,15 +96,15 @@ def constants(profile: Profile) -> Constants:
     return Constants(np.array(scalars, F), powers.astype(F).ravel(), np.diff(edges).astype(F))
 
 
-def initial_state(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Cold caches and users drawn under ``values`` (lanes, parameters), in blocks: float32 (blocks, STATE, LANES)."""
+def initial_state(values: NDArray[np.float64], m: int = LANES) -> NDArray[np.float32]:
+    """Cold caches and users drawn under ``values`` (lanes, parameters), in blocks: float32 (blocks, STATE * m)."""
     state = np.zeros((len(values), STATE), F)
     state[:, LENGTH : LENGTH + GROUPS] = state[:, COLD : COLD + 1] = values[:, _MEAN_HISTORY, None]
     state[:, [HOT_ZIPF, COLD_ZIPF]] = values[:, _ZIPF, None]
     for cache in range(KV, LOOKUPS, 3):
         state[:, cache], state[:, cache + 2] = 1.0, 1.0
     state[:, LOOKUPS:] = 100.0
-    return to_blocks(state)
+    return to_blocks(state, m)
 
 
 @kernel
@@ -115,59 +115,59 @@ def _room(full):
 
 
 @kernel
-def _users(s, w, scalars, t, f, n):
+def _users(s, w, scalars, t, f, n, m):
     """Moves the users of ``n`` lanes on by one interval; fills groups' rates and pages, and estimates."""
     requests, users, ceiling, page_tokens = scalars[0], scalars[1], scalars[2], scalars[3]
     inverse, per_page = F(1.0) / ceiling, F(1.0) / page_tokens
     for x in range(n):
-        t[_HIT * LANES + x] = t[_AGAIN * LANES + x] = t[_USED * LANES + x] = F(0.0)
+        t[_HIT * m + x] = t[_AGAIN * m + x] = t[_USED * m + x] = F(0.0)
     for g in range(GROUPS):
-        share, lengths = F((2 * g + 1) / (GROUPS * GROUPS)), s[(LENGTH + g) * LANES :]
+        share, lengths = F((2 * g + 1) / (GROUPS * GROUPS)), s[(LENGTH + g) * m :]
         for x in range(n):
-            t[_USED * LANES + x] += lengths[x] * share
+            t[_USED * m + x] += lengths[x] * share
     for x in range(n):  # hot users who leave join the cold ones, with their histories
-        leaving = w[_TURNOVER * LANES + x] * w[_HOT_USERS * LANES + x] / users
-        s[COLD * LANES + x] += leaving * (t[_USED * LANES + x] - s[COLD * LANES + x])
-        s[COLD_ZIPF * LANES + x] += leaving * (s[HOT_ZIPF * LANES + x] - s[COLD_ZIPF * LANES + x])
-        s[HOT_ZIPF * LANES + x] += w[_TURNOVER * LANES + x] * (w[_ZIPF * LANES + x] - s[HOT_ZIPF * LANES + x])
+        leaving = w[_TURNOVER * m + x] * w[_HOT_USERS * m + x] / users
+        s[COLD * m + x] += leaving * (t[_USED * m + x] - s[COLD * m + x])
+        s[COLD_ZIPF * m + x] += leaving * (s[HOT_ZIPF * m + x] - s[COLD_ZIPF * m + x])
+        s[HOT_ZIPF * m + x] += w[_TURNOVER * m + x] * (w[_ZIPF * m + x] - s[HOT_ZIPF * m + x])
     for g in range(GROUPS):
-        lengths, seens = s[(LENGTH + g) * LANES :], s[(SEEN + g) * LANES :]
-        rates, sizes = t[(_RATE + g) * LANES :], t[(_SIZE + g) * LANES :]
+        lengths, seens = s[(LENGTH + g) * m :], s[(SEEN + g) * m :]
+        rates, sizes = t[(_RATE + g) * m :], t[(_SIZE + g) * m :]
         for x in range(n):
-            turnover, delta = w[_TURNOVER * LANES + x], w[_DELTA * LANES + x]
+            turnover, delta = w[_TURNOVER * m + x], w[_DELTA * m + x]
             # Heat is Zipf with exponent .5: equal shares of the hot requests go to growing groups.
-            members = w[_HOT_USERS * LANES + x] * F((2 * g + 1) / (GROUPS * GROUPS))
-            rate = w[_HOT_SHARE * LANES + x] * F(1.0 / GROUPS) / members
+            members = w[_HOT_USERS * m + x] * F((2 * g + 1) / (GROUPS * GROUPS))
+            rate = w[_HOT_SHARE * m + x] * F(1.0 / GROUPS) / members
             visits = requests * rate
             length = lengths[x]
-            length += turnover * (w[_MEAN_HISTORY * LANES + x] - length)
+            length += turnover * (w[_MEAN_HISTORY * m + x] - length)
             length = min(length + min(delta * visits, _MAX_GROWTH) * _room(length * inverse), ceiling)
             seen = seens[x] * (F(1.0) - turnover)
             seen += (F(1.0) - seen) * (F(1.0) - inverse_exp(F(0.5) * visits))
             size = members * (length * per_page + F(0.5))
             lengths[x], seens[x], rates[x], sizes[x] = length, seen, rate, size
-            t[_HIT * LANES + x] += length
-            t[_AGAIN * LANES + x] += size
+            t[_HIT * m + x] += length
+            t[_AGAIN * m + x] += size
     for x in range(n):
-        hot_share, new, delta = w[_HOT_SHARE * LANES + x], w[_NEW * LANES + x], w[_DELTA * LANES + x]
-        arriving, zipf = w[_MEAN_HISTORY * LANES + x], w[_ZIPF * LANES + x]
-        cold_share, hot = F(1.0) - hot_share, t[_HIT * LANES + x] * F(1.0 / GROUPS)
-        cold = s[COLD * LANES + x]
+        hot_share, new, delta = w[_HOT_SHARE * m + x], w[_NEW * m + x], w[_DELTA * m + x]
+        arriving, zipf = w[_MEAN_HISTORY * m + x], w[_ZIPF * m + x]
+        cold_share, hot = F(1.0) - hot_share, t[_HIT * m + x] * F(1.0 / GROUPS)
+        cold = s[COLD * m + x]
         asked = requests * cold_share / users
         cold += asked * (new * (arriving - cold) + (F(1.0) - new) * delta * _room(cold * inverse))
-        s[COLD * LANES + x] = cold
-        s[COLD_ZIPF * LANES + x] += asked * (new + (F(1.0) - new) * delta / cold) * (zipf - s[COLD_ZIPF * LANES + x])
-        renewed = min(requests * hot_share / w[_HOT_USERS * LANES + x] * delta / hot, F(1.0))
-        s[HOT_ZIPF * LANES + x] += renewed * (zipf - s[HOT_ZIPF * LANES + x])
-        f[HISTORY * LANES + x] = hot_share * hot + cold_share * (new * arriving + (F(1.0) - new) * cold) + delta
-        f[COLD_HISTORY * LANES + x], f[HOT_HISTORY * LANES + x] = cold, hot
-        f[HOT_PAGES * LANES + x] = t[_AGAIN * LANES + x]
+        s[COLD * m + x] = cold
+        s[COLD_ZIPF * m + x] += asked * (new + (F(1.0) - new) * delta / cold) * (zipf - s[COLD_ZIPF * m + x])
+        renewed = min(requests * hot_share / w[_HOT_USERS * m + x] * delta / hot, F(1.0))
+        s[HOT_ZIPF * m + x] += renewed * (zipf - s[HOT_ZIPF * m + x])
+        f[HISTORY * m + x] = hot_share * hot + cold_share * (new * arriving + (F(1.0) - new) * cold) + delta
+        f[COLD_HISTORY * m + x], f[HOT_HISTORY * m + x] = cold, hot
+        f[HOT_PAGES * m + x] = t[_AGAIN * m + x]
 
 
 @kernel
-def _popularity(powers, exponents, at, out, n):
+def _popularity(powers, exponents, at, out, n, m):
     """Share of requests that each bucket of items gets, under the exponents in row ``at``; fills BUCKETS rows."""
-    exponent = exponents[at * LANES :]
+    exponent = exponents[at * m :]
     for b in range(BUCKETS):
         for x in range(n):
             z = exponent[x] - _ZIPF_CENTRE
@@ -178,7 +178,7 @@ def _popularity(powers, exponents, at, out, n):
             share = share * z + powers[4 * BUCKETS + b]
             share = share * z + powers[5 * BUCKETS + b]
             share = share * z + powers[6 * BUCKETS + b]
-            out[b * LANES + x] = max(share, F(1e-6))
+            out[b * m + x] = max(share, F(1e-6))
 
 
 @kernel
@@ -190,34 +190,32 @@ def _aged(age, used, slope, capacity, served):
 
 
 @kernel
-def _kv(s, w, k, split, scalars, t, f, n):
+def _kv(s, w, k, split, scalars, t, f, n, m):
     """The KV cache at split number ``k``, its alphas in row 0 of ``split``."""
     requests, pages = scalars[0], scalars[4]
-    state, emb_age = s[(KV + 3 * k) * LANES :], s[(EMB + 3 * k) * LANES :]
-    looked, of_split = s[(LOOKUPS + k) * LANES :], f[(PER_SPLIT + k * SPLIT_WIDTH) * LANES :]
+    state, emb_age = s[(KV + 3 * k) * m :], s[(EMB + 3 * k) * m :]
+    looked, of_split = s[(LOOKUPS + k) * m :], f[(PER_SPLIT + k * SPLIT_WIDTH) * m :]
     for x in range(n):
         capacity = (F(1.0) - split[x]) * pages
-        age = _aged(state[x], state[LANES + x], state[2 * LANES + x], capacity, requests)
-        state[x] = t[_AGE * LANES + x] = age
+        age = _aged(state[x], state[m + x], state[2 * m + x], capacity, requests)
+        state[x] = t[_AGE * m + x] = age
         # Of EMB, in requests, as of the last interval.
-        t[_EMB_AGE * LANES + x] = emb_age[x] / looked[x]
-        gone = inverse_exp(t[_COLD_RATE * LANES + x] * age)
-        t[_USED * LANES + x] = t[_STREAMED * LANES + x] * age + t[_COLD_SIZE * LANES + x] * (F(1.0) - gone)
-        t[_SLOPE * LANES + x] = (
-            t[_STREAMED * LANES + x] * age + t[_COLD_SIZE * LANES + x] * t[_COLD_RATE * LANES + x] * age * gone
-        )
-        t[_MISSING * LANES + x] = gone
-        t[_HIT * LANES + x] = t[_AGAIN * LANES + x] = t[_APART * LANES + x] = F(0.0)
-    used, slope, hit = t[_USED * LANES :], t[_SLOPE * LANES :], t[_HIT * LANES :]
+        t[_EMB_AGE * m + x] = emb_age[x] / looked[x]
+        gone = inverse_exp(t[_COLD_RATE * m + x] * age)
+        t[_USED * m + x] = t[_STREAMED * m + x] * age + t[_COLD_SIZE * m + x] * (F(1.0) - gone)
+        t[_SLOPE * m + x] = t[_STREAMED * m + x] * age + t[_COLD_SIZE * m + x] * t[_COLD_RATE * m + x] * age * gone
+        t[_MISSING * m + x] = gone
+        t[_HIT * m + x] = t[_AGAIN * m + x] = t[_APART * m + x] = F(0.0)
+    used, slope, hit = t[_USED * m :], t[_SLOPE * m :], t[_HIT * m :]
     all_again, apart, ages, emb_ages = (
-        t[_AGAIN * LANES :],
-        t[_APART * LANES :],
-        t[_AGE * LANES :],
-        t[_EMB_AGE * LANES :],
+        t[_AGAIN * m :],
+        t[_APART * m :],
+        t[_AGE * m :],
+        t[_EMB_AGE * m :],
     )
     for g in range(GROUPS):
-        rates, sizes = t[(_RATE + g) * LANES :], t[(_SIZE + g) * LANES :]
-        seen, length = s[(SEEN + g) * LANES :], s[(LENGTH + g) * LANES :]
+        rates, sizes = t[(_RATE + g) * m :], t[(_SIZE + g) * m :]
+        seen, length = s[(SEEN + g) * m :], s[(LENGTH + g) * m :]
         for x in range(n):
             rate, size, age = rates[x], sizes[x], ages[x]
             gone = inverse_exp(rate * age)
@@ -230,40 +228,40 @@ def _kv(s, w, k, split, scalars, t, f, n):
             # Rows of a history that was gone through of late are resident for that alone.
             apart[x] += again * inverse_exp(rate * (F(1.0) - found) * emb_ages[x])
     for x in range(n):
-        hot_share, new = w[_HOT_SHARE * LANES + x], w[_NEW * LANES + x]
+        hot_share, new = w[_HOT_SHARE * m + x], w[_NEW * m + x]
         per_group, cold_share = hot_share * F(1.0 / GROUPS), F(1.0) - hot_share
-        gone, known = t[_MISSING * LANES + x], cold_share * (F(1.0) - new)
+        gone, known = t[_MISSING * m + x], cold_share * (F(1.0) - new)
         cold_again, arrived = (
-            known * f[COLD_HISTORY * LANES + x] * gone,
-            cold_share * new * w[_MEAN_HISTORY * LANES + x],
+            known * f[COLD_HISTORY * m + x] * gone,
+            cold_share * new * w[_MEAN_HISTORY * m + x],
         )
-        fresh = w[_DELTA * LANES + x] + w[_CANDIDATES * LANES + x]
-        apart = per_group * t[_APART * LANES + x]
+        fresh = w[_DELTA * m + x] + w[_CANDIDATES * m + x]
+        apart = per_group * t[_APART * m + x]
         lookups = fresh + arrived + cold_again + apart
-        t[_LOOK * LANES + x], t[_BY_NEW * LANES + x] = lookups, (fresh + arrived) / lookups
-        t[_BY_HOT * LANES + x], t[_BY_COLD * LANES + x] = apart / lookups, cold_again / lookups
-        state[LANES + x], state[2 * LANES + x] = t[_USED * LANES + x], t[_SLOPE * LANES + x]
-        of_split[KV_HIT * LANES + x] = per_group * t[_HIT * LANES + x] + known * (F(1.0) - gone)
-        of_split[RECOMPUTED * LANES + x] = per_group * t[_AGAIN * LANES + x] + cold_again + arrived
-        of_split[KV_FILLED * LANES + x] = t[_USED * LANES + x] / ((F(1.0) - split[x]) * pages)
+        t[_LOOK * m + x], t[_BY_NEW * m + x] = lookups, (fresh + arrived) / lookups
+        t[_BY_HOT * m + x], t[_BY_COLD * m + x] = apart / lookups, cold_again / lookups
+        state[m + x], state[2 * m + x] = t[_USED * m + x], t[_SLOPE * m + x]
+        of_split[KV_HIT * m + x] = per_group * t[_HIT * m + x] + known * (F(1.0) - gone)
+        of_split[RECOMPUTED * m + x] = per_group * t[_AGAIN * m + x] + cold_again + arrived
+        of_split[KV_FILLED * m + x] = t[_USED * m + x] / ((F(1.0) - split[x]) * pages)
 
 
 @kernel
-def _emb(s, w, k, split, scalars, inside, t, f, n):
+def _emb(s, w, k, split, scalars, inside, t, f, n, m):
     """The embedding cache at split number ``k``, and the service time that both caches make."""
     requests, slots, most = scalars[0], scalars[4] * scalars[5], F(0.995) * scalars[6]
-    state, looked = s[(EMB + 3 * k) * LANES :], s[(LOOKUPS + k) * LANES :]
-    of_split = f[(PER_SPLIT + k * SPLIT_WIDTH) * LANES :]
+    state, looked = s[(EMB + 3 * k) * m :], s[(LOOKUPS + k) * m :]
+    of_split = f[(PER_SPLIT + k * SPLIT_WIDTH) * m :]
     for x in range(n):
-        capacity, lookups = min(split[x] * slots, most), requests * t[_LOOK * LANES + x]
-        t[_AGE * LANES + x] = _aged(state[x], state[LANES + x], state[2 * LANES + x], capacity, lookups)
-        t[_MISSING * LANES + x] = t[_USED * LANES + x] = t[_SLOPE * LANES + x] = F(0.0)
-    missing, used, slope, ages = t[_MISSING * LANES :], t[_USED * LANES :], t[_SLOPE * LANES :], t[_AGE * LANES :]
-    by_new, by_hot, by_cold = t[_BY_NEW * LANES :], t[_BY_HOT * LANES :], t[_BY_COLD * LANES :]
+        capacity, lookups = min(split[x] * slots, most), requests * t[_LOOK * m + x]
+        t[_AGE * m + x] = _aged(state[x], state[m + x], state[2 * m + x], capacity, lookups)
+        t[_MISSING * m + x] = t[_USED * m + x] = t[_SLOPE * m + x] = F(0.0)
+    missing, used, slope, ages = t[_MISSING * m :], t[_USED * m :], t[_SLOPE * m :], t[_AGE * m :]
+    by_new, by_hot, by_cold = t[_BY_NEW * m :], t[_BY_HOT * m :], t[_BY_COLD * m :]
     for b in range(BUCKETS):
         items, held = inside[b], F(1.0) / inside[b]
-        of_new, of_hot = t[(_NEW_ITEMS + b) * LANES :], t[(_HOT_ITEMS + b) * LANES :]
-        of_cold = t[(_COLD_ITEMS + b) * LANES :]
+        of_new, of_hot = t[(_NEW_ITEMS + b) * m :], t[(_HOT_ITEMS + b) * m :]
+        of_cold = t[(_COLD_ITEMS + b) * m :]
         for x in range(n):
             asked = by_new[x] * of_new[x] + by_hot[x] * of_hot[x] + by_cold[x] * of_cold[x]
             age = ages[x]
@@ -272,44 +270,44 @@ def _emb(s, w, k, split, scalars, inside, t, f, n):
             used[x] += items * (F(1.0) - gone)
             slope[x] += asked * age * gone
     for x in range(n):
-        state[x], looked[x] = t[_AGE * LANES + x], t[_LOOK * LANES + x]
-        state[LANES + x], state[2 * LANES + x] = t[_USED * LANES + x], t[_SLOPE * LANES + x]
-        misses, history = t[_MISSING * LANES + x] * t[_LOOK * LANES + x], f[HISTORY * LANES + x]
-        tokens = w[_DELTA * LANES + x] + w[_CANDIDATES * LANES + x] + of_split[RECOMPUTED * LANES + x]
-        of_split[MISSES * LANES + x] = misses
-        of_split[EMB_FILLED * LANES + x] = t[_USED * LANES + x] / (split[x] * slots)
+        state[x], looked[x] = t[_AGE * m + x], t[_LOOK * m + x]
+        state[m + x], state[2 * m + x] = t[_USED * m + x], t[_SLOPE * m + x]
+        misses, history = t[_MISSING * m + x] * t[_LOOK * m + x], f[HISTORY * m + x]
+        tokens = w[_DELTA * m + x] + w[_CANDIDATES * m + x] + of_split[RECOMPUTED * m + x]
+        of_split[MISSES * m + x] = misses
+        of_split[EMB_FILLED * m + x] = t[_USED * m + x] / (split[x] * slots)
         computed = scalars[7] + tokens * (scalars[8] + scalars[9] * history) + scalars[10] * history
-        of_split[SERVICE_MS * LANES + x] = computed + scalars[11] + misses * scalars[12]
+        of_split[SERVICE_MS * m + x] = computed + scalars[11] + misses * scalars[12]
 
 
 @kernel
-def fluid_step(s, w, splits, scalars, powers, inside, t, f, n):
+def fluid_step(s, w, splits, scalars, powers, inside, t, f, n, m):
     """Moves ``n`` lanes of a block on by one interval and fills their estimates.
 
-    All float32, flat, rows of LANES columns: s (STATE), w (parameters), splits (SPLITS: the present alpha, then
+    All float32, flat, rows of m columns: s (STATE), w (parameters), splits (SPLITS: the present alpha, then
     ``layout.FOLLOWED``), t (SCRATCH), f (ESTIMATES).
     """
     requests, users, page_tokens = scalars[0], scalars[1], scalars[3]
-    _users(s, w, scalars, t, f, n)
+    _users(s, w, scalars, t, f, n, m)
     for x in range(n):
-        cold_share, new = F(1.0) - w[_HOT_SHARE * LANES + x], w[_NEW * LANES + x]
-        arrived = w[_MEAN_HISTORY * LANES + x] / page_tokens + F(0.5)
-        leaving = w[_HOT_USERS * LANES + x] * min(w[_TURNOVER * LANES + x], F(0.2)) / requests
-        t[_STREAMED * LANES + x] = (cold_share * new + leaving) * arrived
-        t[_COLD_RATE * LANES + x] = cold_share * (F(1.0) - new) / users
-        t[_COLD_SIZE * LANES + x] = (f[COLD_HISTORY * LANES + x] / page_tokens + F(0.5)) * users
-    _popularity(powers, w, _ZIPF, t[_NEW_ITEMS * LANES :], n)
-    _popularity(powers, s, HOT_ZIPF, t[_HOT_ITEMS * LANES :], n)
-    _popularity(powers, s, COLD_ZIPF, t[_COLD_ITEMS * LANES :], n)
+        cold_share, new = F(1.0) - w[_HOT_SHARE * m + x], w[_NEW * m + x]
+        arrived = w[_MEAN_HISTORY * m + x] / page_tokens + F(0.5)
+        leaving = w[_HOT_USERS * m + x] * min(w[_TURNOVER * m + x], F(0.2)) / requests
+        t[_STREAMED * m + x] = (cold_share * new + leaving) * arrived
+        t[_COLD_RATE * m + x] = cold_share * (F(1.0) - new) / users
+        t[_COLD_SIZE * m + x] = (f[COLD_HISTORY * m + x] / page_tokens + F(0.5)) * users
+    _popularity(powers, w, _ZIPF, t[_NEW_ITEMS * m :], n, m)
+    _popularity(powers, s, HOT_ZIPF, t[_HOT_ITEMS * m :], n, m)
+    _popularity(powers, s, COLD_ZIPF, t[_COLD_ITEMS * m :], n, m)
     for k in range(SPLITS):
-        split = splits[k * LANES : (k + 1) * LANES]
-        _kv(s, w, k, split, scalars, t, f, n)
-        _emb(s, w, k, split, scalars, inside, t, f, n)
-    fresh = t[_ROW * LANES :]
+        split = splits[k * m : (k + 1) * m]
+        _kv(s, w, k, split, scalars, t, f, n, m)
+        _emb(s, w, k, split, scalars, inside, t, f, n, m)
+    fresh = t[_ROW * m :]
     for x in range(n):
-        fresh[x] = w[_DELTA * LANES + x] + w[_CANDIDATES * LANES + x]
-        f[TOKENS * LANES + x] = fresh[x] + f[(PER_SPLIT + RECOMPUTED) * LANES + x]
+        fresh[x] = w[_DELTA * m + x] + w[_CANDIDATES * m + x]
+        f[TOKENS * m + x] = fresh[x] + f[(PER_SPLIT + RECOMPUTED) * m + x]
     shape(
-        scalars, f[HISTORY * LANES :], fresh, f[(PER_SPLIT + KV_HIT) * LANES :], f[(PER_SPLIT + RECOMPUTED) * LANES :],
-        f[(PER_SPLIT + MISSES) * LANES :], f[SHAPE * LANES :], n,
+        scalars, f[HISTORY * m :], fresh, f[(PER_SPLIT + KV_HIT) * m :], f[(PER_SPLIT + RECOMPUTED) * m :],
+        f[(PER_SPLIT + MISSES) * m :], f[SHAPE * m :], n, m,
     )  # fmt: skip

@@ -1,10 +1,10 @@
 """The surrogate's kernel decorator, the blocks that lanes are served in, and stand-ins for exp and log.
 
-Lanes are served in blocks of ``LANES``: arrays of a block are flat, rows of so many columns, and a lane is a column.
-Most loops run over a block's lanes innermost, and become vector instructions; the networks', whose weights all lanes
-share, run over units. A lane goes through the same operations in the same order whatever block it is in and however
-full that is, so that one lane alone and lane k of thousands stay bit-identical: sums may not be reordered, and a test
-holds it.
+Lanes are served in blocks of ``LANES``: arrays of a block are flat, rows of ``m`` = LANES columns, and a lane is a
+column. Loops run over a block's ``n`` lanes innermost, and become vector instructions. One lane alone has a block of
+one column: there the loops over lanes vanish in compilation, and those over rows become the vectors. A lane goes
+through the same operations in the same order whatever block it is in and however full that is, so that one lane alone
+and lane k of thousands stay bit-identical: sums may not be reordered, and a test holds it.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def log_ratio(a, b):
     return (a - b) / (a + b)
 
 
-def to_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(lanes, rows) -> (blocks, rows * LANES), the last block filled up with its last lane."""
+def to_blocks(x: NDArray[np.float32], m: int) -> NDArray[np.float32]:
+    """(lanes, rows) -> (blocks, rows * m), the last block filled up with its last lane."""
     lanes, rows = x.shape
-    padded = np.pad(x, ((0, -lanes % LANES), (0, 0)), mode="edge")
-    return np.ascontiguousarray(padded.reshape(-1, LANES, rows).swapaxes(1, 2)).reshape(-1, rows * LANES)
+    padded = np.pad(x, ((0, -lanes % m), (0, 0)), mode="edge")
+    return np.ascontiguousarray(padded.reshape(-1, m, rows).swapaxes(1, 2)).reshape(-1, rows * m)

@@ -43,49 +43,49 @@ def rest(profile: Profile) -> NDArray[np.float32]:
 
 
 @kernel
-def _split_inputs(f, k, service_ms, x, at, n):
+def _split_inputs(f, k, service_ms, x, at, n, m):
     """Five inputs of one split, scaled to about -1 to 1, in rows from ``at``."""
-    f, x = f[(PER_SPLIT + k * SPLIT_WIDTH) * LANES :], x[at * LANES :]
+    f, x = f[(PER_SPLIT + k * SPLIT_WIDTH) * m :], x[at * m :]
     for i in range(n):
-        x[i] = F(4.0) * log_ratio(f[SERVICE_MS * LANES + i], service_ms)
-        x[LANES + i] = F(2.0) * f[KV_HIT * LANES + i] - F(1.0)
-        x[2 * LANES + i] = log_ratio(f[MISSES * LANES + i], F(5.0))
-        x[3 * LANES + i] = F(4.0) * min(f[KV_FILLED * LANES + i], F(1.5)) - F(3.5)
-        x[4 * LANES + i] = F(4.0) * f[EMB_FILLED * LANES + i] - F(3.5)
+        x[i] = F(4.0) * log_ratio(f[SERVICE_MS * m + i], service_ms)
+        x[m + i] = F(2.0) * f[KV_HIT * m + i] - F(1.0)
+        x[2 * m + i] = log_ratio(f[MISSES * m + i], F(5.0))
+        x[3 * m + i] = F(4.0) * min(f[KV_FILLED * m + i], F(1.5)) - F(3.5)
+        x[4 * m + i] = F(4.0) * f[EMB_FILLED * m + i] - F(3.5)
 
 
 @kernel
-def network_inputs(w, alpha, moved, f, rest, x, n):
+def network_inputs(w, alpha, moved, f, rest, x, n, m):
     """Fills ``x`` (CACHES rows), of which the first ``USERS`` are the users' network's, for ``n`` lanes of a block.
 
     w: rows of parameters; alpha, moved: one row, moved pages over the budget; f: rows of ESTIMATES.
     """
     for i in range(n):
-        drift = w[_DRIFT * LANES + i]
-        x[i] = F(2.0) * w[_HOT_SHARE * LANES + i] - F(1.0)
-        x[LANES + i] = F(3.0) * log_ratio(w[_HOT_USERS * LANES + i], rest[0])
-        x[2 * LANES + i] = F(3.0) * log_ratio(w[_MEAN_HISTORY * LANES + i], rest[1])
-        x[3 * LANES + i] = F(3.0) * (w[_ZIPF * LANES + i] - rest[2])
-        x[4 * LANES + i] = drift / (drift + F(10.0))
-        x[5 * LANES + i] = log_ratio(w[_TURNOVER * LANES + i], rest[3] + F(1e-4))
-        x[6 * LANES + i] = F(2.0) * w[_NEW * LANES + i] - F(1.0)
-        x[7 * LANES + i] = F(3.0) * log_ratio(w[_DELTA * LANES + i], rest[4])
-        x[8 * LANES + i] = F(3.0) * log_ratio(w[_CANDIDATES * LANES + i], rest[5])
-        x[9 * LANES + i] = F(3.0) * log_ratio(f[HISTORY * LANES + i], rest[1])
-        x[10 * LANES + i] = F(3.0) * log_ratio(f[COLD_HISTORY * LANES + i], rest[1])
-        x[11 * LANES + i] = log_ratio(f[HOT_PAGES * LANES + i], rest[6])
-        x[USERS * LANES + i] = F(2.0) * alpha[i] - F(1.0)
-        x[(USERS + 1) * LANES + i] = moved[i]
+        drift = w[_DRIFT * m + i]
+        x[i] = F(2.0) * w[_HOT_SHARE * m + i] - F(1.0)
+        x[m + i] = F(3.0) * log_ratio(w[_HOT_USERS * m + i], rest[0])
+        x[2 * m + i] = F(3.0) * log_ratio(w[_MEAN_HISTORY * m + i], rest[1])
+        x[3 * m + i] = F(3.0) * (w[_ZIPF * m + i] - rest[2])
+        x[4 * m + i] = drift / (drift + F(10.0))
+        x[5 * m + i] = log_ratio(w[_TURNOVER * m + i], rest[3] + F(1e-4))
+        x[6 * m + i] = F(2.0) * w[_NEW * m + i] - F(1.0)
+        x[7 * m + i] = F(3.0) * log_ratio(w[_DELTA * m + i], rest[4])
+        x[8 * m + i] = F(3.0) * log_ratio(w[_CANDIDATES * m + i], rest[5])
+        x[9 * m + i] = F(3.0) * log_ratio(f[HISTORY * m + i], rest[1])
+        x[10 * m + i] = F(3.0) * log_ratio(f[COLD_HISTORY * m + i], rest[1])
+        x[11 * m + i] = log_ratio(f[HOT_PAGES * m + i], rest[6])
+        x[USERS * m + i] = F(2.0) * alpha[i] - F(1.0)
+        x[(USERS + 1) * m + i] = moved[i]
     for k in range(1, SPLITS):
-        _split_inputs(f, k, rest[7], x, _OWN + 3 + 5 * (k - 1), n)
-    _split_inputs(f, 0, rest[7], x, USERS + 2, n)
+        _split_inputs(f, k, rest[7], x, _OWN + 3 + 5 * (k - 1), n, m)
+    _split_inputs(f, 0, rest[7], x, USERS + 2, n, m)
 
 
 @kernel
-def _follow(state, values, splits, moved, scalars, powers, inside, rest, scratch, estimates, x, n):
+def _follow(state, values, splits, moved, scalars, powers, inside, rest, scratch, estimates, x, n, m):
     for t in range(values.shape[0]):
-        fluid_step(state, values[t], splits[t], scalars, powers, inside, scratch, estimates[t], n)
-        network_inputs(values[t], splits[t], moved[t], estimates[t], rest, x[t], n)
+        fluid_step(state, values[t], splits[t], scalars, powers, inside, scratch, estimates[t], n, m)
+        network_inputs(values[t], splits[t], moved[t], estimates[t], rest, x[t], n, m)
 
 
 def follow(
@@ -113,7 +113,7 @@ def follow(
         w, split, move = (_by_time(array[part]) for array in (values, splits, moved[..., None]))
         rows = [np.zeros((intervals, width * LANES), F) for width in (ESTIMATES, CACHES)]
         estimated, fed = rows
-        _follow(state, w, split, move, *known, relative, scratch, estimated, fed, part.stop - part.start)
+        _follow(state, w, split, move, *known, relative, scratch, estimated, fed, part.stop - part.start, LANES)
         for out, row in zip((estimates, x), rows, strict=True):
             by_lane = row.reshape(intervals, -1, LANES)[..., : part.stop - part.start]
             out[part] = by_lane.transpose(2, 0, 1)

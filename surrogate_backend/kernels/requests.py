@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from surrogate_backend.kernels.functions import LANES, F, kernel
+from surrogate_backend.kernels.functions import F, kernel
 from surrogate_backend.layout import KNOTS, LEVELS
 
 TOP = 3  # largest values kept of an interval, for P99 over windows of up to 201 requests
@@ -66,10 +66,12 @@ def exponential(u):
 
 
 @kernel
-def serve_requests(keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, count, q, score, service, sojourn, sums, n):
+def serve_requests(
+    keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, count, q, score, service, sojourn, sums, n, m
+):
     """Draws and queues one interval's requests in ``n`` lanes (Lindley: what waits is worked off between arrivals).
 
-    keys: two rows; t: (lanes,) the interval's number; gaps: (count,) rows, s, where not ``poisson``; rate: one row,
+    keys: two rows; t: (lanes,) the interval's number; gaps: ``count`` rows, s, filled where ``poisson``; rate: one row,
     1/s; knots: KNOTS rows; level: one row, mean service time (ms); lag: one row, work left at the last arrival (ms).
     Fills ``score``, one row, how high the interval's requests lie in their distribution (mean 0, variance 1), ``count``
     rows of service and sojourn (ms), and of ``sums``: service, sojourn, violations, span (s), and TOP
@@ -77,70 +79,71 @@ def serve_requests(keys, t, gaps, poisson, rate, knots, level, lag, slo_ms, coun
     """
     for i in range(4 + 2 * TOP):
         for k in range(n):
-            sums[i * LANES + k] = F(0.0)
+            sums[i * m + k] = F(0.0)
     # Q(u) = q_0 + sum of slope_i (min(u, u_i) - min(u, u_i-1)), as a sum of min(u, u_i) times a change of slope.
     for k in range(n):
         before = F(0.0)
         for i in range(KNOTS - 1, 0, -1):
-            slope = (knots[i * LANES + k] - knots[(i - 1) * LANES + k]) / (_LEVELS[i] - _LEVELS[i - 1]) * level[k]
-            q[i * LANES + k] = slope - before
+            slope = (knots[i * m + k] - knots[(i - 1) * m + k]) / (_LEVELS[i] - _LEVELS[i - 1]) * level[k]
+            q[i * m + k] = slope - before
             before = slope
         q[k], score[k] = knots[k] * level[k], F(-0.5 * count)
     for r in range(count):
         for k in range(n):
             at = _U(_U(t[k]) * _U(PER_INTERVAL) + _U(2 * r))
-            u = uniform(hashed(keys[k], keys[LANES + k], at))
+            u = uniform(hashed(keys[k], keys[m + k], at))
             time = q[k]
             for i in range(1, KNOTS):
-                time += q[i * LANES + k] * min(u, _LEVELS[i])
-            service[r * LANES + k] = time
-            score[k] += u
-        for k in range(n):
-            if poisson:
+                time += q[i * m + k] * min(u, _LEVELS[i])
+            service[r * m + k], sojourn[r * m + k] = time, u
+    if poisson:
+        for r in range(count):
+            for k in range(n):
                 at = _U(_U(t[k]) * _U(PER_INTERVAL) + _U(2 * r + 1))
-                gap = exponential(uniform(hashed(keys[k], keys[LANES + k], at))) / rate[k]
-            else:
-                gap = gaps[r * LANES + k]
-            time = service[r * LANES + k]
+                gaps[r * m + k] = exponential(uniform(hashed(keys[k], keys[m + k], at))) / rate[k]
+    for r in range(count):
+        for k in range(n):
+            score[k] += sojourn[r * m + k]
+            gap, time = gaps[r * m + k], service[r * m + k]
             waited = max(lag[k] - F(1e3) * gap, F(0.0))
             spent = waited + time
             lag[k] = spent
-            sojourn[r * LANES + k] = spent
+            sojourn[r * m + k] = spent
             sums[k] += time
-            sums[LANES + k] += spent
-            sums[2 * LANES + k] += F(1.0) if spent > slo_ms else F(0.0)
-            sums[3 * LANES + k] += gap
-            a, b, c = sums[4 * LANES + k], sums[5 * LANES + k], sums[6 * LANES + k]
-            sums[4 * LANES + k] = max(a, time)
-            sums[5 * LANES + k] = max(b, min(a, time))
-            sums[6 * LANES + k] = max(c, min(b, time))
-            a, b, c = sums[7 * LANES + k], sums[8 * LANES + k], sums[9 * LANES + k]
-            sums[7 * LANES + k] = max(a, spent)
-            sums[8 * LANES + k] = max(b, min(a, spent))
-            sums[9 * LANES + k] = max(c, min(b, spent))
+            sums[m + k] += spent
+            sums[2 * m + k] += F(1.0) if spent > slo_ms else F(0.0)
+            sums[3 * m + k] += gap
+            a, b, c = sums[4 * m + k], sums[5 * m + k], sums[6 * m + k]
+            sums[4 * m + k] = max(a, time)
+            sums[5 * m + k] = max(b, min(a, time))
+            sums[6 * m + k] = max(c, min(b, time))
+            a, b, c = sums[7 * m + k], sums[8 * m + k], sums[9 * m + k]
+            sums[7 * m + k] = max(a, spent)
+            sums[8 * m + k] = max(b, min(a, spent))
+            sums[9 * m + k] = max(c, min(b, spent))
     for k in range(n):
         score[k] *= F(np.sqrt(12.0 / count))
 
 
 @kernel
-def median(rows, mean, count, above, n, out):
+def median(rows, mean, count, above, n, out, m):
     """Median of ``count`` rows by bisection from 0 to twice the mean, into ``out``; above: scratch, one row."""
     for k in range(n):
         out[k] = mean[k]
-    width = F(0.5)
+    width, counted = F(0.5), above.view(np.int32)
     for _ in range(7):
         for k in range(n):
-            above[k] = F(0.0)
+            counted[k] = 0
         for r in range(count):
             for k in range(n):
-                above[k] += F(1.0) if rows[r * LANES + k] > out[k] else F(0.0)
+                counted[k] += np.int32(rows[r * m + k] > out[k])
         for k in range(n):
-            out[k] += mean[k] * width if F(2.0) * above[k] > F(count) else -mean[k] * width
+            out[k] += mean[k] * width if 2 * counted[k] > count else -mean[k] * width
         width *= F(0.5)
 
 
 @kernel
-def top_quantile(ring, width, filled, top, requests, share, n, largest, out):
+def top_quantile(ring, width, filled, top, requests, share, n, largest, out, m):
     """A high quantile over the ring's intervals, from each one's largest values; linear between order statistics.
 
     ring: ``filled`` times ``width`` rows, the TOP largest from row ``top`` of each on; largest: scratch, TOP rows.
@@ -150,16 +153,16 @@ def top_quantile(ring, width, filled, top, requests, share, n, largest, out):
     low = int(at)
     part, rank = F(at - low), last - low  # rank: from the top, 0 the largest
     for k in range(n):
-        largest[k] = largest[LANES + k] = largest[2 * LANES + k] = F(-1.0)
+        largest[k] = largest[m + k] = largest[2 * m + k] = F(-1.0)
     for i in range(filled):
-        tops = ring[(i * width + top) * LANES :]
+        tops = ring[(i * width + top) * m :]
         for j in range(TOP):
-            values = tops[j * LANES :]
+            values = tops[j * m :]
             for k in range(n):
-                value, a, b, c = values[k], largest[k], largest[LANES + k], largest[2 * LANES + k]
+                value, a, b, c = values[k], largest[k], largest[m + k], largest[2 * m + k]
                 largest[k] = max(a, value)
-                largest[LANES + k] = max(b, min(a, value))
-                largest[2 * LANES + k] = max(c, min(b, value))
-    lower, upper = largest[rank * LANES :], largest[max(rank - 1, 0) * LANES :]
+                largest[m + k] = max(b, min(a, value))
+                largest[2 * m + k] = max(c, min(b, value))
+    lower, upper = largest[rank * m :], largest[max(rank - 1, 0) * m :]
     for k in range(n):
         out[k] = lower[k] + part * (upper[k] - lower[k])

@@ -7,7 +7,7 @@ quantiles; alone they are within some ten per cent, in the tail too, for what ma
 
 from __future__ import annotations
 
-from surrogate_backend.kernels.functions import LANES, F, growth, kernel
+from surrogate_backend.kernels.functions import F, growth, kernel
 from surrogate_backend.layout import ENDS, KNOTS, LEVELS
 
 _LEVELS = LEVELS.clip(*ENDS).astype(F)
@@ -21,7 +21,7 @@ def _normal_quantile(p):
 
 
 @kernel
-def shape(scalars, history, fresh_tokens, hit_rate, recomputed, missed_rows, out, n):
+def shape(scalars, history, fresh_tokens, hit_rate, recomputed, missed_rows, out, n, m):
     """Fills KNOTS rows: service times (ms) at ``LEVELS``, ascending but for what joins hits and misses.
 
     One row each of ``n`` lanes: mean history, new tokens that are not recomputed, KV hit rate, recomputed tokens and
@@ -30,7 +30,7 @@ def shape(scalars, history, fresh_tokens, hit_rate, recomputed, missed_rows, out
     base_ms, per_token, per_pair, per_context = scalars[7], scalars[8], scalars[9], scalars[10]
     latency_ms, row_ms, sigma, longest = scalars[11], scalars[12], scalars[13], scalars[14]
     for i in range(KNOTS):
-        level, quantile = _LEVELS[i], out[i * LANES :]
+        level, quantile = _LEVELS[i], out[i * m :]
         for k in range(n):
             hit, again, fresh = min(max(hit_rate[k], F(0.01)), F(0.99)), recomputed[k], fresh_tokens[k]
             missing = level > hit

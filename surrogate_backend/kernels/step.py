@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym import passes
 from helm_gym.profile import Profile
 from helm_gym.telemetry import ALPHA_GRID, COLUMN, WIDTH
 from helm_gym.workload.state import INDEX, PARAMETERS
@@ -143,233 +144,239 @@ class State(NamedTuple):
     """Everything that the future of the lanes depends on, in blocks.
 
     Attributes:
-        rows: float32 (blocks, STATE * LANES).
-        counters: uint32 (blocks, COUNTERS * LANES): two keys of the randomness, the interval's number, EMB's pages.
+        rows: float32 (blocks, STATE * m), m columns a block.
+        counters: uint32 (blocks, COUNTERS * m): two keys of the randomness, the interval's number, EMB's pages.
     """
 
     rows: NDArray[np.float32]
     counters: NDArray[np.uint32]
 
 
-def make_state(values: NDArray[np.float64], keys: NDArray[np.uint32], pages: NDArray[np.int64]) -> State:
+def make_state(values: NDArray[np.float64], keys: NDArray[np.uint32], pages: NDArray[np.int64], m: int) -> State:
     """Lanes with cold caches.
 
     Args:
         values: (lanes, parameters).
         keys: (2, lanes) of requests.make_keys.
         pages: (lanes,), EMB's.
+        m: columns of a block.
     """
     lanes = len(pages)
-    blocks = -(-lanes // LANES)
-    rows = np.zeros((blocks, STATE * LANES), F)
-    rows[:, : fluid.STATE * LANES] = fluid.initial_state(values)
-    counters = np.zeros((blocks, COUNTERS, LANES), np.uint32)
-    filled = np.zeros((COUNTERS, blocks * LANES), np.uint32)
+    blocks = -(-lanes // m)
+    rows = np.zeros((blocks, STATE * m), F)
+    rows[:, : fluid.STATE * m] = fluid.initial_state(values, m)
+    counters = np.zeros((blocks, COUNTERS, m), np.uint32)
+    filled = np.zeros((COUNTERS, blocks * m), np.uint32)
     filled[KEYS : KEYS + 2, :lanes], filled[PAGES, :lanes] = keys, pages
-    counters[:] = filled.reshape(COUNTERS, blocks, LANES).swapaxes(0, 1)
+    counters[:] = filled.reshape(COUNTERS, blocks, m).swapaxes(0, 1)
     return State(rows, counters.reshape(blocks, -1))
 
 
 @kernel
-def _record(c, own, f, w, requests, n):
+def _record(c, own, f, w, requests, n, m):
     """Puts the fields of an interval beside what its requests came to, in its place of the ring."""
     row_ms, latency_ms = c[_OWN + 5], c[_OWN + 8]
     for k in range(n):
-        again = min(f[fields.AGAIN * LANES + k], f[fields.LENGTH * LANES + k])
-        looked = again + w[_DELTA * LANES + k] + w[_CANDIDATES * LANES + k]
-        misses = looked * (F(1.0) - f[fields.EMB_HIT * LANES + k])
-        own[_HITS * LANES + k], own[_MISSED * LANES + k] = f[fields.HIT * LANES + k], misses
-        own[_LOOKED * LANES + k] = looked
-        own[_AGAIN * LANES + k] = again
+        again = min(f[fields.AGAIN * m + k], f[fields.LENGTH * m + k])
+        looked = again + w[_DELTA * m + k] + w[_CANDIDATES * m + k]
+        misses = looked * (F(1.0) - f[fields.EMB_HIT * m + k])
+        own[_HITS * m + k], own[_MISSED * m + k] = f[fields.HIT * m + k], misses
+        own[_LOOKED * m + k] = looked
+        own[_AGAIN * m + k] = again
         waited = requests * (misses * row_ms + latency_ms * (F(1.0) - inverse_exp(misses)))
-        own[_MOVING * LANES + k] = min(waited, F(0.95) * own[_SERVED * LANES + k])
-        own[_LENGTH * LANES + k] = f[fields.LENGTH * LANES + k]
-        own[_UNIQUE * LANES + k] = f[fields.UNIQUE * LANES + k]
-        own[_RETURNING * LANES + k] = f[fields.RETURNING * LANES + k]
+        own[_MOVING * m + k] = min(waited, F(0.95) * own[_SERVED * m + k])
+        own[_LENGTH * m + k] = f[fields.LENGTH * m + k]
+        own[_UNIQUE * m + k] = f[fields.UNIQUE * m + k]
+        own[_RETURNING * m + k] = f[fields.RETURNING * m + k]
     gains, curve, f_gains, f_curve = (
-        own[_GAIN * LANES :],
-        own[_CURVE * LANES :],
-        f[fields.GAINS * LANES :],
-        f[fields.PREDICTED * LANES :],
+        own[_GAIN * m :],
+        own[_CURVE * m :],
+        f[fields.GAINS * m :],
+        f[fields.PREDICTED * m :],
     )
     for i in range(4):
         for k in range(n):
-            gains[i * LANES + k] = f_gains[i * LANES + k]
+            gains[i * m + k] = f_gains[i * m + k]
     for i in range(len(ALPHA_GRID)):
         for k in range(n):
-            curve[i * LANES + k] = f_curve[i * LANES + k]
+            curve[i * m + k] = f_curve[i * m + k]
 
 
 @kernel
-def _report(c, ring, filled, own, requests, f, total, v, n):
+def _report(c, ring, filled, own, requests, f, total, v, n, m):
     """Fills the telemetry's rows ``v`` that the ring and the fields decide; total: scratch, RING rows."""
     row_bytes = c[_OWN + 6]
     count, share = F(requests), F(1.0 / filled)
     window = count * F(filled)
     for row in range(RING):
-        sums = total[row * LANES :]
+        sums = total[row * m :]
         for k in range(n):
             sums[k] = F(0.0)
         for i in range(filled):
-            part = ring[(i * RING + row) * LANES :]
+            part = ring[(i * RING + row) * m :]
             for k in range(n):
                 sums[k] += part[k]
     for k in range(n):
-        busy, span = total[_SERVED * LANES + k], max(total[_SPAN * LANES + k], F(1e-9))
-        v[_V_EMB_HIT * LANES + k] = max(F(1.0) - total[_MISSED * LANES + k] / total[_LOOKED * LANES + k], F(0.0))
-        v[_V_KV_HIT * LANES + k] = total[_HITS * LANES + k] * share
-        v[_V_EMB_MISS * LANES + k] = total[_MISSED * LANES + k] * share * row_bytes
-        v[_V_AGAIN * LANES + k] = total[_AGAIN * LANES + k] * share
-        v[_V_TRANSFER_SHARE * LANES + k] = total[_MOVING * LANES + k] / busy
-        v[_V_COMPUTE_SHARE * LANES + k] = F(1.0) - v[_V_TRANSFER_SHARE * LANES + k]
-        v[_V_RETURNING * LANES + k] = total[_RETURNING * LANES + k] * share
-        v[_V_UNIQUE * LANES + k] = total[_UNIQUE * LANES + k] * share
-        v[_V_HISTORY * LANES + k] = total[_LENGTH * LANES + k] * share
-        v[_V_RATE * LANES + k] = window / span
-        v[_V_UTILISATION * LANES + k] = busy * F(1e-3) / span
-        v[_V_SERVICE * LANES + k] = busy / window
-        v[_V_SOJOURN * LANES + k] = total[_SPENT * LANES + k] / window
-        v[_V_QUEUE * LANES + k] = total[_SPENT * LANES + k] * F(1e-3) / span  # Little's law
-        v[_V_P50 * LANES + k] = total[_MEDIAN * LANES + k] * share
-        v[_V_LATE * LANES + k] = total[_LATE * LANES + k] / window
-        v[_V_I_SERVICE * LANES + k] = own[_SERVED * LANES + k] / count
-        v[_V_I_SOJOURN * LANES + k] = own[_SPENT * LANES + k] / count
-        v[_V_I_LATE * LANES + k] = own[_LATE * LANES + k] / count
-        v[_V_I_SPAN * LANES + k] = own[_SPAN * LANES + k]
-        v[_V_H2D * LANES + k] = own[_MISSED * LANES + k] * count * row_bytes
-        v[_V_TRANSFER * LANES + k] = own[_MOVING * LANES + k]
-        v[_V_COMPUTE * LANES + k] = own[_SERVED * LANES + k] - own[_MOVING * LANES + k]
-        v[_V_BACKGROUND * LANES + k] = f[fields.REFILLED * LANES + k] * row_bytes
-        v[_V_EMB_EMPTY * LANES + k] = f[fields.EMB_EMPTY * LANES + k]
-        v[_V_KV_EMPTY * LANES + k] = f[fields.KV_EMPTY * LANES + k]
-        v[_V_BACKLOG * LANES + k] = f[fields.BACKLOG * LANES + k]
-        v[_V_D2H * LANES + k], v[_V_SPEED * LANES + k] = F(0.0), F(1.0)
+        busy, span = total[_SERVED * m + k], max(total[_SPAN * m + k], F(1e-9))
+        v[_V_EMB_HIT * m + k] = max(F(1.0) - total[_MISSED * m + k] / total[_LOOKED * m + k], F(0.0))
+        v[_V_KV_HIT * m + k] = total[_HITS * m + k] * share
+        v[_V_EMB_MISS * m + k] = total[_MISSED * m + k] * share * row_bytes
+        v[_V_AGAIN * m + k] = total[_AGAIN * m + k] * share
+        v[_V_TRANSFER_SHARE * m + k] = total[_MOVING * m + k] / busy
+        v[_V_COMPUTE_SHARE * m + k] = F(1.0) - v[_V_TRANSFER_SHARE * m + k]
+        v[_V_RETURNING * m + k] = total[_RETURNING * m + k] * share
+        v[_V_UNIQUE * m + k] = total[_UNIQUE * m + k] * share
+        v[_V_HISTORY * m + k] = total[_LENGTH * m + k] * share
+        v[_V_RATE * m + k] = window / span
+        v[_V_UTILISATION * m + k] = busy * F(1e-3) / span
+        v[_V_SERVICE * m + k] = busy / window
+        v[_V_SOJOURN * m + k] = total[_SPENT * m + k] / window
+        v[_V_QUEUE * m + k] = total[_SPENT * m + k] * F(1e-3) / span  # Little's law
+        v[_V_P50 * m + k] = total[_MEDIAN * m + k] * share
+        v[_V_LATE * m + k] = total[_LATE * m + k] / window
+        v[_V_I_SERVICE * m + k] = own[_SERVED * m + k] / count
+        v[_V_I_SOJOURN * m + k] = own[_SPENT * m + k] / count
+        v[_V_I_LATE * m + k] = own[_LATE * m + k] / count
+        v[_V_I_SPAN * m + k] = own[_SPAN * m + k]
+        v[_V_H2D * m + k] = own[_MISSED * m + k] * count * row_bytes
+        v[_V_TRANSFER * m + k] = own[_MOVING * m + k]
+        v[_V_COMPUTE * m + k] = own[_SERVED * m + k] - own[_MOVING * m + k]
+        v[_V_BACKGROUND * m + k] = f[fields.REFILLED * m + k] * row_bytes
+        v[_V_EMB_EMPTY * m + k] = f[fields.EMB_EMPTY * m + k]
+        v[_V_KV_EMPTY * m + k] = f[fields.KV_EMPTY * m + k]
+        v[_V_BACKLOG * m + k] = f[fields.BACKLOG * m + k]
+        v[_V_D2H * m + k], v[_V_SPEED * m + k] = F(0.0), F(1.0)
     gains, curve, v_gains, v_curve = (
-        total[_GAIN * LANES :],
-        total[_CURVE * LANES :],
-        v[_V_GAINS * LANES :],
-        v[_V_PREDICTED * LANES :],
+        total[_GAIN * m :],
+        total[_CURVE * m :],
+        v[_V_GAINS * m :],
+        v[_V_PREDICTED * m :],
     )
     for i in range(4):
         for k in range(n):
-            v_gains[i * LANES + k] = gains[i * LANES + k] * share
+            v_gains[i * m + k] = gains[i * m + k] * share
     for i in range(len(ALPHA_GRID)):
         for k in range(n):
-            v_curve[i * LANES + k] = curve[i * LANES + k] * share
-    top_quantile(ring, RING, filled, _TOP_SERVICE, requests, 0.99, n, total, v[_V_SERVICE_P99 * LANES :])
-    top_quantile(ring, RING, filled, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_P99 * LANES :])
-    top_quantile(own, RING, 1, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_I_P99 * LANES :])
+            v_curve[i * m + k] = curve[i * m + k] * share
+    top_quantile(ring, RING, filled, _TOP_SERVICE, requests, 0.99, n, total, v[_V_SERVICE_P99 * m :], m)
+    top_quantile(ring, RING, filled, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_P99 * m :], m)
+    top_quantile(own, RING, 1, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_I_P99 * m :], m)
 
 
 @kernel
-def _flag(c, w, splits, y, out, block, n):
+def _flag(c, w, splits, y, out, block, n, m):
     """Says of each lane whether it was asked for what the networks do not know."""
     for k in range(n):
-        apart = y[(networks.OUTPUTS - 1) * LANES + k] - y[(networks.OUTPUTS - 2) * LANES + k]
+        apart = y[(networks.OUTPUTS - 1) * m + k] - y[(networks.OUTPUTS - 2) * m + k]
         outside = apart > F(2.0) * c[_OWN + 1] or splits[k] < c[_OWN + 2] - F(0.02) or splits[k] > c[_OWN + 3] + F(0.02)
         for p in range(_P):
-            outside = outside or w[p * LANES + k] < c[_LOW + p] or w[p * LANES + k] > c[_HIGH + p]
-        out[block * LANES + k, 0] = outside
+            outside = outside or w[p * m + k] < c[_LOW + p] or w[p * m + k] > c[_HIGH + p]
+        out[block * m + k, 0] = outside
 
 
 @kernel
 def _serve_block(
-    c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
-    scratch, out, service, sojourn, flags, block, n,
+    c, rows, counters, values, gaps, targets, figures, scratch, out, served, flags, block, n, m,
 ):  # fmt: skip
     """Serves one interval in the first ``n`` lanes of a block; see step_lanes."""
-    base = block * LANES
+    base, service, sojourn = block * m, served[0, block], served[1, block]
+    pool_pages, requests, window, max_history = figures[0], figures[1], figures[2], figures[3]
     scalars, powers, inside = c[_SCALARS:_POWERS], c[_POWERS:_INSIDE], c[_INSIDE:_REST]
     rest, fast, slow, weights = c[_REST:_FAST], c[_FAST:_SLOW], c[_SLOW:_OWN], c[_WEIGHTS:]
-    w, splits, moved = scratch[_W * LANES :], scratch[_SPLITS * LANES :], scratch[_ALPHA_MOVED * LANES :]
-    f, x, y, out_f = scratch[_F * LANES :], scratch[_X * LANES :], scratch[_Y * LANES :], scratch[_OUT * LANES :]
-    level, rate, q = scratch[_LEVEL * LANES :], scratch[_RATE * LANES :], scratch[_Q * LANES :]
-    score = scratch[_SCORE * LANES :]
+    w, splits, moved = scratch[_W * m :], scratch[_SPLITS * m :], scratch[_ALPHA_MOVED * m :]
+    f, x, y, out_f = scratch[_F * m :], scratch[_X * m :], scratch[_Y * m :], scratch[_OUT * m :]
+    level, rate, q = scratch[_LEVEL * m :], scratch[_RATE * m :], scratch[_Q * m :]
+    score = scratch[_SCORE * m :]
     t, u, gap_rows, tele = (
-        scratch[_T * LANES :],
-        scratch[_V * LANES :],
-        scratch[_GAPS * LANES :],
-        scratch[_TELE * LANES :],
+        scratch[_T * m :],
+        scratch[_V * m :],
+        scratch[_GAPS * m :],
+        scratch[_TELE * m :],
     )
     budget, total_pages, poisson = c[_OWN + 9], F(pool_pages), np.isnan(gaps[0, 0])
     s, counts = rows[block], counters[block]
-    clock, pages = counts[CLOCK * LANES :], counts[PAGES * LANES :]
+    clock, pages = counts[CLOCK * m :], counts[PAGES * m :]
     for k in range(n):
         for p in range(_P):
-            w[p * LANES + k] = F(values[base + k, p])
+            w[p * m + k] = F(values[base + k, p])
         change = targets[base + k, 0] - np.int64(pages[k])
         change = min(max(change, -np.int64(budget)), np.int64(budget))
         now = np.int64(pages[k]) + change
         pages[k] = np.uint32(now)
         splits[k] = F(now) / total_pages
         moved[k] = F(change) / budget
-        rate[k] = w[_ARRIVAL * LANES + k]
-        tele[COLUMN_ALPHA * LANES + k], tele[COLUMN_TARGET * LANES + k] = (
+        rate[k] = w[_ARRIVAL * m + k]
+        tele[COLUMN_ALPHA * m + k], tele[COLUMN_TARGET * m + k] = (
             splits[k],
             F(targets[base + k, 0]) / total_pages,
         )
-        tele[COLUMN_PENDING * LANES + k], tele[COLUMN_MOVED * LANES + k] = F(targets[base + k, 0] - now), F(change)
-        tele[COLUMN_MOVED_BYTES * LANES + k] = abs(F(change)) * c[_OWN + 7]
+        tele[COLUMN_PENDING * m + k], tele[COLUMN_MOVED * m + k] = F(targets[base + k, 0] - now), F(change)
+        tele[COLUMN_MOVED_BYTES * m + k] = abs(F(change)) * c[_OWN + 7]
     for j in range(1, fluid.SPLITS):
         for k in range(n):
-            splits[j * LANES + k] = F(FOLLOWED[j - 1])
-    fluid.fluid_step(s[_FLUID * LANES :], w, splits, scalars, powers, inside, t, f, n)
-    inputs.network_inputs(w, splits, moved, f, rest, x, n)
-    networks.run_networks(weights, x, s[_HIDDEN * LANES :], t, u, y, n)
-    fields.predict(y, f, out_f, n)
-    fields.draw_level(counts, clock, fast, slow, c[_OWN], s[_FACTORS * LANES :], F(requests), level, out_f, n)
+            splits[j * m + k] = F(FOLLOWED[j - 1])
+    fluid.fluid_step(s[_FLUID * m :], w, splits, scalars, powers, inside, t, f, n, m)
+    inputs.network_inputs(w, splits, moved, f, rest, x, n, m)
+    networks.run_networks(weights, x, s[_HIDDEN * m :], t, u, y, n, m)
+    fields.predict(y, f, out_f, n, m)
+    fields.draw_level(counts, clock, fast, slow, c[_OWN], s[_FACTORS * m :], F(requests), level, out_f, n, m)
     if not poisson:
         for r in range(requests):
             for k in range(n):
-                gap_rows[r * LANES + k] = F(gaps[base + k, r])
+                gap_rows[r * m + k] = F(gaps[base + k, r])
     here = np.int64(clock[0]) % window
     filled = min(np.int64(clock[0]) + 1, window)
-    ring = s[_RING * LANES :]
-    own = ring[here * RING * LANES :]
+    ring = s[_RING * m :]
+    own = ring[here * RING * m :]
     serve_requests(
-        counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * LANES :], level, s[_LAG * LANES :], c[_OWN + 4],
-        requests, q, score, service[block], sojourn[block], own, n,
+        counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * m :], level, s[_LAG * m :], c[_OWN + 4],
+        requests, q, score, service, sojourn, own, n, m,
     )  # fmt: skip
     for k in range(n):
-        level[k] = own[_SPENT * LANES + k] / F(requests)
-    median(sojourn[block], level, requests, rate, n, own[_MEDIAN * LANES :])
-    fields.add_noise(
-        counts, clock, fast, slow, s[_FACTORS * LANES :], score, own, F(requests), F(max_history), out_f, n
-    )
-    _record(c, own, out_f, w, F(requests), n)
-    _report(c, ring, filled, own, requests, out_f, t, tele, n)
-    _flag(c, w, splits, y, flags, block, n)
+        level[k] = own[_SPENT * m + k] / F(requests)
+    median(sojourn, level, requests, rate, n, own[_MEDIAN * m :], m)
+    fields.add_noise(counts, clock, fast, slow, s[_FACTORS * m :], score, own, F(requests), F(max_history), out_f, n, m)
+    _record(c, own, out_f, w, F(requests), n, m)
+    _report(c, ring, filled, own, requests, out_f, t, tele, n, m)
+    _flag(c, w, splits, y, flags, block, n, m)
     for k in range(n):
         clock[k] += np.uint32(1)
         for column in range(WIDTH):
-            out[base + k, 0, column] = tele[column * LANES + k]
+            out[base + k, 0, column] = tele[column * m + k]
+
+
+@kernel
+def _sound(values, allocation, bounds, figures, targets):
+    paged = passes.to_pages(allocation, bounds[0], bounds[1], figures[0], targets)
+    return paged and passes.within(values, bounds[2:], _ARRIVAL)
 
 
 @kernel
 def step_lanes(
-    c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
-    scratch, out, service, sojourn, flags,
+    c, rows, counters, values, gaps, allocation, bounds, figures, scratch, targets, out, served, flags
 ):  # fmt: skip
-    """Serves one interval in all lanes.
+    """Serves one interval in all lanes; False, and nothing is done, if what it is asked for is not within bounds.
 
     c: of ``pack``; rows, counters: of ``State``; values: (lanes, parameters); gaps: (lanes, requests), s, NaN where
-    arrivals are Poisson; targets: (lanes, nodes), EMB's pages; window: intervals. Fills out: float64 (lanes, nodes,
-    WIDTH); service, sojourn: float32 (blocks, requests * LANES), ms; flags: bool (lanes, nodes).
+    arrivals are Poisson; allocation: (lanes, nodes), alpha; bounds: least and largest alpha, and the parameters'
+    highest values; figures: pages, requests, intervals of the window, longest history. Fills targets: (lanes, nodes),
+    EMB's pages; out: float64 (lanes, nodes, WIDTH); served: float32 (2, blocks, requests * LANES), service and
+    sojourn, ms; flags: bool (lanes, nodes).
     """
+    if not _sound(values, allocation, bounds, figures, targets):
+        return False
     for block in range(rows.shape[0]):
         _serve_block(
-            c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
-            scratch, out, service, sojourn, flags, block, min(LANES, values.shape[0] - block * LANES),
+            c, rows, counters, values, gaps, targets, figures, scratch, out, served, flags,
+            block, min(LANES, values.shape[0] - block * LANES), LANES,
         )  # fmt: skip
+    return True
 
 
 @kernel
-def step_one(
-    c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
-    scratch, out, service, sojourn, flags,
-):  # fmt: skip
-    """``step_lanes`` where there is one lane: its loops over lanes vanish in compilation, and it takes a third."""
-    _serve_block(
-        c, rows, counters, values, gaps, targets, pool_pages, requests, window, max_history,
-        scratch, out, service, sojourn, flags, 0, 1,
-    )  # fmt: skip
+def step_one(c, rows, counters, values, gaps, allocation, bounds, figures, scratch, targets, out, served, flags):
+    """``step_lanes`` where there is one lane, whose block has one column: rows become the vectors."""
+    if not _sound(values, allocation, bounds, figures, targets):
+        return False
+    _serve_block(c, rows, counters, values, gaps, targets, figures, scratch, out, served, flags, 0, 1, 1)
+    return True
