@@ -29,8 +29,8 @@ from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import INDEX, WorkloadPath, at_rest, poisson_gaps
 from helm_gym.workload.traces import Trace
 
-# To be ranked, some of each kind: two that come within one per cent of one another everywhere, as the rules do and PID,
-# would be ranked by noise. PID was tuned on the surrogate alone, and those of TRAINED were trained on it.
+# To be ranked, some of each kind: the other rules come within one per cent of these on Burst, and would be ranked by
+# noise. PID was tuned on the surrogate alone, and those of TRAINED were trained on it.
 POLICIES = (
     *("static:0.2", "static:0.4", "static:0.5", "static:0.8", "random", "threshold", "miss-ratio-curve"),
     "pid",
