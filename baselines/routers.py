@@ -34,6 +34,4 @@ LEAST_LOADED = Classic("least-loaded", "least-loaded")
 CONSISTENT_HASH = Classic("consistent-hash", "consistent-hash")
 EMB_AWARE = Classic("emb-aware", "score", (-1.0, 0.0, -1.0))
 KV_AWARE = Classic("kv-aware", "score", (0.0, -1.0, -1.0))
-# In ms alone the score is greedy: what a request leaves in a cache serves those after it, so caches count for more than
-# load. Kept from seven sets of weights: least P99 of Burst, eight nodes, modelled rung, cpu-small, seed 3, 2026-11-25.
-JOINT = Classic("joint", "score", (0.0, 3.0**0.5 - 1.0, 0.3**0.5 - 1.0))
+JOINT = Classic("joint", "score")  # every term at its cost in ms: their sum is the sojourn that is expected

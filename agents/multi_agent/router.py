@@ -28,7 +28,7 @@ class Settings:
     """Hyper-parameters.
 
     Attributes:
-        kv, emb, load: the weights that the search starts from, those of the classic ``joint``; ``kv`` stays, since a
+        kv, emb, load: the weights that the search starts from, with caches above load; ``kv`` stays, since a
             score's ratios alone decide.
         columns: of the router's observation that the weights may follow, by name, with commas between.
         smoothing: how much of the way to what it wants the action goes in one interval.
