@@ -48,7 +48,9 @@ def test_what_it_serves_corrects_a_wrong_prior(best: float) -> None:
 
 def test_what_it_learned_in_one_context_is_of_that_context() -> None:
     """In a context that is unlike it, the prior decides; back in the first, what was learned there."""
-    settings = Settings(prior_depth=0.3, alpha_std=0.4, noise=0.02, confidence=1.0, inertia=0.01, block=3, **PRIOR)
+    settings = Settings(
+        prior_depth=0.3, alpha_std=0.4, noise=0.02, confidence=1.0, inertia=0.01, block=3, context_length=0.15, **PRIOR
+    )
     policy = Bayesian(LAYOUT, settings)
     learned, state = serve(policy, 0.8, 150)
     elsewhere = observe(LAYOUT, alpha=learned, target_alpha=learned, service_mean=0.25, **CALM | {"mean_history": 0.0})
@@ -59,7 +61,9 @@ def test_what_it_learned_in_one_context_is_of_that_context() -> None:
 
 def test_it_keeps_its_last_blocks_and_forgets_older_ones() -> None:
     """Two pasts that differ only before the ring's reach leave it the same."""
-    policy = Bayesian(LAYOUT, Settings(block=1))
+    kernel = {"alpha_std": 0.2, "alpha_length": 0.25, "context_length": 0.15, "noise": 0.1, "restless_noise": 0.3}
+    settings = Settings(block=1, confidence=0.1, inertia=0.15, prior_depth=1.5, **kernel)
+    policy = Bayesian(LAYOUT, settings)
     states = [serve(policy, best, 7)[1] for best in (0.3, 0.8)]
     seen = observe(LAYOUT, alpha=0.6, target_alpha=0.6, service_mean=0.3, **CALM)
     actions = []
