@@ -28,7 +28,7 @@ class Settings:
     """Hyper-parameters.
 
     Attributes:
-        kv, emb, load: the weights that the search starts from, with caches above load; ``kv`` stays, since a
+        kv, emb, load: the weights that the search starts from, the classic ``joint``'s; ``kv`` stays, since a
             score's ratios alone decide.
         columns: of the router's observation that the weights may follow, by name, with commas between.
         smoothing: how much of the way to what it wants the action goes in one interval.
@@ -43,8 +43,8 @@ class Settings:
     """
 
     kv: float = 1.0
-    emb: float = 3.0
-    load: float = 0.3
+    emb: float = 1.0
+    load: float = 1.0
     columns: str = "utilisation_mean,returning_share_mean"
     smoothing: float = 0.2
     controller: str = "three-layer-ppo"
