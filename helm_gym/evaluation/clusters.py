@@ -119,7 +119,7 @@ class ClusterEvaluation:
             "versions": self.versions,
             "date": self.date,
             "definition": "interquartile means over seeds with 95% bootstrap intervals; *_over_first: the pair's "
-            "figure less the first pair's, seed by seed",
+            "figure less the first pair's, seed by seed; series: by interval, means over seeds, where nodes were lost",
             "pairs": [
                 {"name": pair.pair}
                 | {name: figure(pair.by_seed[name]) for name in METRICS}
@@ -129,9 +129,17 @@ class ClusterEvaluation:
                     ).to_json()
                     for name in ("mean_latency_ms", "p99_ms", "cost")
                 }
+                | _transient(pair)
                 for pair in self.pairs
             ],
         }
+
+
+def _transient(pair: PairEpisodes) -> dict[str, Any]:
+    """How the cluster fared interval by interval, where a node was lost: the loss shows, and the return."""
+    if pair.series["alive"].min() == 1.0:
+        return {}
+    return {"series": {name: values.mean(axis=0).tolist() for name, values in pair.series.items()}}
 
 
 def figure(values: Values) -> dict[str, float | None]:

@@ -45,7 +45,11 @@ def test_pairs_are_judged_on_the_same_workloads_and_against_the_first():
 
 def test_what_a_lost_node_owed_is_counted():
     outage = Cluster((Node(2),), load=1.2, outages=(Outage(0, 4, 3),))
-    lost = evaluate("static:0.5+joint", cluster=outage, seeds=(0,)).pairs[0]
+    run = evaluate("static:0.5+joint", cluster=outage, seeds=(0,))
+    lost, (shown,) = run.pairs[0], run.to_json()["pairs"]
+    p99 = shown["series"]["p99_ms"]
+    assert shown["series"]["alive"] == lost.series["alive"][0].tolist() and max(p99[3:6]) > 1.5 * max(p99[:3])
+    assert "series" not in evaluate("static:0.5+joint", seeds=(0,)).to_json()["pairs"][0]
     assert lost.by_seed["rerouted"][0] > 0 and lost.by_seed["given_up"][0] == 0
     assert lost.by_seed["requests"][0] == TASK.horizon * 100 + lost.by_seed["rerouted"][0]
     assert lost.series["alive"][0].tolist() == [1, 1, 1, 0.5, 0.5, 0.5, 1, 1]
