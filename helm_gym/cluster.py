@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from helm_gym.errors import InvalidInputError, UnknownNameError
-from helm_gym.profile import Profile
+from helm_gym.errors import InvalidInputError
+from helm_gym.profile import Profile, read
 from helm_gym.workload.state import INDEX, WorkloadPath
 
 MAX_NODES = 1024
@@ -66,8 +64,6 @@ class Cluster:
     losses: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("nodes", "outages"):  # YAML has lists
-            object.__setattr__(self, key, tuple(getattr(self, key)))
         sound = all(n.count >= 1 and 0 < n.memory <= 1 and 0 < n.speed <= 16 for n in self.nodes)
         if not self.nodes or not sound or self.size > MAX_NODES:
             raise InvalidInputError(
@@ -130,44 +126,8 @@ def find_cluster(text: str) -> Cluster:
     path = pathlib.Path(text)
     if path.suffix not in (".yaml", ".yml"):
         raise InvalidInputError(f"Cluster '{text}' is neither a number of nodes nor a YAML file; write 8 or a path.")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"Cluster {path} cannot be read: {error.strerror}; give a file's path.") from error
-    except yaml.YAMLError as error:
-        raise InvalidInputError(f"Cluster {path} is not YAML: {' '.join(str(error).split())}.") from error
-    data = _checked(Cluster, data, f"Cluster {path}")
-    for key, kind in (("nodes", Node), ("outages", Outage)):
-        if key in data:
-            if not isinstance(data[key], list):
-                raise InvalidInputError(f"Cluster {path}: {key} must be a list.")
-            data[key] = tuple(_made(kind, entry, f"Cluster {path}: {key}") for entry in data[key])
-    cluster: Cluster = _made(Cluster, data, f"Cluster {path}")
+    cluster: Cluster = read(Cluster, path)
     return cluster
-
-
-def _checked(kind: type, data: object, where: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise InvalidInputError(f"{where} must be a mapping, not {type(data).__name__}.")
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key, value in data.items():
-        if key not in known:
-            raise UnknownNameError(f"key in {where}", str(key), known)
-        if key not in ("nodes", "outages") and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise InvalidInputError(f"{where}: {key} must be a number, not {value!r}.")
-    return data
-
-
-def _made(kind: type, data: object, where: str) -> Any:
-    values = _checked(kind, data, where)
-    whole = {field.name for field in dataclasses.fields(kind) if field.type == "int"}
-    for key in whole & values.keys():
-        if not isinstance(values[key], int):
-            raise InvalidInputError(f"{where}: {key} must be a whole number, not {values[key]!r}.")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InvalidInputError(f"{where} lacks a field: {error}.") from error
 
 
 def in_cluster(path: WorkloadPath, cluster: Cluster, profile: Profile, seeds: Sequence[int]) -> WorkloadPath:

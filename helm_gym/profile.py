@@ -228,14 +228,25 @@ def load(name_or_path: str | pathlib.Path) -> Profile:
         path = PROFILES / f"{name_or_path}.yaml"
         if not path.exists():
             raise UnknownNameError("profile", str(name_or_path), names())
+    profile: Profile = read(Profile, path)
+    return profile
+
+
+def read(kind: Any, path: pathlib.Path) -> Any:
+    """Makes the dataclass ``kind`` of a YAML file.
+
+    Raises:
+        UnknownNameError: a key that ``kind`` does not have.
+        InvalidInputError: the file is not YAML, or a value is of another type or does not fit the others.
+    """
+    what = kind.__name__
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InvalidInputError(f"Profile {path} cannot be read: {error.strerror}; give a file's path.") from error
+        raise InvalidInputError(f"{what} {path} cannot be read: {error.strerror}; give a file's path.") from error
     except yaml.YAMLError as error:
-        raise InvalidInputError(f"Profile {path} is not YAML: {' '.join(str(error).split())}.") from error
-    profile: Profile = _build(Profile, data, str(path), "")
-    return profile
+        raise InvalidInputError(f"{what} {path} is not YAML: {' '.join(str(error).split())}.") from error
+    return _build(kind, data, str(path), "")
 
 
 def save(profile: Profile, path: pathlib.Path) -> None:
@@ -266,6 +277,10 @@ def _build(kind: Any, data: object, where: str, key: str) -> Any:
 def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where, key)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise InvalidInputError(f"{where}: {key} must be a list, not {value!r}.")
+        return tuple(_value(typing.get_args(hint)[0], entry, where, f"{key}[{k}]") for k, entry in enumerate(value))
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise UnknownNameError(f"value of {key} in {where}", str(value), map(str, typing.get_args(hint)))

@@ -143,12 +143,12 @@ def test_no_node_alive_or_a_wrong_routing_is_refused():
     ("text", "told"),
     [
         ("nodes: [{count: 0}]", "count of at least 1"),
-        ("nodes: [{count: 2}]\nload: many", "load must be a number"),
-        ("nodes: [{cuont: 2}]", "did you mean 'count'"),
+        ("nodes: [{count: 2}]\nload: many", "load must be float"),
+        ("nodes: [{cuont: 2}]", "did you mean 'nodes\\[0\\].count'"),
         ("nodes: 3", "must be a list"),
         ("nodes: [{count: 2, memory: 0.05}]", "cannot hold a user"),
         ("nodes: [{count: 2}]\noutages: [{node: 2, start: 1, intervals: 3}]", "not of one of the 2 nodes"),
-        ("interests: 3", "lacks a field"),
+        ("interests: 3", "nodes is missing"),
     ],
 )
 def test_a_cluster_file_is_checked(tmp_path, text: str, told: str):
