@@ -1,4 +1,4 @@
-"""Episodes of a router in front of nodes whose controller is held, on the modelled rung."""
+"""What a router costs in an episode, in front of nodes whose controller is held, on the modelled rung."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 from helm_gym.backend import open_backend
 from helm_gym.cluster import Cluster, Node
 from helm_gym.control_loop import ControlLoop
-from helm_gym.errors import InvalidInputError
+from helm_gym.evaluation.clusters import Pair, open_controller, play
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import Floats, Oracle, Policy, open_policy
-from helm_gym.routing import Router, Routing, weights_of
+from helm_gym.policy import Floats
+from helm_gym.routing import Router
 from helm_gym.tasks import Task
 
 
@@ -39,31 +39,19 @@ class Episodes:
     """Plays episodes on clusters of any size; each size's backend is opened once.
 
     Args:
-        controller: what every node runs, by name or path.
+        controller: what every node runs, by name or path; see helm_gym.evaluation.clusters.open_controller.
         intervals: that are scored, behind the task's settling.
-
-    Raises:
-        InvalidInputError: the controller is an oracle, which is told a single node's workload.
     """
 
     def __init__(self, task: Task, layout: ObservationLayout, controller: str, intervals: int):
         self._task, self._layout, self._intervals = task, layout, intervals
-        self._controller: Policy = open_policy(controller, layout)
-        if isinstance(self._controller, Oracle):
-            raise InvalidInputError(f"'{controller}' is told a single node's workload and cannot control a cluster's.")
+        self._controller = open_controller(controller, layout)
         self._loops: dict[int, ControlLoop] = {}
 
     def play(self, router: Router, nodes: int, seed: int) -> Served:
-        loop = self._loop(nodes)
-        state, memory = self._controller.initial_state(nodes), router.initial_state(1)
-        step = loop.reset([seed])
         sojourn_ms, seen = [], []
-        while not step.done:
-            assert step.cluster is not None
-            action, state = self._controller.act(step.observation[0], state)
-            weights, memory = router.act(step.cluster.router, memory)
-            step = loop.step(np.asarray(action)[None], Routing(router.rule, weights_of(weights)))
-            if loop.t > self._task.settle:
+        for t, step in enumerate(play(self._loop(nodes), Pair(self._controller, router), seed)):
+            if t >= self._task.settle:
                 assert step.cluster is not None and step.telemetry.sojourn_ms is not None
                 sojourn_ms.append(step.telemetry.sojourn_ms[np.isfinite(step.telemetry.sojourn_ms)])
                 seen.append(step.cluster.router[0])

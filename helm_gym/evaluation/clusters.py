@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from helm_gym.evaluation.statistics import bootstrap, iqm, paired_difference
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Oracle, Policy, open_policy
 from helm_gym.profile import Profile
-from helm_gym.routing import Router, Routing, open_router, weights_of
+from helm_gym.routing import WEIGHTS, Router, Routing, open_router, weights_of
 from helm_gym.tasks import Task
 
 Progress = Callable[[str, int, int], None]
@@ -66,16 +67,39 @@ def open_pair(text: str, layout: ObservationLayout) -> Pair:
 
     Raises:
         UnknownNameError: no such controller or router.
-        InvalidInputError: no router, or an oracle: it is told a single node's workload.
+        InvalidInputError: no router, or an oracle.
         IncompatibleError: see helm_gym.policy.open_policy.
     """
     controller, plus, router = text.rpartition("+")
     if not plus:
         raise InvalidInputError(f"'{text}' names no router; write CONTROLLER+ROUTER, such as static:0.5+joint.")
-    policy = open_policy(controller, layout)
+    return Pair(open_controller(controller, layout), open_router(router, layout))
+
+
+def open_controller(text: str, layout: ObservationLayout) -> Policy:
+    """Opens what every node of a cluster is to run.
+
+    Raises:
+        InvalidInputError: an oracle: it is told a single node's workload.
+        UnknownNameError, IncompatibleError: see helm_gym.policy.open_policy.
+    """
+    policy = open_policy(text, layout)
     if isinstance(policy, Oracle):
-        raise InvalidInputError(f"'{controller}' is told a single node's workload and cannot control a cluster's.")
-    return Pair(policy, open_router(router, layout))
+        raise InvalidInputError(f"'{text}' is told a single node's workload and cannot control a cluster's.")
+    return policy
+
+
+def play(loop: ControlLoop, pair: Pair, seed: int) -> Iterator[Step]:
+    """One episode of a pair, interval by interval, on a loop of one lane."""
+    controller, router = pair.controller, pair.router
+    state, memory = controller.initial_state(loop.shape[1]), router.initial_state(1)
+    step = loop.reset([seed], routing=Routing(router.rule, np.ones((1, len(WEIGHTS)))))
+    while not step.done:
+        assert step.cluster is not None
+        action, state = controller.act(step.observation[0], state)
+        weights, memory = router.act(step.cluster.router, memory)
+        step = loop.step(np.asarray(action)[None], Routing(router.rule, weights_of(weights)))
+        yield step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +209,7 @@ def evaluate(
 
         episodes = []
         for pair in pairs:
-            runs = [_Episode(loop, pair).run(seed, lambda name=pair.name: advance(name)) for seed in chosen]  # type: ignore[misc]
+            runs = [_Episode(loop, pair).run(seed, functools.partial(advance, pair.name)) for seed in chosen]
             episodes.append(
                 PairEpisodes(
                     pair.name,
@@ -216,15 +240,8 @@ class _Episode:
 
     def run(self, seed: int, advance: Callable[[], None]) -> tuple[dict[str, float], dict[str, Values]]:
         """``METRICS`` of the scored intervals, and their series (T,)."""
-        loop, (controller, router) = self.loop, (self.pair.controller, self.pair.router)
-        state, memory = controller.initial_state(loop.shape[1]), router.initial_state(1)
-        step = loop.reset([seed], routing=Routing(router.rule, np.ones((1, 3))))
-        for t in range(loop.intervals):
-            assert step.cluster is not None
-            action, state = controller.act(step.observation[0], state)
-            weights, memory = router.act(step.cluster.router, memory)
-            step = loop.step(np.asarray(action)[None], Routing(router.rule, weights_of(weights)))
-            if t >= loop.task.settle:
+        for t, step in enumerate(play(self.loop, self.pair, seed)):
+            if t >= self.loop.task.settle:
                 self._keep(step)
             advance()
         return self._summary()
