@@ -51,7 +51,7 @@ def score_law(profile: Profile, device: str, intervals: int) -> dict[str, float]
 
     path = make_path("mixed", profile, [77], intervals)
     backend.reset(path.at(0), np.array([77]), np.full((1, 1), 0.5))
-    backend.engines[0].timed_execute = checked  # type: ignore[method-assign]
+    backend.engines[0].timed_execute = checked  # type: ignore[method-assign]  # watched, not replaced
     rng = np.random.default_rng(5)
     for t in range(intervals):
         alpha = rng.uniform(profile.pool.min_alpha, profile.pool.max_alpha)

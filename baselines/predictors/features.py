@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
+from helm_gym.search import Trial
 from helm_gym.telemetry import ALPHA_GRID
 
 if TYPE_CHECKING:
@@ -124,3 +125,11 @@ def check_following(smoothing: float, dead_band: float) -> None:
         raise InvalidInputError(
             f"smoothing must lie above 0 and up to 1, and dead_band not below 0; not {smoothing:g} and {dead_band:g}."
         )
+
+
+def following_space(trial: Trial) -> dict[str, Any]:
+    """Where better values of the two may lie."""
+    return {
+        "smoothing": trial.suggest_float("smoothing", 0.1, 1.0),
+        "dead_band": trial.suggest_float("dead_band", 0.0, 0.06),
+    }

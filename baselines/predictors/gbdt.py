@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baselines.predictors.examples import BLOCK, Examples, errors, gather
-from baselines.predictors.features import Follower, Traces, WorkloadFeatures, check_following
+from baselines.predictors.features import Follower, Traces, WorkloadFeatures, check_following, following_space
 from baselines.predictors.trees import boost
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
 from helm_gym.runs import Tensors
+from helm_gym.search import Trial
 from helm_gym.training import Trainable, Training
 
 if TYPE_CHECKING:
@@ -52,6 +53,16 @@ class Settings:
         if self.trees < 1 or self.leaves < 2 or self.leaf_size < 1 or self.learning_rate <= 0 or self.patience < 1:
             raise InvalidInputError("Trees need at least 1 tree, 2 leaves, 1 decision a leaf, and a positive rate.")
         check_following(self.smoothing, self.dead_band)
+
+    @staticmethod
+    def space(trial: Trial) -> dict[str, Any]:
+        return {
+            "trees": trial.suggest_int("trees", 50, 400, log=True),
+            "leaves": trial.suggest_int("leaves", 4, 64, log=True),
+            "leaf_size": trial.suggest_int("leaf_size", 20, 500, log=True),
+            "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.3, log=True),
+            **following_space(trial),
+        }
 
 
 class GbdtPolicy:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from baselines.predictors.examples import BLOCK, errors, gather
-from baselines.predictors.features import Follower, WorkloadFeatures, check_following
+from baselines.predictors.features import Follower, WorkloadFeatures, check_following, following_space
 from helm_gym.errors import InvalidInputError
 from helm_gym.lstm import LstmCell
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
 from helm_gym.runs import Tensors
+from helm_gym.search import Trial
 from helm_gym.training import Trainable, Training
 
 if TYPE_CHECKING:
@@ -53,6 +54,16 @@ class Settings:
         if self.weight_decay < 0 or self.noise < 0:
             raise InvalidInputError("Hyper-parameters weight_decay and noise must not be negative.")
         check_following(self.smoothing, self.dead_band)
+
+    @staticmethod
+    def space(trial: Trial) -> dict[str, Any]:
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 1e-3, 2e-2, log=True),
+            "batch": trial.suggest_int("batch", 8, 32, log=True),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),
+            "noise": trial.suggest_float("noise", 0.0, 0.3),
+            **following_space(trial),
+        }
 
 
 class LstmPolicy:

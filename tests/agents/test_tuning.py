@@ -1,27 +1,22 @@
-"""Searches: what they try, what they survive, and what they leave behind."""
+"""Searches: what they try, and what they leave behind."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import pathlib
-import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import numpy as np
-import optuna
 import pytest
 from numpy.typing import NDArray
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from agents.pid import Settings
 from agents.tuning import result, search, study
 from agents.tuning.objective import Objective, reference_name
-from agents.tuning.search import Candidates, Plan
+from agents.tuning.search import Candidates
 from baselines.simple import Static
 from helm_gym import profile as profiles
 from helm_gym import runs, training
@@ -30,29 +25,12 @@ from helm_gym.policy import open_policy
 from helm_gym.search import Searchable
 from helm_gym.tasks import TASKS
 from helm_gym.training import TRAINABLE, Trainable, find_trainable
-from tests.agents.tunings import Bowl, make_plan, short_task, tune_bowl_and_tell
+from tests.agents.tunings import Bowl, make_plan, short_task, tried
 from tests.conformance.policy import make_layout
 
 LAYOUT = make_layout()
 PROFILE = profiles.load("cpu-small")
-
-
-@pytest.fixture
-def bowl(monkeypatch: pytest.MonkeyPatch) -> type[Bowl]:
-    """Searches that take no time: their objective is a bowl, and nothing is drawn."""
-    monkeypatch.setattr(result, "_plots", dict)
-    monkeypatch.setattr(search, "Objective", Bowl)
-    monkeypatch.setattr(result, "Objective", Bowl)
-    return Bowl
-
-
-def tried(plan: Plan) -> list[dict[str, Any]]:
-    """What the trials that count have tried, in the order in which they began."""
-    return [trial.params for trial in trials_of(plan) if trial.state is not TrialState.FAIL]
-
-
-def trials_of(plan: Plan) -> list[FrozenTrial]:
-    return optuna.load_study(storage=study.open_storage(plan.storage), study_name=plan.study).trials
+SEARCHED = [name for name in TRAINABLE if isinstance(find_trainable(name).settings(), Searchable)]
 
 
 class Recorder:
@@ -74,12 +52,10 @@ class Recorder:
         return self.values[name]
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", SEARCHED)
 def test_a_search_space_holds_the_defaults(name: str) -> None:
     """They are the first trial: outside of it, the search would begin with a warning and end without them."""
     defaults = find_trainable(name).settings()
-    if not isinstance(defaults, Searchable):
-        pytest.skip("not searched")
     trial = Recorder(dataclasses.asdict(defaults))
     assert dataclasses.replace(defaults, **defaults.space(trial)) == defaults
     assert trial.inside and all(trial.inside.values()), trial.inside
@@ -157,134 +133,6 @@ def test_what_is_clearly_worse_is_given_up_early(tmp_path: pathlib.Path, bowl: t
     assert {len(trial.intermediate_values) for trial in pruned} == {8}
     far = [abs(trial.params["kp"] - 0.2) for trial in pruned]
     assert min(far) > min(abs(trial.params["kp"] - 0.2) for trial in complete)
-
-
-def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bowl: type[Bowl]
-) -> None:
-    journals = (str(tmp_path / f"{name}.journal") for name in ("whole", "broken"))
-    whole, broken = (make_plan(tmp_path, trials=14, storage=journal) for journal in journals)
-    search.search(whole)
-    serve, calls = bowl.relative_costs, 0
-
-    def interrupted(self: Bowl, policy: Any, seeds: Sequence[int]) -> NDArray[np.float64]:
-        nonlocal calls
-        calls += 1
-        if calls % 4 == 0:
-            raise KeyboardInterrupt
-        return serve(self, policy, seeds)
-
-    monkeypatch.setattr(bowl, "relative_costs", interrupted)
-    interrupts = 0
-    while True:
-        try:
-            search.search(broken)
-            break
-        except KeyboardInterrupt:
-            interrupts += 1
-    assert interrupts >= 3
-    assert sum(trial.state is TrialState.FAIL for trial in trials_of(broken)) == interrupts
-    assert tried(broken) == tried(whole) and len(tried(whole)) == 14
-
-
-def test_a_study_with_more_trials_wanted_goes_on_and_one_with_all_is_not_touched(
-    tmp_path: pathlib.Path, bowl: type[Bowl]
-) -> None:
-    result.tune(make_plan(tmp_path, trials=5))
-    figures = result.tune(make_plan(tmp_path, trials=7))
-    assert figures["trials"]["complete"] + figures["trials"]["pruned"] == 7
-    assert result.tune(make_plan(tmp_path, trials=7)) == figures
-
-
-def start(plan: Plan, pause_s: float = 0.005) -> tuple[ForkServerProcess, Connection]:
-    """A search in a process of its own that is at its first trial."""
-    context = multiprocessing.get_context("forkserver")  # modules are loaded once for all
-    context.set_forkserver_preload(["tests.agents.tunings"])
-    here, there = context.Pipe()
-    process = context.Process(target=tune_bowl_and_tell, args=(plan, there, pause_s), daemon=True)
-    process.start()
-    assert here.recv() == "begun"
-    return process, here
-
-
-def test_a_search_that_is_killed_loses_at_most_a_trial_a_kill(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
-    plan, whole = (make_plan(tmp_path / name, trials=16) for name in ("killed", "whole"))
-    rng, over = np.random.default_rng(5), 0
-    for kill in range(2):
-        process, _ = start(plan)
-        time.sleep(rng.uniform(0.05, 0.4))
-        process.kill()
-        process.join()
-        ended = [trial for trial in trials_of(plan) if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        assert len(ended) >= over
-        over = len(ended)
-        running = sum(trial.state is TrialState.RUNNING for trial in trials_of(plan))
-        assert running <= 1, f"kill {kill}"
-    search.search(plan)
-    search.search(whole)
-    states = [trial.state for trial in trials_of(plan)]
-    assert states.count(TrialState.FAIL) <= 2 and TrialState.RUNNING not in states
-    assert tried(plan) == tried(whole) and len(tried(plan)) == 16
-
-
-def test_two_workers_share_a_storage_and_one_finishes_for_the_other(tmp_path: pathlib.Path) -> None:
-    plan = make_plan(tmp_path, trials=20)
-    (first, _), (second, told) = start(plan, 0.05), start(plan, 0.05)
-    while len({trial.user_attrs.get(study.OWNER, {}).get("pid") for trial in trials_of(plan)} - {None}) < 2:
-        time.sleep(0.05)
-    first.kill()
-    assert told.recv() == "through"
-    first.join()
-    second.join()
-    trials = trials_of(plan)
-    ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(ended) == 20
-    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
-    assert {trial.user_attrs[study.OWNER]["pid"] for trial in trials} == {first.pid, second.pid}
-
-
-def test_workers_of_one_command_share_its_trials(tmp_path: pathlib.Path) -> None:
-    plan = make_plan(tmp_path, trials=6)
-    seen: list[int] = []
-    found = search.search(plan, workers=2, progress=lambda what, done, total: seen.append(done))
-    assert len(study.over(found)) == 6 and seen[-1] == 6 and seen == sorted(seen)
-    assert not multiprocessing.active_children()
-
-
-def test_workers_that_all_die_are_reported(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forkserver = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(search.multiprocessing, "get_context", lambda kind: forkserver)
-    monkeypatch.setattr(search, "_work_there", _die)
-    with pytest.raises(HelmError, match=r"All 2 workers died \(exit codes \[7, 7\]\)"):
-        search.search(make_plan(tmp_path), workers=2)
-
-
-def _die(*_: object) -> None:
-    raise SystemExit(7)
-
-
-def test_a_journal_file_is_a_storage(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
-    plan = make_plan(tmp_path, storage=str(tmp_path / "deep" / "x.journal"))
-    search.search(plan)
-    assert len(tried(plan)) == 8
-
-
-def test_a_trial_of_another_machine_is_given_up_after_a_long_silence(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bowl: type[Bowl]
-) -> None:
-    plan = make_plan(tmp_path, trials=3)
-    found = search.search(plan)
-    more = make_plan(tmp_path, trials=4)
-    trial = study.take(found, more.trials)
-    assert trial is not None
-    trial.set_user_attr(study.OWNER, {"machine": "elsewhere", "pid": 1, "born": "1"})
-    study.retry_abandoned(found)
-    assert found.trials[trial.number].state is TrialState.RUNNING
-    trial.set_user_attr(study.SEEN, time.time() - 3600)
-    search.search(more)
-    assert found.trials[trial.number].state is TrialState.FAIL
-    study.finish(found, trial, 0.0)  # it was alive after all: too late, the retry counts
-    assert len(study.over(found)) == 4
 
 
 class _Held:
@@ -366,59 +214,7 @@ def test_a_search_that_cannot_be_is_refused(
         Candidates(make_plan(tmp_path, **changes))
 
 
-def test_a_study_of_another_search_is_not_gone_on_with(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
-    search.search(make_plan(tmp_path, trials=2))
-    with pytest.raises(InvalidInputError, match="is another search: seeds 2 there and 8 here; give another --study"):
-        search.search(make_plan(tmp_path, trials=2, seeds=8))
-
-
-def test_a_study_is_not_gone_on_with_when_what_it_measures_has_changed(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bowl: type[Bowl]
-) -> None:
-    """Another surrogate, say: costs would not compare."""
-    search.search(make_plan(tmp_path, trials=1))
-    monkeypatch.setattr(bowl, "reference", 2.1)
-    with pytest.raises(InvalidInputError, match=r"reference cost 2 and not 2\.1: .* have changed since"):
-        search.search(make_plan(tmp_path, trials=2))
-
-
-@pytest.mark.parametrize(
-    ("storage", "sentence"),
-    [
-        ("nosuchdb://host/x", "cannot be opened"),
-        ("sqlite:////dev/null/x.db", "cannot be opened"),
-        ("just-a-name", "cannot be opened"),
-    ],
-)
-def test_a_storage_that_cannot_be_opened_is_named(storage: str, sentence: str) -> None:
-    with pytest.raises(InvalidInputError, match=sentence):
-        study.open_storage(storage)
-
-
-def test_passwords_are_not_shown() -> None:
-    assert study.hide_password("postgresql://me:secret@host/x") == "postgresql://me:***@host/x"
-
-
 def test_settings_that_are_held_are_not_searched(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
     plan = make_plan(tmp_path, trials=4, fixed={"kd": "0.25"})
     assert result.tune(plan)["best"]["settings"]["kd"] == 0.25
     assert all("kd" not in params for params in tried(plan))
-
-
-def test_a_trial_that_is_tried_again_draws_as_no_other(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
-    """Of several under way at once, an early one dies: its retry takes its place and not that of a later one."""
-    plan = make_plan(tmp_path, trials=6)
-    found = search.search(make_plan(tmp_path, trials=1))
-    candidates, under_way = Candidates(plan), []
-    for _ in range(3):
-        trial = study.take(found, plan.trials)
-        assert trial is not None
-        candidates.propose(trial)
-        under_way.append(trial)
-    study.give_back(found, under_way[0].number)
-    for trial in under_way[1:]:
-        study.finish(found, trial, 2.0)
-    search.search(plan)
-    draws = [tuple(params.values()) for params in tried(plan)]
-    assert len(set(draws)) == len(draws) == 6
-    assert tuple(under_way[0].params.values()) in draws

@@ -10,9 +10,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import optuna
 from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
 
-from agents.tuning import result, search
+from agents.tuning import result, search, study
 from agents.tuning.search import Plan
 from helm_gym import profile as profiles
 from helm_gym.tasks import Task, find_task
@@ -36,6 +38,15 @@ def make_plan(folder: pathlib.Path, **changes: Any) -> Plan:
         top=2,
     )
     return dataclasses.replace(plan, **changes)
+
+
+def tried(plan: Plan) -> list[dict[str, Any]]:
+    """What the trials that count have tried, in the order in which they began."""
+    return [trial.params for trial in trials_of(plan) if trial.state is not TrialState.FAIL]
+
+
+def trials_of(plan: Plan) -> list[FrozenTrial]:
+    return optuna.load_study(storage=study.open_storage(plan.storage), study_name=plan.study).trials
 
 
 class Bowl:
