@@ -95,11 +95,14 @@ def summarise(evaluation: Evaluation, episodes: Episodes) -> dict[str, Figure]:
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """The object that ``helm-gym evaluate --json`` prints: strict JSON, null where a number does not exist.
 
-    ``best_static`` is the alpha that gains on the mean are counted from, ``best_static_p99`` that of gains on P99.
+    ``best_static`` is the alpha that gains on the mean are counted from, ``best_static_p99`` that of gains on P99. On
+    another rung than the modelled one, ``gain_captured_modelled`` is a policy's gain on the same seeds there, and
+    ``gain_lost`` what it is less here; with ``_p99`` the same of the gain on P99.
     """
 
     def row(episodes: Episodes) -> dict[str, Any]:
         figures = summarise(evaluation, episodes)
+        figures |= _lost(evaluation, episodes, figures)
         return {"name": episodes.policy} | {name: figure.to_json() for name, figure in figures.items()}
 
     return {
@@ -116,6 +119,18 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "policies": [row(episodes) for episodes in evaluation.policies],
         "references": [row(episodes) for episodes in evaluation.references.values()],
     }
+
+
+def _lost(evaluation: Evaluation, episodes: Episodes, figures: Mapping[str, Figure]) -> dict[str, Figure]:
+    """The gains on the modelled rung, and what they are less on this one; nothing where that was not run."""
+    there = evaluation.modelled
+    same = next((other for other in there.policies if other.policy == episodes.policy), None) if there else None
+    if there is None or same is None:
+        return {}
+    before, found = summarise(there, same), dict[str, Figure]()
+    for name, lost in (("gain_captured", "gain_lost"), ("gain_captured_p99", "gain_lost_p99")):
+        found |= {f"{name}_modelled": before[name], lost: Figure(before[name].value - figures[name].value)}
+    return found
 
 
 def _gain(

@@ -61,7 +61,8 @@ def evaluate(
     """Runs each policy once a seed, and the references that were not asked for themselves.
 
     On the modelled rung the references are the statics at .1 ... .9 and the regime oracle. On others the best statics,
-    by mean and by P99, are chosen by replay on the modelled rung, and only they and the oracle are run.
+    by mean and by P99, are chosen by replay on the modelled rung, and only they and the oracle are run; the policies
+    are replayed too, so that what their gain loses from that rung to the other can be told.
 
     Args:
         policies: with names that differ.
@@ -89,8 +90,9 @@ def evaluate(
     limits = ["oracle", "clairvoyant"][: 1 + clairvoyant] if references else []
     statics = [static_name(alpha) for alpha in ALPHA_GRID] if references else []
 
-    # Elsewhere than on the modelled rung, the statics run there first and the best of them once more.
-    apart = len(statics) + 1 if statics and backend != "modelled" else 0
+    # Elsewhere than on the modelled rung, the statics and the policies run there first and the best statics once more.
+    replayed = [policy for policy in policies if policy.name != "clairvoyant"]  # which would take minutes more
+    apart = len(statics) + len(replayed) + 2 if statics and backend != "modelled" else 0
     runs = {policy.name for policy in policies} | set(limits) | set(() if apart else statics)
     replays = len(GRID) if optimum is None else 0
     meter = _Meter(progress, (replays + len(runs) + apart) * len(chosen) * intervals, label="offline optimum")
@@ -101,36 +103,40 @@ def evaluate(
             optimum = offline_optimum(task, profile, path, chosen, advance=meter.advance)
         case.optimum = optimum
         asked = tuple(bench.run(policy) for policy in policies)
-        best, beside = _run_references(bench, statics, limits) if references else (np.nan, {})
-        scored = slice(task.settle, None)
-        return Evaluation(
-            task=task,
-            rung=bench.rung,
-            profile=profile.name,
-            seeds=chosen,
-            slo_ms=bench.slo_ms,
-            path=cut_path(path, intervals=scored),
-            optimum=cut_optimum(optimum, scored),
-            policies=asked,
-            references=beside,
-            best_static=best,
-            machine=describe_machine("cpu" if backend == "modelled" else profile.device),
-            versions=versions(),
-            date=datetime.date.today().isoformat(),
-        )
+        if not references:
+            return _result(bench, asked, {}, np.nan)
+        if backend == "modelled":
+            beside = {name: bench.run_name(name) for name in statics}
+            best = best_static(beside)
+            return _result(bench, asked, beside | {name: bench.run_name(name) for name in limits}, split_of(best))
+        with contextlib.closing(_Bench("modelled", case, meter)) as twin:
+            there = {name: twin.run_name(name) for name in statics}
+            best, best_p99 = best_static(there), best_static(there, tail=True)
+            there["oracle"] = twin.run_name("oracle")
+            modelled = _result(twin, tuple(twin.run(policy) for policy in replayed), there, split_of(best))
+        beside = {name: bench.run_name(name) for name in dict.fromkeys([best, best_p99, *limits])}
+        return dataclasses.replace(_result(bench, asked, beside, split_of(best)), modelled=modelled)
 
 
-def _run_references(bench: _Bench, statics: Sequence[str], limits: Sequence[str]) -> tuple[float, dict[str, Episodes]]:
-    """The best static split by mean sojourn, and the references' episodes by name."""
-    if bench.backend == "modelled":
-        beside = {name: bench.run_name(name) for name in statics}
-        best = best_static(beside)
-    else:
-        with contextlib.closing(_Bench("modelled", bench.case, bench.meter)) as twin:
-            replayed = {name: twin.run_name(name) for name in statics}
-        best = best_static(replayed)
-        beside = {name: bench.run_name(name) for name in dict.fromkeys([best, best_static(replayed, tail=True)])}
-    return split_of(best), beside | {name: bench.run_name(name) for name in limits}
+def _result(bench: _Bench, asked: tuple[Episodes, ...], beside: dict[str, Episodes], best: float) -> Evaluation:
+    """What a bench has run: the policies, and the references beside them."""
+    case, scored = bench.case, slice(bench.case.task.settle, None)
+    assert case.optimum is not None
+    return Evaluation(
+        task=case.task,
+        rung=bench.rung,
+        profile=case.profile.name,
+        seeds=case.seeds,
+        slo_ms=bench.slo_ms,
+        path=cut_path(case.path, intervals=scored),
+        optimum=cut_optimum(case.optimum, scored),
+        policies=asked,
+        references=beside,
+        best_static=best,
+        machine=describe_machine("cpu" if bench.backend == "modelled" else case.profile.device),
+        versions=versions(),
+        date=datetime.date.today().isoformat(),
+    )
 
 
 def _check_distinct(kind: str, given: Sequence[object], least: int = 1) -> None:

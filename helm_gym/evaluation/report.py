@@ -55,6 +55,8 @@ COLUMNS = (
     Column("alpha_gap", "alpha gap", "mean distance from the offline optimum alpha*", 3),
     Column("gain_captured", "gain, mean", "0: best static; 1: regime oracle; on mean latency", 2, best=max),
     Column("gain_captured_p99", "gain, P99", "the same on P99 latency", 2, best=max),
+    Column("gain_lost", "gain lost, mean", "gain on the modelled rung, same seeds, less that here", 2),
+    Column("gain_lost_p99", "gain lost, P99", "the same on P99 latency", 2),
     Column("decision_us_p50", "decision µs", "median time from telemetry to action", 1),
 )
 

@@ -66,6 +66,8 @@ class Evaluation:
         best_static: the single alpha that is best in hindsight over all lanes, by mean sojourn.
         path, optimum: of the scored intervals.
         slo_ms: that violations were counted against on this rung; the mean over episodes where it varies.
+        modelled: the same policies and seeds on the modelled rung, where this is another and references were run; what
+            the gain loses from there to here is reported.
         machine: what it ran on; versions: of Python and the libraries; date: ISO, day.
     """
 
@@ -82,3 +84,4 @@ class Evaluation:
     machine: str
     versions: dict[str, str]
     date: str
+    modelled: Evaluation | None = None

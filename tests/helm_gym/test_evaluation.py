@@ -180,6 +180,12 @@ def test_backend_of_one_lane_takes_seeds_one_by_one(monkeypatch: pytest.MonkeyPa
     assert len(alone.references) <= 3
     assert np.array_equal(alone.references["oracle"].alpha, together.references["oracle"].alpha)
     assert seen == sorted(seen) and seen[-1][0] <= seen[-1][1]
+    # What serves is the modelled rung itself, so nothing is lost on the way; and on that rung nothing is said of it.
+    here, there = to_json(alone)["policies"][0], to_json(together)["policies"][0]
+    assert (
+        here["gain_lost"]["value"] == 0 and here["gain_captured_modelled"]["value"] == there["gain_captured"]["value"]
+    )
+    assert "gain_lost" not in there
 
 
 def flat_path(setting: dict[str, float], intervals: int = 20) -> WorkloadPath:
