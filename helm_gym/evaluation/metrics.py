@@ -107,12 +107,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
 
     return {
         "task": evaluation.task.name,
-        "rung": evaluation.rung,
-        "profile": evaluation.profile,
-        "seeds": list(evaluation.seeds),
-        "machine": evaluation.machine,
-        "versions": evaluation.versions,
-        "date": evaluation.date,
+        **evaluation.provenance(),
         "slo_ms": evaluation.slo_ms,
         "best_static": Figure(evaluation.best_static).to_json()["value"],
         "best_static_p99": Figure(best_static_p99(evaluation)).to_json()["value"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,3 +86,14 @@ class Evaluation:
     versions: dict[str, str]
     date: str
     modelled: Evaluation | None = None
+
+    def provenance(self) -> dict[str, Any]:
+        """What every figure made of these episodes names, as JSON has it."""
+        return {
+            "rung": self.rung,
+            "profile": self.profile,
+            "seeds": list(self.seeds),
+            "machine": self.machine,
+            "versions": self.versions,
+            "date": self.date,
+        }

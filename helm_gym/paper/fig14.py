@@ -51,8 +51,7 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
         for episodes in run.policies:
             figures = summarise(run, episodes)
             rows[episodes.policy][regime] = {name: figures[name].to_json() for name in SHOWN}
-        shared = {"rung": run.rung, "profile": run.profile, "seeds": list(run.seeds), "machine": run.machine}
-        shared |= {"versions": run.versions, "date": run.date}
+        shared = run.provenance()
     made = {
         "figure": "fig14",
         "rows": [{"layers": name} | figures for name, figures in rows.items()],

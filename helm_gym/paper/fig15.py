@@ -49,12 +49,7 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
         "correlation: of alpha with alpha* over a window; interquartile means over windows, 95% bootstrap intervals. "
         "interval_s: time that an interval of 50 requests takes at this profile's arrival rate.",
         "paper": {"hours": HOURS, "data": "Amazon-Books", "gap_range": [0.024, 0.029]},
-        "rung": run.rung,
-        "profile": run.profile,
-        "seeds": list(run.seeds),
-        "machine": run.machine,
-        "versions": run.versions,
-        "date": run.date,
+        **run.provenance(),
     }
     return Reproduction(figures, draw(run, figures), markdown(figures))
 

@@ -50,12 +50,7 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
         "definition": "burst_best_static_p99_loss: P99 sojourn of the single split that is best by P99, over the "
         "regime oracle's, minus 1; interquartile means over seeds, 95% bootstrap interval",
         "paper": {"alpha_star_span": PAPER_SPAN},
-        "rung": burst.rung,
-        "profile": burst.profile,
-        "seeds": list(burst.seeds),
-        "machine": burst.machine,
-        "versions": burst.versions,
-        "date": burst.date,
+        **burst.provenance(),
     }
     return Reproduction(figures, draw(runs, figures), markdown(figures))
 

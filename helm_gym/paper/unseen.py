@@ -98,8 +98,7 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
                 "cost_over_best_static_worst": float((cost["policy"] / cost["static"]).max() - 1),
             }
         rows.append(row)
-        shared = {"rung": run.rung, "profile": run.profile, "seeds": list(run.seeds), "machine": run.machine}
-        shared |= {"versions": run.versions, "date": run.date}
+        shared = run.provenance()
     made = {
         "figure": "unseen",
         "rows": rows,
