@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-from gymnasium import spaces
+from gymnasium import logger, spaces
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from pettingzoo.utils.conversions import parallel_to_aec
@@ -14,9 +14,11 @@ from pettingzoo.utils.env import AECEnv, ParallelEnv
 
 from helm_gym.actions import Mode
 from helm_gym.control_loop import Step
+from helm_gym.envs.cluster_render import ClusterScreen
 from helm_gym.envs.cluster_single import ClusterLike, apply_joint, cluster_spaces, global_state, open_cluster_loop
 from helm_gym.envs.info import describe_cluster, describe_lane
 from helm_gym.envs.partition import PathLike, lane_spaces
+from helm_gym.envs.render import METADATA, check_render_mode
 from helm_gym.envs.vector import Box, Floats, episode_seed
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
@@ -94,8 +96,8 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
 
     * `reward`: `"team"` (default) or `"node"`.
     * `max_cycles`: truncates episodes earlier; `intervals` in contrast also shortens the workload's path.
-    * `task` or `regime`, `profile`, `backend` (`"modelled"` or `"real"`), `cluster`, `action_mode`, `intervals`: see
-      `ClusterEnv`.
+    * `task` or `regime`, `profile`, `backend` (`"modelled"` or `"real"`), `cluster`, `action_mode`, `intervals`,
+      `render_mode`: see `ClusterEnv`.
 
     `pettingzoo.make("aec", "helm/cluster-v0", ...)` opens the AEC form, made by `parallel_to_aec`.
 
@@ -105,8 +107,8 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {
+        **METADATA,
         "name": "helm/cluster-v0",
-        "render_modes": [],
         "is_parallelizable": True,
     }
 
@@ -121,21 +123,24 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         reward: Sharing = "team",
         intervals: int | None = None,
         max_cycles: int | None = None,
+        render_mode: str | None = None,
     ):
         """See the class.
 
         Raises:
-            UnknownNameError: no such task, regime, profile, backend, action_mode or reward.
+            UnknownNameError: no such task, regime, profile, backend, action_mode, reward or render_mode.
             InvalidInputError: arguments that do not go together, a cluster that cannot be, or a file that is unusable.
         """
         if reward not in get_args(Sharing):
             raise UnknownNameError("reward", str(reward), get_args(Sharing))
+        check_render_mode(render_mode)
         self.loop = open_cluster_loop(1, task, regime, profile, backend, cluster, action_mode, intervals)
         self.reward, self.max_cycles = reward, max_cycles
         self.nodes = [f"node_{k}" for k in range(self.loop.shape[1])]
         self.possible_agents = [*self.nodes, ROUTER]
         self.agents: list[str] = []
-        self.render_mode = None
+        self.render_mode = render_mode
+        self._screen = ClusterScreen(self.loop) if render_mode else None
         self.state_space, _ = cluster_spaces(self.loop)
         router = self.loop.router_layout
         assert router is not None
@@ -200,6 +205,13 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         """All nodes' observations, then the router's."""
         return global_state(self._outcome)[0]
 
+    def render(self) -> Any:
+        """Text (``ansi``), or an image, uint8 (height, width, 3)."""
+        if self._screen is None:
+            logger.warn("render() shows nothing without a render_mode; give one to pettingzoo.make.")
+            return None
+        return self._screen.render(self.render_mode, 0)
+
     def close(self) -> None:
         self.loop.backend.close()
 
@@ -254,6 +266,8 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         """Keeps ``outcome`` and makes every agent's ``info`` of it, in Python's own types."""
         assert outcome.cluster is not None
         self._outcome = outcome
+        if self._screen is not None:
+            self._screen.record(outcome)
         of_lane = {key: values[0].tolist() for key, values in describe_cluster(outcome).items()}
         router = describe_lane(self.loop, outcome, self._seed)
         router |= {key: of_lane[key] for key in ("spills", "rerouted", "given_up")}

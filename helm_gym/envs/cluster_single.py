@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from helm_gym.actions import Mode
 from helm_gym.cluster import Cluster, find_cluster
 from helm_gym.control_loop import ControlLoop, Step
+from helm_gym.envs.cluster_render import ClusterScreen
 from helm_gym.envs.info import describe_cluster, describe_lane
+from helm_gym.envs.lane import LaneEnv
 from helm_gym.envs.partition import PathLike, choose_task, open_loop
-from helm_gym.envs.vector import Box, Floats, episode_seed
+from helm_gym.envs.render import check_render_mode
+from helm_gym.envs.vector import Box, Floats
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.routing import WEIGHTS, Routing, weights_of
@@ -22,7 +24,7 @@ from helm_gym.tasks import Task
 ClusterLike = int | PathLike | Cluster
 
 
-class ClusterEnv(gym.Env[Floats, Floats]):
+class ClusterEnv(LaneEnv):
     """
     ## Description
 
@@ -97,6 +99,7 @@ class ClusterEnv(gym.Env[Floats, Floats]):
     * `task` or `regime`, `profile`, `action_mode`, `intervals`: see `PartitionEnv`. Recorded arrivals are one node's,
       so there is no task `trace-v0`.
     * `backend`: `"modelled"` (default) or `"real"`, in `helm/ClusterLive-v0`.
+    * `render_mode`: `"ansi"` or `"rgb_array"`: of every node its split, hit rates and load, of all the latency.
 
     ## Vectorized environment
 
@@ -108,7 +111,7 @@ class ClusterEnv(gym.Env[Floats, Floats]):
     * v0: initial version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+    screen = ClusterScreen
 
     def __init__(
         self,
@@ -124,42 +127,24 @@ class ClusterEnv(gym.Env[Floats, Floats]):
         """See the class.
 
         Raises:
-            UnknownNameError: no such task, regime, profile, backend or action_mode.
+            UnknownNameError: no such task, regime, profile, backend, action_mode or render_mode.
             InvalidInputError: arguments that do not go together, a cluster that cannot be, or a file that is unusable.
         """
-        self.render_mode = render_mode
-        self.loop = open_cluster_loop(1, task, regime, profile, backend, cluster, action_mode, intervals)
-        self.observation_space, self.action_space = cluster_spaces(self.loop)
-        self._seed = 0
+        check_render_mode(render_mode)
+        loop = open_cluster_loop(1, task, regime, profile, backend, cluster, action_mode, intervals)
+        super().__init__(loop, cluster_spaces(loop), render_mode)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
-        """Starts the episode of ``seed``, or of the next seed that ``np_random`` draws; ``options`` are not used."""
-        super().reset(seed=seed)
-        self._seed = episode_seed(seed, self.np_random)
-        return self._shown(self.loop.reset([self._seed]))
+    def apply(self, action: Floats) -> Step:
+        return apply_joint(self.loop, action[None])
 
-    def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Serves one control interval.
+    def observe(self, outcome: Step) -> Floats:
+        return global_state(outcome)[0]
 
-        Raises:
-            InvalidInputError: an action of a wrong shape or not finite, or an episode that is over.
-        """
-        action = np.asarray(action)
-        if action.shape != self.action_space.shape:
-            raise InvalidInputError(f"Action has shape {action.shape}; {self.action_space.shape} is needed.")
-        outcome = apply_joint(self.loop, action[None])
-        observation, info = self._shown(outcome)
-        return observation, outcome.reward.item(), False, outcome.done, info
-
-    def close(self) -> None:
-        self.loop.backend.close()
-
-    def _shown(self, outcome: Step) -> tuple[Floats, dict[str, Any]]:
-        info = describe_lane(self.loop, outcome, self._seed)
+    def describe(self, outcome: Step) -> dict[str, Any]:
         of_lane = {
             key: values[0] if values.ndim > 1 else values.item(0) for key, values in describe_cluster(outcome).items()
         }
-        return global_state(outcome)[0], info | of_lane
+        return describe_lane(self.loop, outcome, self._seed) | of_lane
 
 
 def open_cluster_loop(

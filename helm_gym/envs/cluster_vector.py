@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from gymnasium.vector import AutoresetMode
+from typing import Any
 
 from helm_gym.actions import Mode
 from helm_gym.control_loop import Step
+from helm_gym.envs.cluster_render import ClusterScreen
 from helm_gym.envs.cluster_single import (
-    ClusterEnv,
     ClusterLike,
     apply_joint,
     cluster_spaces,
@@ -18,6 +16,7 @@ from helm_gym.envs.cluster_single import (
 )
 from helm_gym.envs.info import describe_cluster, describe_lanes, masked
 from helm_gym.envs.partition import PathLike
+from helm_gym.envs.render import check_render_mode
 from helm_gym.envs.vector import Floats, LanesVectorEnv
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
@@ -29,16 +28,13 @@ class ClusterVectorEnv(LanesVectorEnv):
     Args:
         num_envs: number of lanes; the real backend has one.
         max_episode_steps: truncates episodes earlier, as a ``TimeLimit`` around one environment would.
-        task, regime, profile, backend, cluster, action_mode, intervals: see ``ClusterEnv``.
+        task, regime, profile, backend, cluster, action_mode, intervals, render_mode: see ``ClusterEnv``.
 
     Raises:
         UnknownNameError, InvalidInputError: as ``ClusterEnv``, and for a number of lanes that a backend cannot have.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        **ClusterEnv.metadata,
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-    }
+    screen = ClusterScreen
 
     def __init__(
         self,
@@ -54,9 +50,9 @@ class ClusterVectorEnv(LanesVectorEnv):
         intervals: int | None = None,
         render_mode: str | None = None,
     ):
+        check_render_mode(render_mode)
         loop = open_cluster_loop(num_envs, task, regime, profile, backend, cluster, action_mode, intervals)
-        super().__init__(loop, cluster_spaces(loop), max_episode_steps)
-        self.render_mode = render_mode
+        super().__init__(loop, cluster_spaces(loop), max_episode_steps, render_mode)
 
     def apply(self, actions: Floats) -> Step:
         return apply_joint(self.loop, actions)

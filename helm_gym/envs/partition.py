@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
@@ -15,8 +14,9 @@ from helm_gym.backend import open_backend
 from helm_gym.cluster import Cluster
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.envs.info import describe_lane
-from helm_gym.envs.render import RENDER_MODES, Screen
-from helm_gym.envs.vector import Box, Floats, episode_seed
+from helm_gym.envs.lane import LaneEnv
+from helm_gym.envs.render import check_render_mode
+from helm_gym.envs.vector import Box, Floats
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
 from helm_gym.tasks import TASKS, Task, find_task
@@ -25,7 +25,7 @@ from helm_gym.workload.traces import Trace, read_trace
 PathLike = str | os.PathLike[str]
 
 
-class PartitionEnv(gym.Env[Floats, Floats]):
+class PartitionEnv(LaneEnv):
     """
     ## Description
 
@@ -138,8 +138,6 @@ class PartitionEnv(gym.Env[Floats, Floats]):
     * v0: initial version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 10}  # type: ignore[misc]
-
     def __init__(
         self,
         task: str | Task | None = None,
@@ -158,47 +156,17 @@ class PartitionEnv(gym.Env[Floats, Floats]):
             InvalidInputError: arguments that do not go together, or a file that cannot be used.
         """
         check_render_mode(render_mode)
-        self.render_mode = render_mode
-        self.loop = open_loop(1, task, regime, profile, backend, action_mode, trace, intervals)
-        self.observation_space, self.action_space = lane_spaces(self.loop)
-        self._screen = Screen(self.loop) if render_mode else None
-        self._seed = 0
+        loop = open_loop(1, task, regime, profile, backend, action_mode, trace, intervals)
+        super().__init__(loop, lane_spaces(loop), render_mode)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
-        """Starts the episode of ``seed``, or of the next seed that ``np_random`` draws; ``options`` are not used."""
-        super().reset(seed=seed)
-        self._seed = episode_seed(seed, self.np_random)
-        return self._shown(self.loop.reset([self._seed]))
+    def apply(self, action: Floats) -> Step:
+        return self.loop.step(action[None, None])
 
-    def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Serves one control interval.
+    def observe(self, outcome: Step) -> Floats:
+        return outcome.observation[0, 0]
 
-        Raises:
-            InvalidInputError: an action of a wrong shape or not finite, or an episode that is over.
-        """
-        outcome = self.loop.step(np.asarray(action)[None, None])
-        observation, info = self._shown(outcome)
-        return observation, outcome.reward.item(), False, outcome.done, info
-
-    def render(self) -> Any:
-        """Text (``ansi``), or an image, uint8 (height, width, 3)."""
-        if self._screen is None:
-            gym.logger.warn("render() shows nothing without a render_mode; give one to gym.make.")
-            return None
-        return self._screen.render(self.render_mode, 0)
-
-    def close(self) -> None:
-        self.loop.backend.close()
-
-    def _shown(self, outcome: Step) -> tuple[Floats, dict[str, Any]]:
-        if self._screen is not None:
-            self._screen.record(outcome)
-        return outcome.observation[0, 0], describe_lane(self.loop, outcome, self._seed)
-
-
-def check_render_mode(render_mode: str | None) -> None:
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise UnknownNameError("render_mode", render_mode, RENDER_MODES)
+    def describe(self, outcome: Step) -> dict[str, Any]:
+        return describe_lane(self.loop, outcome, self._seed)
 
 
 def open_loop(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from gymnasium.vector import AutoresetMode
+from typing import Any
 
 from helm_gym.actions import Mode
 from helm_gym.control_loop import Step
 from helm_gym.envs.info import describe_lanes
-from helm_gym.envs.partition import PartitionEnv, PathLike, check_render_mode, lane_spaces, open_loop
+from helm_gym.envs.partition import PathLike, lane_spaces, open_loop
+from helm_gym.envs.render import check_render_mode
 from helm_gym.envs.vector import Floats, LanesVectorEnv
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
@@ -28,11 +27,6 @@ class PartitionVectorEnv(LanesVectorEnv):
     Raises:
         UnknownNameError, InvalidInputError: as ``PartitionEnv``, and for a number of lanes that a backend cannot have.
     """
-
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        **PartitionEnv.metadata,
-        "autoreset_mode": AutoresetMode.NEXT_STEP,
-    }
 
     def __init__(
         self,

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from helm_gym.control_loop import ControlLoop, Step
-from helm_gym.envs.render import Screen
+from helm_gym.envs.render import METADATA, Screen
 from helm_gym.errors import InvalidInputError
 
 Floats = NDArray[np.float32]
@@ -48,6 +48,9 @@ class LanesVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         ended: whether the last step was the episodes' last.
     """
 
+    metadata = METADATA | {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    screen: ClassVar[type[Screen]] = Screen
+
     def __init__(
         self,
         loop: ControlLoop,
@@ -62,7 +65,7 @@ class LanesVectorEnv(VectorEnv[Floats, Floats, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._limit = min(loop.intervals, max_episode_steps or loop.intervals)
-        self._screen = Screen(loop) if render_mode else None
+        self._screen = self.screen(loop) if render_mode else None
         self._random: list[np.random.Generator] = []
         self.seeds = np.zeros(self.num_envs, np.int64)
         self._everywhere = np.ones(self.num_envs, np.bool_)

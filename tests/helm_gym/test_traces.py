@@ -77,7 +77,7 @@ def test_mooncake_returning_leaves_the_common_block_out(file: pathlib.Path) -> N
 def test_published_traces(name: str, requests: int, span_s: float, returning: float | None) -> None:
     path = TRACES / name
     if not path.exists():
-        pytest.skip(f"{path} is absent; set HELM_GYM_TRACES to the folder that holds it")
+        pytest.skip(f"{path} is absent, others' and not copied here; set HELM_GYM_TRACES to the folder that holds it")
     trace = read_trace(path)
     assert trace.arrival_s.shape == trace.tokens.shape == (requests,)
     assert trace.arrival_s[0] == 0.0
