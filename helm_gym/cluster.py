@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile, read
-from helm_gym.workload.state import INDEX, WorkloadPath
+from helm_gym.workload.state import INDEX, WorkloadPath, poisson_gaps
 
 MAX_NODES = 1024
 _OUTAGE = (40, 120)  # intervals, the shortest and the longest that are drawn
@@ -133,20 +133,38 @@ def find_cluster(text: str) -> Cluster:
 def in_cluster(path: WorkloadPath, cluster: Cluster, profile: Profile, seeds: Sequence[int]) -> WorkloadPath:
     """The path of a node as the path of a cluster: its load, and who is lost when.
 
+    Args:
+        path: of recorded arrivals, as many intervals for each of the cluster's as it has nodes: an interval of the
+            cluster takes the requests of as many, so that the recording's order stays.
+
     Raises:
-        InvalidInputError: recorded arrivals, which are one node's; or an interval in which no node is left.
+        InvalidInputError: recorded arrivals of another number of intervals, or an interval in which no node is left.
     """
-    if not np.isnan(path.gaps_s[:1, :1]).all():
-        raise InvalidInputError("A cluster's arrivals cannot be recorded ones yet; choose another regime than 'trace'.")
-    values = path.values.copy(order="K")  # an interval's stay contiguous, which kernels are compiled for
-    values[:, :, INDEX["arrival_rate_rps"]] *= cluster.load * cluster.speed.mean()
+    size, pace = cluster.size, cluster.load * cluster.speed.mean()
+    if np.isnan(path.gaps_s[:1, :1]).all():
+        gaps_s = poisson_gaps(len(seeds), path.intervals, size * profile.interval.requests)
+        values = path.values.copy(order="K")  # an interval's stay contiguous, which kernels are compiled for
+    else:
+        path = _fold(path, size)
+        gaps_s, values = path.gaps_s / (size * pace), path.values
+    values[:, :, INDEX["arrival_rate_rps"]] *= pace
     alive = _alive(cluster, path.intervals, seeds) if cluster.outages or cluster.losses else None
-    return dataclasses.replace(
-        path,
-        values=values,
-        gaps_s=np.broadcast_to(np.float64(np.nan), (*path.gaps_s.shape[:2], cluster.size * profile.interval.requests)),
-        alive=alive,
-    )
+    return dataclasses.replace(path, values=values, gaps_s=gaps_s, alive=alive)
+
+
+def _fold(path: WorkloadPath, size: int) -> WorkloadPath:
+    """Recorded arrivals with ``size`` intervals made one: its parameters their mean, its gaps those of all in turn."""
+    lanes, intervals, requests = path.gaps_s.shape
+    if intervals % size:
+        raise InvalidInputError(
+            f"A cluster of {size} nodes makes one interval of {size} of recorded arrivals; {intervals} are no multiple."
+        )
+    values = path.values.transpose(1, 0, 2).reshape(-1, size, lanes, path.values.shape[2]).mean(axis=1)
+    in_turn = path.gaps_s.transpose(1, 0, 2).reshape(-1, size, lanes, requests).transpose(0, 2, 1, 3)
+    gaps_s = in_turn.reshape(-1, lanes, size * requests)
+    values[:, :, INDEX["arrival_rate_rps"]] = 1.0 / np.maximum(gaps_s.mean(axis=2), 1e-9)
+    by_lane = (values.transpose(1, 0, 2), gaps_s.transpose(1, 0, 2), path.segment[:, ::size])
+    return WorkloadPath(*by_lane, kind=path.kind)
 
 
 def _alive(cluster: Cluster, intervals: int, seeds: Sequence[int]) -> NDArray[np.bool_]:

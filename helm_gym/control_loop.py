@@ -121,9 +121,11 @@ class ControlLoop:
         if len(seeds) != self.shape[0]:
             raise InvalidInputError(f"{len(seeds)} seeds were given for {self.shape[0]} lanes.")
         if path is None:
-            path = make_path(self.task.regime, self.profile, seeds, self.intervals, self.trace)
-            if self.backend.spec.cluster is not None:
-                path = in_cluster(path, self.backend.spec.cluster, self.profile, seeds)
+            cluster = self.backend.spec.cluster
+            folded = 1 if cluster is None or self.trace is None else cluster.size  # see in_cluster
+            path = make_path(self.task.regime, self.profile, seeds, folded * self.intervals, self.trace)
+            if cluster is not None:
+                path = in_cluster(path, cluster, self.profile, seeds)
         self.path, self.t = path, 0
         self.target = np.full(self.shape, self.task.start_alpha)
         telemetry = start_warm(self.backend, self.task, path, seeds, self.target, routing)

@@ -8,6 +8,7 @@ from typing import Any
 from helm_gym.cli.common import Progress, print_json, print_table
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
+from helm_gym.workload.traces import Trace
 
 _COLUMNS = {  # figure -> (heading, digits, scale)
     "mean_latency_ms": ("mean ms", 2, 1.0),
@@ -31,6 +32,7 @@ def evaluate_cluster(
     backend: str,
     profile: Profile,
     seeds: Sequence[int] | None,
+    trace: Trace | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -42,7 +44,7 @@ def evaluate_cluster(
     found, layout = find_cluster(cluster), ObservationLayout(profile)
     opened = [clusters.open_pair(text, layout) for text in pairs]
     with Progress(quiet).stage(f"{task.name} on {found.size} nodes") as tick:
-        evaluation = clusters.evaluate(task, opened, found, backend, profile, seeds, tick)
+        evaluation = clusters.evaluate(task, opened, found, backend, profile, seeds, trace, tick)
     figures: dict[str, Any] = evaluation.to_json()
     if as_json:
         return print_json(figures)

@@ -69,15 +69,12 @@ def evaluate(
     if backend not in BACKENDS:
         raise UnknownNameError("backend", backend, BACKENDS)
     if cluster is not None:
-        given = {"--trace": trace, "--html": html, "--clairvoyant": clairvoyant}
+        given = {"--html": html, "--clairvoyant": clairvoyant}
         if any(given.values()):
             refused = next(option for option, value in given.items() if value)
             raise InvalidInputError(f"{refused} does not go with --cluster yet; leave one of them out.")
-        from helm_gym.cli.clusters import evaluate_cluster
-
-        return evaluate_cluster(found, policies, cluster, backend, opened, wanted, as_json, quiet)
     layout = ObservationLayout(opened)
-    controllers = [open_policy(name, layout) for name in policies]
+    controllers = [open_policy(name, layout) for name in policies if cluster is None]
     if (trace is None) == (found.regime == "trace"):
         raise InvalidInputError(
             f"Task '{task}' needs recorded arrivals; give a file with --trace PATH."
@@ -87,6 +84,10 @@ def evaluate(
     if html is not None:
         check_writable("--html", html)
     recorded = None if trace is None else read_trace(trace)
+    if cluster is not None:
+        from helm_gym.cli.clusters import evaluate_cluster
+
+        return evaluate_cluster(found, policies, cluster, backend, opened, wanted, recorded, as_json, quiet)
 
     from helm_gym.evaluation import metrics, protocol
 

@@ -25,6 +25,7 @@ from helm_gym.profile import Profile
 from helm_gym.reward import TERMS
 from helm_gym.routing import WEIGHTS
 from helm_gym.tasks import Task
+from helm_gym.workload.traces import Trace
 
 Sharing = Literal["team", "node"]
 ROUTER = "router"
@@ -96,8 +97,8 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
 
     * `reward`: `"team"` (default) or `"node"`.
     * `max_cycles`: truncates episodes earlier; `intervals` in contrast also shortens the workload's path.
-    * `task` or `regime`, `profile`, `backend` (`"modelled"` or `"real"`), `cluster`, `action_mode`, `intervals`,
-      `render_mode`: see `ClusterEnv`.
+    * `task` or `regime`, `profile`, `backend` (`"modelled"` or `"real"`), `cluster`, `action_mode`, `trace`,
+      `intervals`, `render_mode`: see `ClusterEnv`.
 
     `pettingzoo.make("aec", "helm/cluster-v0", ...)` opens the AEC form, made by `parallel_to_aec`.
 
@@ -120,6 +121,7 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         backend: str = "modelled",
         cluster: ClusterLike = 4,
         action_mode: Mode = "delta",
+        trace: PathLike | Trace | None = None,
         reward: Sharing = "team",
         intervals: int | None = None,
         max_cycles: int | None = None,
@@ -134,7 +136,7 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         if reward not in get_args(Sharing):
             raise UnknownNameError("reward", str(reward), get_args(Sharing))
         check_render_mode(render_mode)
-        self.loop = open_cluster_loop(1, task, regime, profile, backend, cluster, action_mode, intervals)
+        self.loop = open_cluster_loop(1, task, regime, profile, backend, cluster, action_mode, trace, intervals)
         self.reward, self.max_cycles = reward, max_cycles
         self.nodes = [f"node_{k}" for k in range(self.loop.shape[1])]
         self.possible_agents = [*self.nodes, ROUTER]

@@ -13,13 +13,13 @@ from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.envs.cluster_render import ClusterScreen
 from helm_gym.envs.info import describe_cluster, describe_lane
 from helm_gym.envs.lane import LaneEnv
-from helm_gym.envs.partition import PathLike, choose_task, open_loop
+from helm_gym.envs.partition import PathLike, open_loop
 from helm_gym.envs.render import check_render_mode
 from helm_gym.envs.vector import Box, Floats
-from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.routing import WEIGHTS, Routing, weights_of
 from helm_gym.tasks import Task
+from helm_gym.workload.traces import Trace
 
 ClusterLike = int | PathLike | Cluster
 
@@ -96,8 +96,8 @@ class ClusterEnv(LaneEnv):
 
     * `cluster`: the number of nodes (4 where not given), a YAML file or a `helm_gym.cluster.Cluster`: nodes of other
       memory or speed, interests, load, outages.
-    * `task` or `regime`, `profile`, `action_mode`, `intervals`: see `PartitionEnv`. Recorded arrivals are one node's,
-      so there is no task `trace-v0`.
+    * `task` or `regime`, `profile`, `action_mode`, `trace`, `intervals`: see `PartitionEnv`. Of recorded arrivals an
+      interval takes N x 50 in turn, at the cluster's load.
     * `backend`: `"modelled"` (default) or `"real"`, in `helm/ClusterLive-v0`.
     * `render_mode`: `"ansi"` or `"rgb_array"`: of every node its split, hit rates and load, of all the latency.
 
@@ -121,6 +121,7 @@ class ClusterEnv(LaneEnv):
         backend: str = "modelled",
         cluster: ClusterLike = 4,
         action_mode: Mode = "delta",
+        trace: PathLike | Trace | None = None,
         intervals: int | None = None,
         render_mode: str | None = None,
     ):
@@ -131,7 +132,7 @@ class ClusterEnv(LaneEnv):
             InvalidInputError: arguments that do not go together, a cluster that cannot be, or a file that is unusable.
         """
         check_render_mode(render_mode)
-        loop = open_cluster_loop(1, task, regime, profile, backend, cluster, action_mode, intervals)
+        loop = open_cluster_loop(1, task, regime, profile, backend, cluster, action_mode, trace, intervals)
         super().__init__(loop, cluster_spaces(loop), render_mode)
 
     def apply(self, action: Floats) -> Step:
@@ -155,17 +156,13 @@ def open_cluster_loop(
     backend: str,
     cluster: ClusterLike,
     action_mode: Mode,
+    trace: PathLike | Trace | None,
     intervals: int | None,
 ) -> ControlLoop:
     """Opens the control loop that an environment's arguments ask for; see ``ClusterEnv`` for them."""
-    chosen = choose_task(task, regime)
-    if chosen.regime == "trace":
-        raise InvalidInputError(
-            "A cluster's arrivals cannot be recorded ones yet; choose another task than 'trace-v0'."
-        )
     if not isinstance(cluster, Cluster):
         cluster = find_cluster(str(cluster))
-    return open_loop(lanes, chosen, None, profile, backend, action_mode, None, intervals, cluster)
+    return open_loop(lanes, task, regime, profile, backend, action_mode, trace, intervals, cluster)
 
 
 def cluster_spaces(loop: ControlLoop) -> tuple[Box, Box]:

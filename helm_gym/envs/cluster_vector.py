@@ -20,6 +20,7 @@ from helm_gym.envs.render import check_render_mode
 from helm_gym.envs.vector import Floats, LanesVectorEnv
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
+from helm_gym.workload.traces import Trace
 
 
 class ClusterVectorEnv(LanesVectorEnv):
@@ -28,7 +29,7 @@ class ClusterVectorEnv(LanesVectorEnv):
     Args:
         num_envs: number of lanes; the real backend has one.
         max_episode_steps: truncates episodes earlier, as a ``TimeLimit`` around one environment would.
-        task, regime, profile, backend, cluster, action_mode, intervals, render_mode: see ``ClusterEnv``.
+        task, regime, profile, backend, cluster, action_mode, trace, intervals, render_mode: see ``ClusterEnv``.
 
     Raises:
         UnknownNameError, InvalidInputError: as ``ClusterEnv``, and for a number of lanes that a backend cannot have.
@@ -47,11 +48,12 @@ class ClusterVectorEnv(LanesVectorEnv):
         backend: str = "modelled",
         cluster: ClusterLike = 4,
         action_mode: Mode = "delta",
+        trace: PathLike | Trace | None = None,
         intervals: int | None = None,
         render_mode: str | None = None,
     ):
         check_render_mode(render_mode)
-        loop = open_cluster_loop(num_envs, task, regime, profile, backend, cluster, action_mode, intervals)
+        loop = open_cluster_loop(num_envs, task, regime, profile, backend, cluster, action_mode, trace, intervals)
         super().__init__(loop, cluster_spaces(loop), max_episode_steps, render_mode)
 
     def apply(self, actions: Floats) -> Step:

@@ -25,6 +25,7 @@ from helm_gym.policy import Oracle, Policy, open_policy
 from helm_gym.profile import Profile
 from helm_gym.routing import WEIGHTS, Router, Routing, open_router, weights_of
 from helm_gym.tasks import Task
+from helm_gym.workload.traces import Trace
 
 Progress = Callable[[str, int, int], None]
 Values = NDArray[np.float64]
@@ -178,6 +179,7 @@ def evaluate(
     backend: str = "modelled",
     profile: Profile | None = None,
     seeds: Sequence[int] | None = None,
+    trace: Trace | None = None,
     progress: Progress | None = None,
 ) -> ClusterEvaluation:
     """Runs each pair once a seed, on the same workloads.
@@ -185,6 +187,7 @@ def evaluate(
     Args:
         backend: one that serves requests; its lanes are taken one by one.
         seeds: the task's where not given.
+        trace: recorded arrivals, for the regime ``trace``.
         progress: told which pair is under way, and how many intervals are done, of how many.
 
     Raises:
@@ -199,7 +202,7 @@ def evaluate(
     intervals, done = task.settle + task.horizon, 0
     total = len(pairs) * len(chosen) * intervals
     with contextlib.closing(open_backend(backend, profile, cluster=cluster)) as opened:
-        loop = ControlLoop(task, opened, intervals=intervals)
+        loop = ControlLoop(task, opened, trace=trace, intervals=intervals)
 
         def advance(name: str) -> None:
             nonlocal done

@@ -21,7 +21,7 @@ from pettingzoo.test import api_test, parallel_api_test, seed_test
 from pettingzoo.test.state_test import state_test
 
 from helm_gym import profile as profiles
-from helm_gym.cluster import Cluster, Node, Outage
+from helm_gym.cluster import Cluster, Node, Outage, in_cluster
 from helm_gym.cluster_view import NODE_COLUMNS, STATISTICS, TRAFFIC, RouterLayout
 from helm_gym.envs.cluster import ClusterParallelEnv
 from helm_gym.envs.cluster_single import ClusterEnv
@@ -30,6 +30,8 @@ from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.observation import PLACES, ObservationLayout
 from helm_gym.profile import Interval
 from helm_gym.tasks import find_task
+from helm_gym.workload.regimes import make_path
+from helm_gym.workload.traces import Trace
 
 POPULATION = dataclasses.replace(profiles.load("cpu-small").population, users=1000, items=20_000)
 SMALL = dataclasses.replace(profiles.load("cpu-small"), interval=Interval(10, 20), population=POPULATION)
@@ -236,7 +238,7 @@ def test_actions_that_cannot_be_used_change_nothing(actions: Any, message: str) 
     ("more", "error", "message"),
     [
         ({"reward": "teams"}, UnknownNameError, "Unknown reward 'teams'; did you mean 'team'"),
-        ({"task": "trace-v0"}, InvalidInputError, "cannot be recorded ones yet"),
+        ({"task": "trace-v0"}, InvalidInputError, "has no recording; give one with trace=PATH"),
         ({"cluster": 0}, InvalidInputError, "1 to 1024 nodes"),
         ({"cluster": -3}, InvalidInputError, "neither a number of nodes nor a YAML file"),
         ({"cluster": "nowhere.yaml"}, InvalidInputError, "nowhere.yaml cannot be read"),
@@ -247,6 +249,27 @@ def test_actions_that_cannot_be_used_change_nothing(actions: Any, message: str) 
 def test_arguments_that_cannot_be_used(more: dict[str, Any], error: type[HelmError], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         opened(**more)
+
+
+def test_recorded_arrivals_come_in_their_order_at_the_pace_of_a_cluster() -> None:
+    rng, size = np.random.default_rng(0), 2 * SMALL.interval.requests
+    recorded = Trace("made", np.cumsum(rng.exponential(size=400)), rng.integers(100, 900, 400), None)
+    task, pace = dataclasses.replace(find_task("trace-v0"), warmup=2), 0.5 * 1.5  # load, and the mean speed
+    cluster = Cluster((Node(), Node(speed=2.0)), load=0.5)
+    env = opened(task=task, cluster=cluster, trace=recorded)
+    env.reset(seed=3)
+    path = env.loop.path
+    assert path is not None and path.gaps_s.shape == (1, INTERVALS, size) and path.intervals == INTERVALS
+    node = make_path("trace", SMALL, [3], 2 * INTERVALS, recorded)
+    np.testing.assert_allclose(path.gaps_s.ravel(), node.gaps_s.ravel() / (2 * pace))
+    np.testing.assert_allclose(path.parameter("mean_history")[0, 0], node.parameter("mean_history")[0, :2].mean())
+    np.testing.assert_allclose(path.parameter("arrival_rate_rps"), 1 / (2 * path.gaps_s.mean(axis=2)))
+    served = [env.step(still(env))[4] for _ in range(INTERVALS)]
+    assert [info["node_0"]["requests"] + info["node_1"]["requests"] for info in served] == [size] * INTERVALS
+    first, again = (list(rollout(3, task=task, trace=recorded)) for _ in range(2))
+    assert data_equivalence(first, again, exact=True)
+    with pytest.raises(InvalidInputError, match="makes one interval of 2 of recorded arrivals; 5 are no multiple"):
+        in_cluster(make_path("trace", SMALL, [3], 5, recorded), cluster, SMALL, [3])
 
 
 def test_a_cluster_without_a_node_alive_is_said() -> None:

@@ -76,6 +76,28 @@ def test_the_command_prints_a_table_and_json():
     assert found["nodes"] == 2 and found["pairs"][0]["p99_ms"]["value"] > 0
 
 
+def test_the_command_takes_a_recording(tmp_path: pathlib.Path):
+    lines = [f"2023-11-16 18:{k // 60:02d}:{k % 60:02d},{300 + k},44" for k in range(200)]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n", encoding="utf-8")
+    asked = [
+        "evaluate",
+        "static:0.5+joint",
+        "--task",
+        "trace-v0",
+        "--cluster",
+        "2",
+        "--seeds",
+        "1",
+        "--horizon",
+        "2",
+        "-q",
+    ]
+    assert "Error: Task 'trace-v0' needs recorded arrivals" in CliRunner().invoke(app, asked).stderr
+    shown = CliRunner().invoke(app, [*asked, "--trace", str(trace)])
+    assert shown.exit_code == 0 and "static:0.5+joint" in shown.stdout and "trace-v0" in shown.stdout
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_parts, "HORIZON", 3)
