@@ -22,7 +22,7 @@ Rung = Literal["measured", "modelled", "surrogate"]
 BACKENDS = {
     "real": "real_backend.measured:MeasuredBackend",
     "modelled": "real_backend.modelled:ModelledBackend",
-    "surrogate": "surrogate_backend.backend:SurrogateBackend",
+    "surrogate": "surrogate_backend.opening:open_surrogate",
 }
 
 

@@ -30,6 +30,7 @@ RUNS = 3
 DECIDES, DECISIONS = "three-layer-ppo", 10_000  # whose decisions are timed, and how many in a run
 TASK, ENV = "burst-v0", "helm/Burst-v0"
 NODES = 32  # of the cluster whose router is timed
+NODE_STEPS = 60  # of all lanes, in a run
 EPISODE = 481  # steps of an episode and of the autoreset behind it
 _EPISODE = "{} lanes; observation, noise, reward, info and one autoreset in each run; a lane-step serves 50 requests"
 
@@ -146,6 +147,30 @@ def lane_steps_per_s_two_cores() -> Figure:
         both = [future.result() for future in [pool.submit(_vector_steps, ENV, EPISODE, 1024) for _ in range(2)]]
     runs = [sum(rates) for rates in zip(*both, strict=True)]
     return _figure(runs, "lane-steps/s", "surrogate", "two processes of 1,024 lanes each, at the same time")
+
+
+def _node_steps(lanes: int) -> list[float]:
+    """Node-steps a CPU second of the native vector environment of clusters of NODES."""
+    from helm_gym.envs.cluster_vector import ClusterVectorEnv
+
+    with contextlib.closing(ClusterVectorEnv(lanes, regime="burst", backend="surrogate", cluster=NODES)) as env:
+        env.reset(seed=0)
+        still = np.zeros((lanes, NODES + 3), np.float32)
+
+        def work() -> None:
+            for _ in range(NODE_STEPS):
+                env.step(still)
+
+        return _rate(work, NODE_STEPS * lanes * NODES)
+
+
+def node_steps_per_s_two_cores() -> Figure:
+    """Nodes of a cluster's surrogate: two processes at once, each with half of 256 lanes of 32 nodes."""
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        both = [future.result() for future in [pool.submit(_node_steps, 128) for _ in range(2)]]
+    runs = [sum(rates) for rates in zip(*both, strict=True)]
+    doc = f"gym.make_vec('helm/Cluster-v0', backend='surrogate'), {NODES} nodes, two processes of 128 lanes at once"
+    return _figure(runs, "node-steps/s", "surrogate", f"{doc}; a node-step serves 50 requests")
 
 
 def memory_8192_lanes_mb() -> Figure:
@@ -272,6 +297,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         lane_steps_per_s_1024,
         lane_steps_per_s_8192,
         lane_steps_per_s_two_cores,
+        node_steps_per_s_two_cores,
         memory_8192_lanes_mb,
         bookkeeping_share,
         decision_us_p50,
@@ -281,7 +307,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 GROUPS = {
     "decision": ["decision_us_p50", "decision_us_p99"],
-    "surrogate": [name for name in FIGURES if "lane" in name] + ["env_steps_per_s"],
+    "surrogate": [name for name in FIGURES if "lane" in name or "node_steps" in name] + ["env_steps_per_s"],
     "real": ["modelled_requests_per_s", "modelled_env_steps_per_s", "bookkeeping_share", "routing_us"],
 }
 

@@ -33,6 +33,7 @@ _SOURCES = (
     "helm_gym/workload/*.py",
     "real_backend/*.py",
     "real_backend/memory/*.py",
+    "surrogate_backend/clusters/kernels/*.py",
     "surrogate_backend/layout.py",
     "surrogate_backend/noise.py",
     "surrogate_backend/kernels/*.py",

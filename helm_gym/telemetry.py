@@ -89,6 +89,10 @@ class RoutedTraffic:
         rerouted: (lanes,), requests of a node that was lost, which other nodes served again.
         given_up: (lanes,), requests of lost nodes beyond an interval's, for which there is no room: what a cluster owes
             that has long been overloaded.
+        preferred: (lanes, nodes), how many each node's caches would have drawn to it if no node had work ahead; under a
+            rule that looks at no cache, none. None from a backend that does not say.
+        apart: float64 (lanes, 3), of ``preferred``: the share of requests to which all nodes were equal, and of the
+            others the weighted cost (ms) of the next best node and of the mean node over the preferred one's.
     """
 
     requests: NDArray[np.int64]
@@ -96,6 +100,8 @@ class RoutedTraffic:
     spills: NDArray[np.int64]
     rerouted: NDArray[np.int64]
     given_up: NDArray[np.int64]
+    preferred: NDArray[np.int64] | None = None
+    apart: NDArray[np.float64] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from helm_gym.workload.state import WorkloadState
 from real_backend.memory.layout import N_EMB, N_PAGES, Memory, Rules, clear
 from real_backend.memory.serve import FREE_AT_S, NO_USER, NOW_S, REFILL_CREDIT, SPAN_S, Ledger, room
 from real_backend.router import route
-from real_backend.view import make_view, refresh
+from real_backend.view import NEXT, TIED, make_view, refresh
 
 
 class FrontDoor:
@@ -105,7 +105,15 @@ class FrontDoor:
             self._hand_out(lane, traffic.items[lane], rules)
             spills[lane] = self._view.spilled[lane, 0]
         requests = self._inboxes.number.reshape(self.lanes, self.nodes).copy()
-        return RoutedTraffic(requests, alive.copy(), spills, self._again.number[:, 0].copy(), given_up)
+        rerouted = self._again.number[:, 0].copy()
+        return RoutedTraffic(requests, alive.copy(), spills, rerouted, given_up, *self._preference(requests))
+
+    def _preference(self, requests: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """``preferred`` and ``apart`` of RoutedTraffic."""
+        preferred, apart = self._view.preferred.copy(), self._view.apart.copy()
+        apart[:, NEXT:] /= np.maximum(preferred.sum(axis=1, keepdims=True), 1)
+        apart[:, TIED] /= np.maximum(requests.sum(axis=1), 1)
+        return preferred, apart
 
     def _hand_out(self, lane: int, items: NDArray[np.int32], rules: Rules) -> None:
         rule, weights, bound = RULES.index(self._routing.rule), self._routing.weights[lane], self._routing.bound

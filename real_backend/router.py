@@ -8,12 +8,13 @@ from helm_gym.compiled import kernel
 from helm_gym.routing import RULES, WEIGHTS
 from helm_gym.workload.sampling import _uniform
 from real_backend.memory.pricing import compute_ms
-from real_backend.view import NEW, OLD, ROUTED, mix, note_kv
+from real_backend.view import MEAN, NEW, NEXT, OLD, ROUTED, TIED, mix, note_kv
 
 SCORE, RANDOM, ROUND_ROBIN, LEAST_LOADED, CONSISTENT_HASH = (
     RULES.index(rule) for rule in ("score", "random", "round-robin", "least-loaded", "consistent-hash")
 )
 KV, EMB, LOAD = (WEIGHTS.index(weight) for weight in ("kv", "emb", "load"))
+_EQUAL_MS = 1e-6  # of costs: what lies between them is rounding
 SAMPLE = 64  # rows that are looked up, of a request's candidates and of its history; they stand for the others
 _OF_USERS = np.uint64(1 << 32)  # so that no user's key is a node's
 
@@ -98,6 +99,28 @@ def _cheapest(view, lane, kv, emb, load, limit_ms):
 
 
 @kernel
+def _note_preference(view, lane, kv, emb, load):
+    """Which node a request would go to if none had work ahead, and by how much others would cost more: for the log."""
+    terms, backlog_ms, alive = view.terms_ms[lane], view.backlog_ms[lane], view.alive[lane]
+    first, second, total, count, best = np.inf, np.inf, 0.0, 0, 0
+    for n in range(alive.shape[0]):
+        if alive[n]:
+            cost = kv * terms[KV, n] + emb * terms[EMB, n] + load * (terms[LOAD, n] - backlog_ms[n])
+            total += cost
+            count += 1
+            if cost < first:
+                first, second, best = cost, first, n
+            else:
+                second = min(second, cost)
+    if count == 1 or total / count - first < _EQUAL_MS:
+        view.apart[lane, TIED] += 1.0
+        return
+    view.preferred[lane, best] += 1
+    view.apart[lane, NEXT] += second - first
+    view.apart[lane, MEAN] += total / count - first
+
+
+@kernel
 def _on_ring(view, lane, user, limit_ms):
     """The first alive node at or after the user's key that has no more than ``limit_ms`` of work ahead.
 
@@ -159,7 +182,9 @@ def route(view, lane, requests, items, start_s, rules, rule, weights, bound, out
             node, passed = _cheapest(view, lane, 0.0, 0.0, 1.0, np.inf)
         elif rule == CONSISTENT_HASH:
             node, passed = _on_ring(view, lane, user, limit_ms)
+            view.preferred[lane, _on_ring(view, lane, user, np.inf)[0]] += 1
         else:
+            _note_preference(view, lane, weights[KV], weights[EMB], weights[LOAD])
             node, passed = _cheapest(view, lane, weights[KV], weights[EMB], weights[LOAD], limit_ms)
         answer_ms = 0.0
         for term in range(view.terms_ms.shape[1]):

@@ -18,6 +18,7 @@ from real_backend.memory.serve import FREE_AT_S
 
 ROUTED, REFRESHED = 0, 1  # indices into View.turn
 NEW, OLD = 0, 1  # and into View.held
+TIED, NEXT, MEAN = 0, 1, 2  # into View.apart: how many had no choice; the cost of the next best node, and of the mean
 PARTS = 8  # a refresh publishes one part in so many of the rows
 POINTS = 64  # of each node on the hash ring
 
@@ -40,6 +41,8 @@ class View(NamedTuple):
     # Of the requests since the last refresh
     spilled: NDArray[np.int64]  # (L, 1), how many went elsewhere because of a node's bound
     chosen_ms: NDArray[np.float64]  # (L, 3), the terms of the chosen nodes, summed
+    preferred: NDArray[np.int64]  # (L, N), how many would have gone to each node if none had work ahead of it
+    apart: NDArray[np.float64]  # (L, 3), of such a choice: see TIED, NEXT and MEAN
     # Of the present request
     held: NDArray[np.uint8]  # (L, 2, N), sampled rows that each node holds, of the candidates and of the history
     terms_ms: NDArray[np.float64]  # (L, 3, N), in the order of WEIGHTS
@@ -75,6 +78,8 @@ def make_view(profile: Profile, seeds: NDArray[np.int64], speed: NDArray[np.floa
         ring_node=(order // POINTS).astype(np.int32),
         spilled=np.zeros((lanes, 1), np.int64),
         chosen_ms=np.zeros((lanes, len(WEIGHTS))),
+        preferred=np.zeros((lanes, nodes), np.int64),
+        apart=np.zeros((lanes, 3)),
         held=np.zeros((lanes, 2, nodes), np.uint8),
         terms_ms=np.zeros((lanes, len(WEIGHTS), nodes)),
         backlog_ms=np.zeros((lanes, nodes)),
@@ -136,6 +141,8 @@ def refresh(view, lane, memory, first_unit, ledger, alive):
     """
     view.spilled[lane, 0] = 0
     view.chosen_ms[lane, :] = 0.0
+    view.preferred[lane, :] = 0
+    view.apart[lane, :] = 0.0
     for node in range(view.alive.shape[1]):
         unit = first_unit + node
         _forget_kv(view, lane, node)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import BackendSpec, Rung, check_allocation
-from helm_gym.cluster import Cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.routing import Routing
@@ -42,7 +41,6 @@ class SurrogateBackend:
     Args:
         profile: that the checkpoint was fitted to.
         lanes: any number.
-        cluster: none yet.
         checkpoint: a folder; the one shipped for the profile where not given.
         of: which rung it is the twin of, ``modelled`` or ``measured``; the shipped card says how far each is true.
 
@@ -57,12 +55,9 @@ class SurrogateBackend:
         self,
         profile: Profile,
         lanes: int = 1,
-        cluster: Cluster | None = None,
         checkpoint: pathlib.Path | None = None,
         of: str = "modelled",
     ):
-        if cluster is not None:
-            raise InvalidInputError(f"Backend '{self.name}' has single nodes; open a cluster on 'modelled' or 'real'.")
         if lanes < 1:
             raise InvalidInputError(f"A backend needs at least one lane, not {lanes}.")
         if of not in RUNGS:

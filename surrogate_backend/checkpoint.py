@@ -39,15 +39,19 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{WEIGHTS}"))
 
 
-def find(text: str | None, profile: Profile) -> pathlib.Path:
+def find(text: str | None, profile: Profile, kind: str = "") -> pathlib.Path:
     """The folder of a checkpoint: a path, a shipped name, or, for None, the newest one shipped for ``profile``.
+
+    Args:
+        kind: of checkpoint that is looked for where ``text`` is None; a single node's where empty.
 
     Raises:
         UnknownNameError: neither a folder nor a shipped name.
         InvalidInputError: nothing is shipped for the profile.
     """
     if text is None:
-        own = [name for name in names() if name.rpartition("-v")[0] == profile.name]
+        wanted = "-".join(filter(None, (profile.name, kind)))
+        own = [name for name in names() if name.rpartition("-v")[0] == wanted]
         if not own:
             raise InvalidInputError(
                 f"No surrogate is shipped for profile '{profile.name}'; collect a log, fit one, and give its folder, "

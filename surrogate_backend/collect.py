@@ -42,6 +42,7 @@ from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import PARAMETERS
 from helm_gym.workload.traces import Trace
 from surrogate_backend import excitation, log
+from surrogate_backend.claims import Claim
 
 Progress = Callable[[int, int, int], None]  # episodes done, episodes wanted, intervals logged now
 Submit = Callable[[Sequence[int]], "Future[list[pa.Table]]"]  # has episodes served in turns, by their numbers
@@ -76,6 +77,14 @@ class Plan:
             "seed": self.seed,
             "trace": None if self.trace is None else f"{self.trace.name} {_fingerprint(self.trace)}",
         }
+
+    def check(self) -> None:
+        """Raises UnknownNameError for a design that there is not, InvalidInputError for a trace that it cannot take."""
+        excitation.episode(self.design, 0, self.profile, 2, self.seed, self.trace)
+
+    def serve(self, numbers: Sequence[int]) -> list[pa.Table]:
+        """See ``serve``."""
+        return serve(self, numbers)
 
     def episode(self, number: int) -> excitation.Episode:
         return excitation.episode(self.design, number, self.profile, self.intervals, self.seed, self.trace)
@@ -124,7 +133,7 @@ def collect(
     """
     if plan.backend not in BACKENDS:
         raise UnknownNameError("backend", plan.backend, BACKENDS)
-    excitation.episode(plan.design, 0, plan.profile, 2, plan.seed, plan.trace)
+    plan.check()
     if plan.trace is not None:
         make_path("trace", plan.profile, [0], 1, plan.trace)
     log.write_manifest(folder, plan.manifest())
@@ -134,7 +143,7 @@ def collect(
     report(episodes - len(missing), episodes, 0)
     if not missing:
         return 0
-    added, serving = 0, dict[Future[list[pa.Table]], dict[int, log.Claim]]()
+    added, serving = 0, dict[Future[list[pa.Table]], dict[int, Claim]]()
 
     def finished(number: int, intervals: int) -> None:
         missing.remove(number)
@@ -178,7 +187,7 @@ def _servers(plan: Plan, workers: int, ray: bool) -> contextlib.AbstractContextM
 def _here(plan: Plan) -> Iterator[tuple[Submit, int]]:
     def submit(numbers: Sequence[int]) -> Future[list[pa.Table]]:
         future: Future[list[pa.Table]] = Future()
-        future.set_result(serve(plan, numbers))
+        future.set_result(plan.serve(numbers))
         return future
 
     try:
@@ -258,7 +267,7 @@ def _serve_there(plan: Plan, numbers: Sequence[int]) -> list[pa.Table]:
 
 def _serve_apart(plan: Plan, numbers: Sequence[int]) -> list[pa.Table]:
     try:
-        return serve(plan, numbers)
+        return plan.serve(numbers)
     except HelmError as error:  # its sentence alone: not every exception can be sent to another process
         raise HelmError(str(error)) from None
 
@@ -306,7 +315,7 @@ def run_episode(plan: Plan, folder: pathlib.Path, number: int) -> int:
     if claim is None:
         return 0
     with claim:
-        (table,) = serve(plan, [number])
+        (table,) = plan.serve([number])
         claim.write(log.to_parquet(table))
     return int(table.num_rows)
 

@@ -16,22 +16,27 @@ from surrogate_backend.kernels.inputs import follow
 from surrogate_backend.layout import RUNGS
 from surrogate_backend.log import LoggedEpisode
 
-# Fields that a log reports over the window; the others are the interval's own.
-WINDOWED = frozenset(
-    (
-        "kv_hit",
-        "emb_hit",
-        "recomputed",
-        "emb_gain",
-        "emb_loss",
-        "kv_gain",
-        "kv_loss",
-        "history",
-        "unique",
-        "returning",
-        "predicted",
-    )
-)
+FIELD_OF = {  # target -> field of telemetry; refilled rows from their bytes
+    "service": "interval_service_ms",
+    "kv_hit": "kv_hit_rate",
+    "emb_hit": "emb_hit_rate",
+    "recomputed": "kv_recomputed_tokens",
+    "emb_gain": "emb_gain_ms",
+    "emb_loss": "emb_loss_ms",
+    "kv_gain": "kv_gain_ms",
+    "kv_loss": "kv_loss_ms",
+    "emb_empty": "emb_empty_share",
+    "kv_empty": "kv_empty_share",
+    "backlog": "backlog_rows",
+    "refilled": "h2d_background_bytes",
+    "history": "mean_history",
+    "unique": "unique_users",
+    "returning": "returning_share",
+    "predicted": "predicted_ms",
+}
+TIMED = frozenset(("service", "emb_gain", "emb_loss", "kv_gain", "kv_loss", "predicted"))  # over the machine's speed
+# Reported over the window; the others are the interval's own.
+WINDOWED = frozenset(FIELD_OF) - {"service", "emb_empty", "kv_empty", "backlog", "refilled"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,31 +127,19 @@ def window(x: Tensor, intervals: int) -> Tensor:
 
 
 def _targets(profile: Profile, episodes: Sequence[LoggedEpisode]) -> dict[str, Tensor]:
-    def field(name: str, scale: float = 1.0, timed: bool = False) -> Tensor:
+    def field(name: str) -> Tensor:
         arrays = []
         for e in episodes:
-            values = e.telemetry[name] * scale
-            if timed:
+            values = e.telemetry[FIELD_OF[name]]
+            if name == "refilled":
+                values = values / profile.row_bytes
+            if name in TIMED:
                 speed = e.telemetry["speed"]
                 values = values / (speed if values.ndim == 1 else speed[:, None])
             arrays.append(values)
         return _tensor(np.stack(arrays))
 
-    return {
-        "service": field("interval_service_ms", timed=True),
-        "kv_hit": field("kv_hit_rate"),
-        "emb_hit": field("emb_hit_rate"),
-        "recomputed": field("kv_recomputed_tokens"),
-        **{name: field(f"{name}_ms", timed=True) for name in ("emb_gain", "emb_loss", "kv_gain", "kv_loss")},
-        "emb_empty": field("emb_empty_share"),
-        "kv_empty": field("kv_empty_share"),
-        "backlog": field("backlog_rows"),
-        "refilled": field("h2d_background_bytes", 1.0 / profile.row_bytes),
-        "history": field("mean_history"),
-        "unique": field("unique_users"),
-        "returning": field("returning_share"),
-        "predicted": field("predicted_ms", timed=True),
-    }
+    return {name: field(name) for name in FIELD_OF}
 
 
 def _tensor(x: NDArray[np.float64]) -> Tensor:

@@ -97,7 +97,7 @@ def _train(number: int, profile: Profile, intervals: int, seed: int, trace: Trac
     driver = _TRAIN_DRIVERS[setting % len(_TRAIN_DRIVERS)]  # 5 and 8 or 9: every pair comes up
     path = _path(regime, profile, intervals, int(rng.integers(2**40, 2**41)), trace)
     request_seed = int(rng.integers(2**40, 2**41)) + again
-    schedule = _schedule(driver, rng, profile, intervals)
+    schedule = schedule_splits(driver, rng, profile, intervals)
     return Episode(number, "train", setting, regime, driver, path, request_seed, schedule)
 
 
@@ -115,7 +115,7 @@ def _test(number: int, profile: Profile, intervals: int, seed: int) -> Episode:
     rng = np.random.default_rng([seed, setting, _STREAM + 1])
     path_seed, first = (int(s) for s in rng.integers(2**42, 2**43, 2))
     path = _path(regime, profile, intervals, path_seed)
-    schedule = _schedule("steps", rng, profile, intervals)
+    schedule = schedule_splits("steps", rng, profile, intervals)
     if place <= REPEATS:  # the last of them has the first one's requests
         again = place == REPEATS
         group, request_seed = ("retake", first) if again else ("repeat", first + place)
@@ -220,7 +220,7 @@ def _rates(
     return rates
 
 
-def _schedule(driver: str, rng: np.random.Generator, profile: Profile, intervals: int) -> NDArray[np.float64]:
+def schedule_splits(driver: str, rng: np.random.Generator, profile: Profile, intervals: int) -> NDArray[np.float64]:
     """Targets (intervals,) within the profile's bounds."""
     low, high = profile.pool.min_alpha, profile.pool.max_alpha
     if driver == "hold":

@@ -28,8 +28,10 @@ from surrogate_backend.network import Ensemble, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
 
 Progress = Callable[[int, int, dict[str, float]], None]  # steps done, steps in all, losses
+# Of a net on a dataset; with a generator, on a sample of the requests. Returns the sum, and its part by field.
+Loss = Callable[[Ensemble, Any, Profile, torch.Generator | None], tuple[Tensor, dict[str, float]]]
 HELD_OUT_EVERY = 16  # settings
-_WEIGHT = {
+WEIGHT = {
     "service": 3.0,
     "emb_hit": 2.0,
     "kv_hit": 2.0,
@@ -38,8 +40,8 @@ _WEIGHT = {
     "kv_gain": 0.5,
     "kv_loss": 0.5,
 }
-_ABSOLUTE = {"emb_empty": 0.22, "kv_empty": 0.07, "backlog": 220.0, "refilled": 110.0}  # spread of fields without one
-_QUANTILES, _SAMPLED = 30.0, 6  # weight of the quantiles' loss, and requests of an interval that it looks at
+ABSOLUTE = {"emb_empty": 0.22, "kv_empty": 0.07, "backlog": 220.0, "refilled": 110.0}  # spread of fields without one
+QUANTILES, SAMPLED = 30.0, 6  # weight of the quantiles' loss, and requests of an interval that it looks at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def fit(
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     net = Ensemble(Sizes())
-    history = _train(net, training, held_out, profile, settings, out, progress)
+    history = train(net, training, held_out, profile, settings, out, progress, losses)
 
     pairs = _pairs([e for e, out in zip(episodes, held, strict=True) if not out])
     if not pairs:
@@ -115,7 +117,7 @@ def fit(
         "profile_fingerprint": profile.fingerprint,
         "sizes": dataclasses.asdict(net.sizes),
         "settings": dataclasses.asdict(settings),
-        "logs": _described(episodes),
+        "logs": described(episodes),
         "held_out": history,
         "fitted": {
             "seconds": round(time.perf_counter() - started, 1),
@@ -149,7 +151,7 @@ def _pairs(episodes: Sequence[LoggedEpisode]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _described(episodes: Sequence[LoggedEpisode]) -> list[dict[str, Any]]:
+def described(episodes: Sequence[Any]) -> list[dict[str, Any]]:
     """How many episodes and intervals of which rung were logged, where and when."""
     keys = ("rung", "machine", "date", "code_version")
     counts: Counter[tuple[str, ...]] = Counter()
@@ -158,14 +160,15 @@ def _described(episodes: Sequence[LoggedEpisode]) -> list[dict[str, Any]]:
     return [dict(zip(keys, key, strict=True)) | {"intervals": count} for key, count in counts.items()]
 
 
-def _train(
+def train(
     net: Ensemble,
-    training: Dataset,
-    held_out: Dataset,
+    training: Any,
+    held_out: Any,
     profile: Profile,
     settings: Settings,
     out: pathlib.Path,
     progress: Progress | None,
+    loss_of: Loss,
 ) -> dict[str, float]:
     """Trains in place and leaves the weights of the best held-out loss; returns the losses there."""
     from torch.utils.tensorboard import SummaryWriter
@@ -180,7 +183,7 @@ def _train(
             decay = 0.5 + 0.5 * np.cos(np.pi * step / settings.steps)
             optimiser.param_groups[0]["lr"] = settings.rate * warm * (decay + 0.005)
             batch = training.take(_draw(training, settings, generator))
-            loss, _ = losses(net, batch, profile, generator)
+            loss, _ = loss_of(net, batch, profile, generator)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 20.0)
@@ -188,7 +191,7 @@ def _train(
             board.add_scalar("loss/training", loss.item(), step)
             if step % settings.evaluate_every == 0 or step == settings.steps:
                 with torch.no_grad():
-                    value, parts = losses(net, held_out, profile)
+                    value, parts = loss_of(net, held_out, profile, None)
                 for name, part in parts.items():
                     board.add_scalar(f"held_out/{name}", part, step)
                 if value.item() < best:
@@ -204,7 +207,7 @@ def _train(
     return found
 
 
-def _draw(data: Dataset, settings: Settings, generator: torch.Generator) -> NDArray[np.int64]:
+def _draw(data: Any, settings: Settings, generator: torch.Generator) -> NDArray[np.int64]:
     """Episodes of a batch; both rungs in fixed shares where there are both."""
     order = torch.randperm(data.lanes, generator=generator).numpy()
     measured = data.rung.numpy()[order] == RUNGS.index("measured")
@@ -227,28 +230,37 @@ def losses(
     total, parts = torch.zeros(()), {}
     for name, target in data.targets.items():
         mean = _reported(means[name], name, windows)[:, data.warmup :]
-        if name in _ABSOLUTE:
-            part = (0.5 * ((mean - target) / _ABSOLUTE[name]) ** 2).mean()
+        if name in ABSOLUTE:
+            part = (0.5 * ((mean - target) / ABSOLUTE[name]) ** 2).mean()
         else:
             spread = spreads[name][:, data.warmup :]
-            error = ((mean - target) / spread.detach()).abs()
-            fitted = torch.where(error < 5.0, 0.5 * error**2, 5.0 * error - 12.5).mean()
-            z = ((mean.detach() - target) / spread).clamp(-8.0, 8.0)
-            scale = target.abs().mean() + 1e-3
-            part = fitted + (torch.log(spread / scale) + 0.5 * z**2).mean()
+            part = likelihood(mean, spread, target, target.abs().mean() + 1e-3).mean()
         parts[name] = part.item()
-        total = total + _WEIGHT.get(name, 1.0) * part
+        total = total + WEIGHT.get(name, 1.0) * part
     requests = data.services
     if generator is not None:
-        requests = requests[..., torch.randint(requests.shape[-1], (_SAMPLED,), generator=generator)]
+        requests = requests[..., torch.randint(requests.shape[-1], (SAMPLED,), generator=generator)]
     quantiles = (knots * means["service"].detach()[..., None])[:, data.warmup :]
+    pinball = pinball_loss(quantiles, requests, unit).mean()
+    parts["quantiles"] = pinball.item()
+    return total + QUANTILES * pinball, parts
+
+
+def likelihood(mean: Tensor, spread: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    """A mean's weighted squares, linear beyond five spreads, and a spread's Gaussian likelihood given the mean."""
+    error = ((mean - target) / spread.detach()).abs()
+    fitted = torch.where(error < 5.0, 0.5 * error**2, 5.0 * error - 12.5)
+    z = ((mean.detach() - target) / spread).clamp(-8.0, 8.0)
+    return fitted + torch.log(spread / scale) + 0.5 * z**2
+
+
+def pinball_loss(quantiles: Tensor, requests: Tensor, unit: float) -> Tensor:
+    """Of ``quantiles`` (members, T, rows, KNOTS) on ``requests`` (T, rows, count), ms: (members, T, rows)."""
     above = (requests[None, ..., None, :] - quantiles[..., None]) / unit
     levels = torch.as_tensor(LEVELS.clip(*ENDS), dtype=above.dtype)[:, None]
     # The nearer to an end, the rarer is what moves a quantile: weighed up, the ends are learned as fast as the middle.
     weight = (0.25 / (levels[:, 0] * (1.0 - levels[:, 0]))).clamp(max=40.0)
-    pinball = (weight * torch.maximum(levels * above, (levels - 1.0) * above).mean((0, 1, 2, 4))).sum()
-    parts["quantiles"] = pinball.item()
-    return total + _QUANTILES * pinball, parts
+    return (weight * torch.maximum(levels * above, (levels - 1.0) * above).mean(-1)).sum(-1)
 
 
 def _reported(mean: Tensor, name: str, windows: int) -> Tensor:
@@ -270,7 +282,7 @@ def _residuals(net: Ensemble, data: Dataset, profile: Profile) -> NDArray[np.flo
             means, spreads, _ = outputs(together(net(part.x, part.rung)), part.estimates)
         columns = {}
         for name, target in part.targets.items():
-            if name in _ABSOLUTE:
+            if name in ABSOLUTE:
                 continue
             error = target - _reported(means[name], name, windows)[0, part.warmup :]
             if name not in WINDOWED:

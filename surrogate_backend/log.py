@@ -6,14 +6,11 @@ form: the kernel drops the lock with the process, however that ends, and the nex
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +21,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.telemetry import FIELDS
 from helm_gym.workload.state import PARAMETERS
+from surrogate_backend.claims import Claim, first_line, sync, take, writing
 
 FORMAT = 1
 MANIFEST = "log.json"
@@ -47,7 +45,7 @@ CONSTANTS = {  # of an episode
 }
 
 
-def _list(width: int) -> pa.DataType:
+def list_type(width: int) -> pa.DataType:
     return pa.list_(pa.float32(), width)
 
 
@@ -63,9 +61,9 @@ def schema(profile: Profile) -> pa.Schema:
             ("gaps_s", pa.list_(pa.float64())),  # recorded arrivals; null where they are Poisson
             ("asked_alpha", pa.float64()),
             ("slo_ms", pa.float64()),
-            *((field.name, pa.float64() if field.width == 1 else _list(field.width)) for field in FIELDS),
-            ("request_service_ms", _list(requests)),
-            ("request_sojourn_ms", _list(requests)),
+            *((field.name, pa.float64() if field.width == 1 else list_type(field.width)) for field in FIELDS),
+            ("request_service_ms", list_type(requests)),
+            ("request_sojourn_ms", list_type(requests)),
         ]
     )
 
@@ -100,41 +98,6 @@ def episode_path(folder: pathlib.Path, number: int) -> pathlib.Path:
     return folder / f"episode-{number:06d}.parquet"
 
 
-class Claim:
-    """A file that this process alone may write, until it has or lets go of it."""
-
-    def __init__(self, path: pathlib.Path, unfinished: pathlib.Path, file: BinaryIO):
-        self._path, self._unfinished, self._file = path, unfinished, file
-
-    def write(self, content: bytes) -> None:
-        """Writes the file durably: after a kill or a power cut it is there whole or not at all.
-
-        Raises:
-            InvalidInputError: the disk is full, or fails.
-        """
-        with _writing(self._path):
-            self._file.truncate(0)
-            self._file.write(content)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._unfinished.replace(self._path)
-            _sync(self._path.parent)
-        self._file.close()
-
-    def release(self) -> None:
-        """Lets go of what has not been written; does nothing after ``write``."""
-        if not self._file.closed:
-            self._unfinished.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a full disk again, on what was to be written
-                self._file.close()
-
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
 def claim(folder: pathlib.Path, number: int) -> Claim | None:
     """Claims an episode; None where it is there already, or is another's.
 
@@ -142,34 +105,17 @@ def claim(folder: pathlib.Path, number: int) -> Claim | None:
         InvalidInputError: the folder cannot be written, or its file system has no locks.
     """
     path = episode_path(folder, number)
-    mine = _claim(path)
+    mine = take(path)
     if mine is not None and path.exists():
         mine.release()
         return None
     return mine
 
 
-def _claim(path: pathlib.Path, wait: bool = False) -> Claim | None:
-    unfinished = path.with_suffix(".tmp")
-    with _writing(unfinished):
-        while True:
-            file = os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                if os.path.samestat(os.fstat(file.fileno()), unfinished.stat()):
-                    return Claim(path, unfinished, file)
-            except BlockingIOError:
-                file.close()
-                return None
-            except FileNotFoundError:
-                pass  # it was finished or let go of between its opening and its lock
-            file.close()
-
-
 def remove_unfinished(folder: pathlib.Path) -> None:
     """Removes what killed collections have left, and nothing that a living one is writing."""
     for left in folder.glob(f"episode-{'[0-9]' * 6}.tmp"):
-        mine = _claim(left.with_suffix(".parquet"))
+        mine = take(left.with_suffix(".parquet"))
         if mine is not None:
             mine.release()
 
@@ -181,11 +127,11 @@ def write_manifest(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
         InvalidInputError: the folder holds a log of something else, or cannot be written.
     """
     wanted = {"format": FORMAT, **content}
-    with _writing(folder):
+    with writing(folder):
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            _sync(folder.parent)
-    mine = _claim(folder / MANIFEST, wait=True)
+            sync(folder.parent)
+    mine = take(folder / MANIFEST, wait=True)
     assert mine is not None
     with mine:
         there = _manifest(folder)
@@ -206,33 +152,10 @@ def _manifest(folder: pathlib.Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{path} cannot be read ({_first_line(error)}); take another folder.") from error
+        raise InvalidInputError(f"{path} cannot be read ({first_line(error)}); take another folder.") from error
     if not isinstance(content, dict):
         raise InvalidInputError(f"{path} is not what `helm-gym collect` writes; take another folder.")
     return content
-
-
-@contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
-    """Makes a sentence of what the system has against ``path``."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or _first_line(error)
-        raise InvalidInputError(f"{path} cannot be written ({reason}); make room, or give another folder.") from error
-
-
-def _sync(folder: pathlib.Path) -> None:
-    """Makes the names in a folder durable; fsync of a file does not."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".")
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -268,6 +191,24 @@ def read_log(folder: pathlib.Path, profile: Profile, groups: tuple[str, ...] = (
         InvalidInputError: no log, another profile's, or a file that is not whole, lacks a column or an interval, or
             holds another type, a missing value, or one that is not finite or out of its bounds.
     """
+    planned = (_manifest(folder) or {}).get("intervals")
+    for path, constants, table in read_tables(folder, profile, schema(profile), tuple(CONSTANTS), groups):
+        yield _episode(path, constants, table, profile, planned)
+
+
+def is_of_clusters(folder: pathlib.Path) -> bool:
+    """Whether a log is one of clusters (surrogate_backend/clusters/log.py)."""
+    return bool((_manifest(folder) or {}).get("clusters"))
+
+
+def read_tables(
+    folder: pathlib.Path, profile: Profile, expected: pa.Schema, constants: tuple[str, ...], groups: tuple[str, ...]
+) -> Iterator[tuple[pathlib.Path, dict[str, Any], pa.Table]]:
+    """Yields each episode's file, its constants and the rest of its columns, in the order of their numbers.
+
+    Raises:
+        InvalidInputError: no log, another profile's, or a file that is not whole or lacks a column.
+    """
     paths = files(folder)
     plan = _manifest(folder) or {"format": FORMAT, "profile_fingerprint": profile.fingerprint}
     if plan.get("format") != FORMAT:
@@ -275,17 +216,23 @@ def read_log(folder: pathlib.Path, profile: Profile, groups: tuple[str, ...] = (
             f"{folder / MANIFEST} is of format {plan.get('format')!r}, not {FORMAT}; collect it again with this one."
         )
     _check_profile(folder, plan.get("profile"), plan.get("profile_fingerprint"), profile)
+    if is_of_clusters(folder) != ("nodes" in constants):
+        kinds = "clusters", "single nodes"
+        raise InvalidInputError(
+            f"{folder} is a log of {kinds[not plan.get('clusters')]}, not of "
+            f"{kinds['nodes' not in constants]}; give one of those."
+        )
     for path in paths:
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                episode = _episode(path, file, profile, groups, plan.get("intervals"))
+                found = _table(path, file, profile, expected, constants, groups)
         except (pa.ArrowException, OSError, ValueError) as error:
-            _refuse(path, f"cannot be read as Parquet ({_first_line(error)})", error)
-        if episode is not None:
-            yield episode
+            refuse(path, f"cannot be read as Parquet ({first_line(error)})", error)
+        if found is not None:
+            yield path, *found
 
 
-def _refuse(path: pathlib.Path, what: str, cause: Exception | None = None) -> NoReturn:
+def refuse(path: pathlib.Path, what: str, cause: Exception | None = None) -> NoReturn:
     raise InvalidInputError(f"{path} {what}; remove the file, and `helm-gym collect` makes it again.") from cause
 
 
@@ -297,43 +244,54 @@ def _check_profile(where: pathlib.Path, name: object, fingerprint: object, profi
         )
 
 
-def _episode(
-    path: pathlib.Path, file: pq.ParquetFile, profile: Profile, groups: tuple[str, ...], planned: object
-) -> LoggedEpisode | None:
-    """Reads and checks one file; None where its group is not asked for."""
-    expected, found = schema(profile), file.schema_arrow
+def _table(
+    path: pathlib.Path,
+    file: pq.ParquetFile,
+    profile: Profile,
+    expected: pa.Schema,
+    constant: tuple[str, ...],
+    groups: tuple[str, ...],
+) -> tuple[dict[str, Any], pa.Table] | None:
+    """Constants and other columns of one file; None where its group is not asked for."""
+    found = file.schema_arrow
     for name in expected.names:
         if found.names.count(name) != 1:
-            _refuse(path, f"lacks the column '{name}'" if name not in found.names else f"has the column '{name}' twice")
-    _check_types(path, found, expected, [*CONSTANTS])
-    constants = _constants(path, file.read(columns=[*CONSTANTS]))
+            refuse(path, f"lacks the column '{name}'" if name not in found.names else f"has the column '{name}' twice")
+    _check_types(path, found, expected, [*constant])
+    constants = _constants(path, file.read(columns=[*constant]), constant)
     _check_profile(path, constants["profile"], constants["profile_fingerprint"], profile)
     if episode_path(path.parent, constants["episode"]) != path:
-        _refuse(path, f"holds episode {constants['episode']} under another's name")
+        refuse(path, f"holds episode {constants['episode']} under another's name")
     if constants["rung"] not in RUNGS:
-        _refuse(path, f"is of the rung '{constants['rung']}', and not {' or '.join(RUNGS)}")
+        refuse(path, f"is of the rung '{constants['rung']}', and not {' or '.join(RUNGS)}")
     if groups and constants["group"] not in groups:
         return None
-    rest = [name for name in expected.names if name not in CONSTANTS]
+    rest = [name for name in expected.names if name not in constant]
     _check_types(path, found, expected, rest)
-    table, requests = file.read(columns=rest), profile.interval.requests
-    interval, node = (_column(path, table, name) for name in ("interval", "node"))
+    return constants, file.read(columns=rest)
+
+
+def _episode(
+    path: pathlib.Path, constants: dict[str, Any], table: pa.Table, profile: Profile, planned: object
+) -> LoggedEpisode:
+    requests = profile.interval.requests
+    interval, node = (take_column(path, table, name) for name in ("interval", "node"))
     whole = planned if isinstance(planned, int) and constants["group"] != "sweep" else len(interval)
     if not np.array_equal(interval, np.arange(whole)):
-        _refuse(path, f"lacks an interval, or has them out of order ({len(interval)} of {whole})")
+        refuse(path, f"lacks an interval, or has them out of order ({len(interval)} of {whole})")
     if node.any():
-        _refuse(path, "holds more nodes than node 0")
+        refuse(path, "holds more nodes than node 0")
     return LoggedEpisode(
         constants=constants,
-        workload=np.stack([_column(path, table, f"w_{p.name}", 1, p.low, p.high) for p in PARAMETERS], axis=1),
+        workload=np.stack([take_column(path, table, f"w_{p.name}", 1, p.low, p.high) for p in PARAMETERS], axis=1),
         gaps_s=_gaps(path, table, requests),
-        asked_alpha=_column(path, table, "asked_alpha", 1, 0.0, 1.0),
-        slo_ms=_column(path, table, "slo_ms", 1, 0.0),
+        asked_alpha=take_column(path, table, "asked_alpha", 1, 0.0, 1.0),
+        slo_ms=take_column(path, table, "slo_ms", 1, 0.0),
         telemetry={
-            field.name: _column(path, table, field.name, field.width, field.low, field.high) for field in FIELDS
+            field.name: take_column(path, table, field.name, field.width, field.low, field.high) for field in FIELDS
         },
-        service_ms=_column(path, table, "request_service_ms", requests, 0.0),
-        sojourn_ms=_column(path, table, "request_sojourn_ms", requests, 0.0),
+        service_ms=take_column(path, table, "request_service_ms", requests, 0.0),
+        sojourn_ms=take_column(path, table, "request_sojourn_ms", requests, 0.0),
     )
 
 
@@ -341,17 +299,17 @@ def _check_types(path: pathlib.Path, found: pa.Schema, expected: pa.Schema, name
     for name in names:
         is_, should = found.field(name).type, expected.field(name).type
         if is_ != should:
-            _refuse(path, f"has the column '{name}' as {is_}, not {should}")
+            refuse(path, f"has the column '{name}' as {is_}, not {should}")
 
 
-def _constants(path: pathlib.Path, table: pa.Table) -> dict[str, Any]:
+def _constants(path: pathlib.Path, table: pa.Table, names: tuple[str, ...]) -> dict[str, Any]:
     if table.num_rows == 0:
-        _refuse(path, "holds no interval")
+        refuse(path, "holds no interval")
     constants = {}
-    for name in CONSTANTS:
+    for name in names:
         values = table[name].unique().to_pylist()
         if len(values) != 1 or values[0] is None or values[0] != values[0]:
-            _refuse(path, f"has the column '{name}' without one value that all of its rows share")
+            refuse(path, f"has the column '{name}' without one value that all of its rows share")
         constants[name] = values[0]
     return constants
 
@@ -361,16 +319,16 @@ def _gaps(path: pathlib.Path, table: pa.Table, requests: int) -> NDArray[np.floa
     if column.null_count == table.num_rows:
         return np.full((table.num_rows, requests), np.nan)
     if column.null_count or set(column.value_lengths().to_pylist()) != {requests}:
-        _refuse(path, f"has the column 'gaps_s' without {requests} gaps in each of its rows")
+        refuse(path, f"has the column 'gaps_s' without {requests} gaps in each of its rows")
     return _numbers(path, "gaps_s", column.flatten(), requests, 0.0, np.inf)
 
 
-def _column(
+def take_column(
     path: pathlib.Path, table: pa.Table, name: str, width: int = 1, low: float = -np.inf, high: float = np.inf
 ) -> NDArray[np.float64]:
     column = table[name].combine_chunks()
     if column.null_count:
-        _refuse(path, f"has no value in column '{name}', row {column.is_null().index(True).as_py()}")
+        refuse(path, f"has no value in column '{name}', row {column.is_null().index(True).as_py()}")
     return _numbers(path, name, column if width == 1 else column.flatten(), width, low, high)
 
 
@@ -382,7 +340,7 @@ def _numbers(
     wrong = ~((x >= low - _SLACK) & (x <= high + _SLACK) & np.isfinite(x))
     if wrong.any():
         at = int(wrong.argmax())
-        _refuse(
+        refuse(
             path, f"has {x[at]:g} in column '{name}', row {at // width}; it must be finite, from {low:g} to {high:g}"
         )
     return x if width == 1 else x.reshape(-1, width)

@@ -99,7 +99,8 @@ class _Recurrence(nn.Module):
         with torch.no_grad():  # memories from one interval to some hundred
             self.gate.bias[:, :, :hidden] = -torch.linspace(0.0, 12.0, hidden)
 
-    def forward(self, x: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, intervals: int, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """kept: (T, lanes, 1), 0 where the hidden state is forgotten before an interval, else 1."""
         encoded = softsign(self.encode(x))
         both = self.gate(encoded)
         z = 0.5 + 0.5 * softsign(both[..., : self.hidden])
@@ -108,7 +109,10 @@ class _Recurrence(nn.Module):
         def by_time(x: Tensor) -> Tensor:
             return x.view(members, intervals, rows // intervals, -1).transpose(0, 1).contiguous()
 
-        h = _Scan.apply(by_time(1.0 - z), by_time(z * both[..., self.hidden :]))
+        keep = by_time(1.0 - z)
+        if kept is not None:
+            keep = keep * kept[:, None]
+        h = _Scan.apply(keep, by_time(z * both[..., self.hidden :]))
         return encoded, softsign(h.transpose(0, 1).reshape(members, rows, -1))
 
 
@@ -120,29 +124,40 @@ class Raw(NamedTuple):
 
 
 class Ensemble(nn.Module):
-    """All members, side by side."""
+    """All members, side by side.
 
-    def __init__(self, sizes: Sizes = Sizes()):  # noqa: B008  # frozen
+    Args:
+        users, caches, caches_out: inputs of either network (the users' come first), and the caches' outputs.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes = Sizes(),  # noqa: B008  # frozen
+        users: int = USERS,
+        caches: int = CACHES,
+        caches_out: int = CACHE_OUTPUTS,
+    ):
         super().__init__()
+        self._users = users
         s = self.sizes = sizes
-        self.users = _Recurrence(s.members, USERS, s.layer, s.user_hidden)
+        self.users = _Recurrence(s.members, users, s.layer, s.user_hidden)
         self.users_head = _Linear(s.members, s.layer + s.user_hidden, s.layer)
         self.users_out = _Linear(s.members, s.layer, USER_OUTPUTS, 0.3)
-        self.caches = _Recurrence(s.members, CACHES + s.user_hidden, s.layer, s.hidden)
+        self.caches = _Recurrence(s.members, caches + s.user_hidden, s.layer, s.hidden)
         self.caches_head = _Linear(s.members, s.layer + s.hidden, s.layer)
-        self.caches_out = _Linear(s.members, s.layer, CACHE_OUTPUTS, 0.3)
+        self.caches_out = _Linear(s.members, s.layer, caches_out, 0.3)
         # What a rung has of its own: a shift of the last layer, and a change of the outputs' weights.
         self.rung = nn.Parameter(torch.zeros(s.members, len(RUNGS), s.layer))
-        self.rung_out = nn.Parameter(torch.zeros(s.members, len(RUNGS), s.layer + 1, CACHE_OUTPUTS))
+        self.rung_out = nn.Parameter(torch.zeros(s.members, len(RUNGS), s.layer + 1, caches_out))
 
-    def forward(self, x: Tensor, rung: Tensor) -> Raw:
-        """x: (T, lanes, CACHES); rung: (lanes,), index into RUNGS."""
+    def forward(self, x: Tensor, rung: Tensor, kept: Tensor | None = None) -> Raw:
+        """x: (T, lanes, inputs); rung: (lanes,), index into RUNGS; kept: see ``_Recurrence``."""
         intervals, lanes, _ = x.shape
         members = self.sizes.members
         flat = x.reshape(1, intervals * lanes, -1).expand(members, -1, -1)
-        encoded, hidden = self.users(flat[..., :USERS], intervals)
+        encoded, hidden = self.users(flat[..., : self._users], intervals, kept)
         users = self.users_out(softsign(self.users_head(torch.cat([encoded, hidden], -1))))
-        encoded, own = self.caches(torch.cat([flat, hidden], -1), intervals)
+        encoded, own = self.caches(torch.cat([flat, hidden], -1), intervals, kept)
         of_rung = self.rung[:, rung].repeat(1, intervals, 1)
         head = softsign(self.caches_head(torch.cat([encoded, own], -1)) + of_rung)
         caches = self.caches_out(head)

@@ -14,6 +14,8 @@ from helm_gym.errors import InvalidInputError
 COLLECT = "surrogate_backend.collect:collect"  # opened by name: helm_gym imports no backend
 PLAN = "surrogate_backend.collect:Plan"
 EPISODES_FOR = "surrogate_backend.excitation:episodes_for"
+CLUSTER_PLAN = "surrogate_backend.clusters.collect:ClusterPlan"
+CLUSTER_EPISODES_FOR = "surrogate_backend.clusters.design:episodes_for"
 RUNGS = {"modelled": "modelled", "real": "measured"}
 TRAIN_EPISODES, TEST_SETTINGS = 80, 5  # every regime under every driver of alpha; a setting of every regime
 
@@ -33,6 +35,9 @@ def collect(
     intervals: Annotated[int, typer.Option(min=1, max=100_000, help="Intervals of an episode.")] = 480,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the design.")] = 0,
     profile: Profile = "cpu-small",
+    clusters: Annotated[
+        bool, typer.Option("--clusters", help="Of clusters of many sizes, not of single nodes.")
+    ] = False,
     trace: Annotated[pathlib.Path | None, typer.Option(help="Recorded arrivals, as one more regime of train.")] = None,
     workers: Annotated[
         int, typer.Option(min=1, max=256, help="Processes. Those that time HSTU side by side slow each other.")
@@ -50,6 +55,7 @@ def collect(
       helm-gym collect --out logs/train --backend real --episodes 80
       helm-gym collect --out logs/more --episodes 600 --seed 1 --workers 2
       helm-gym collect --out logs/test --backend real --design test --settings 5 --seed 2
+      helm-gym collect --out logs/clusters --clusters --episodes 240 --intervals 160
       helm-gym collect --out logs/azure --trace azure_llm_conv_2023.csv
     """
     from helm_gym import profile as profiles
@@ -61,9 +67,11 @@ def collect(
         raise InvalidInputError("--settings is for --design test; say --episodes.")
     opened = profiles.load(profile)
     recorded = None if trace is None else read_trace(trace)
-    plan = open_by_name(PLAN)(opened, backend, design, intervals, seed, recorded)
+    if clusters and trace is not None:
+        raise InvalidInputError("--clusters takes no recorded arrivals; leave --trace out.")
+    plan = open_by_name(CLUSTER_PLAN if clusters else PLAN)(opened, backend, design, intervals, seed, recorded)
     if episodes is None:
-        tested = open_by_name(EPISODES_FOR)(settings or TEST_SETTINGS, opened)
+        tested = open_by_name(CLUSTER_EPISODES_FOR if clusters else EPISODES_FOR)(settings or TEST_SETTINGS, opened)
         episodes = TRAIN_EPISODES if design == "train" else tested
     reports: list[tuple[int, int]] = []  # episodes there are, intervals logged
     with Progress(quiet).stage(f"collect {backend} {design}", "intervals") as tick:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 from typing import Annotated
@@ -12,6 +13,9 @@ from helm_gym.cli.common import Json, Profile, Progress, Quiet, check_writable, 
 
 FIT = "surrogate_backend.fit:fit"  # opened by name: helm_gym imports no backend
 SETTINGS = "surrogate_backend.fit:Settings"
+FIT_CLUSTERS = "surrogate_backend.clusters.fit:fit_clusters"
+OF_CLUSTERS = "surrogate_backend.clusters.fit:SETTINGS"
+IS_OF_CLUSTERS = "surrogate_backend.log:is_of_clusters"
 
 
 def fit(
@@ -24,11 +28,12 @@ def fit(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a surrogate to logs of one profile, of either rung or both.
+    """Fit a surrogate to logs of one profile, of either rung or both; or that of clusters, to logs of clusters.
 
     \b
     Examples:
       helm-gym fit logs/train logs/more --out runs/surrogate
+      helm-gym fit logs/clusters --out runs/clusters
       tensorboard --logdir runs/surrogate/tensorboard
     """
     from helm_gym import profile as profiles
@@ -36,14 +41,16 @@ def fit(
     opened = profiles.load(profile)
     check_writable("--out", out / "card.json")
     given = {"steps": steps, "seed": seed, "threads": threads}
-    settings = open_by_name(SETTINGS)(**{name: value for name, value in given.items() if value is not None})
+    chosen = {name: value for name, value in given.items() if value is not None}
+    of_clusters = open_by_name(IS_OF_CLUSTERS)(logs[0])
+    settings = dataclasses.replace(open_by_name(OF_CLUSTERS) if of_clusters else open_by_name(SETTINGS)(), **chosen)
     with Progress(quiet).stage(f"fit {opened.name}", "steps") as tick:
 
         def progress(done: int, total: int, losses: dict[str, float]) -> None:
             finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
             tick(", ".join(f"{name} {loss:.4g}" for name, loss in finite.items()), done, total)
 
-        card = open_by_name(FIT)(opened, logs, out, settings, progress)
+        card = open_by_name(FIT_CLUSTERS if of_clusters else FIT)(opened, logs, out, settings, progress)
     if as_json:
         return print_json(card | {"checkpoint": str(out)})
     rows = [(name, f"{value:.4g}") for name, value in card["held_out"].items()]

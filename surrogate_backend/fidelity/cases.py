@@ -6,12 +6,14 @@ import collections
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
+from surrogate_backend.excitation import SWEEP
 from surrogate_backend.log import LoggedEpisode, read_log
 
 Floats = NDArray[np.float64]
@@ -60,6 +62,7 @@ class Setting:
         retakes: repeats served again with the same requests.
         sweep: splits held on the path's stationary part, by ascending alpha; each with one request seed or more.
         policies: controllers on the path, each with one request seed or more.
+        ends: least and largest split that a whole sweep has.
     """
 
     number: int
@@ -68,6 +71,7 @@ class Setting:
     retakes: tuple[Case, ...]
     sweep: tuple[Case, ...]
     policies: tuple[Case, ...]
+    ends: tuple[float, float] = (SWEEP[0], SWEEP[-1])
 
     @property
     def label(self) -> str:
@@ -130,35 +134,53 @@ def gather(folder: pathlib.Path, profile: Profile) -> tuple[tuple[Setting, ...],
         InvalidInputError: a log that cannot be used (log.read_log), one without episodes to judge by, of more than
             one rung, or whose repeats are not of one path.
     """
-    found: dict[int, dict[str, list[Case]]] = collections.defaultdict(lambda: collections.defaultdict(list))
-    regimes: dict[int, str] = {}
-    seen: dict[str, set[str]] = collections.defaultdict(set)
-    episodes = intervals = 0
     longest = _longest_ms(profile)
-    for episode in read_log(folder, profile, GROUPS):
-        constants = episode.constants
-        found[constants["setting"]][constants["group"]].append(_case(episode, longest))
-        regimes[constants["setting"]] = constants["regime"]
-        for name in ("rung", "machine", "date", "code_version"):
-            seen[name].add(constants[name])
-        episodes, intervals = episodes + 1, intervals + episode.intervals
+    found = [(e.constants, _case(e, longest)) for e in read_log(folder, profile, GROUPS)]
+    origin = origin_of(folder, [(constants, case.intervals) for constants, case in found])
+    return to_settings(folder, found, (SWEEP[0], SWEEP[-1])), origin
+
+
+def to_settings(
+    folder: pathlib.Path, episodes: Sequence[tuple[Mapping[str, Any], Case]], ends: tuple[float, float]
+) -> tuple[Setting, ...]:
+    """Puts episodes, each with its constants in the log, into settings; ends: of a whole sweep.
+
+    Raises:
+        InvalidInputError: repeats that are not of one path, or sweeps of different lengths.
+    """
+    found: dict[int, dict[str, list[Case]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    labels: dict[int, str] = {}
+    for constants, case in episodes:
+        found[constants["setting"]][constants["group"]].append(case)
+        nodes = f", {constants['nodes']} nodes" if "nodes" in constants else ""
+        labels[constants["setting"]] = f"{constants['regime']}{nodes}"
+    return tuple(_setting(folder, n, labels[n], found[n], ends) for n in sorted(found))
+
+
+def origin_of(folder: pathlib.Path, episodes: Sequence[tuple[Mapping[str, Any], int]]) -> Origin:
+    """Where episodes come from, given each one's constants and number of intervals.
+
+    Raises:
+        InvalidInputError: none, or episodes of more than one rung.
+    """
     if not episodes:
         raise InvalidInputError(
             f"Log {folder} holds no episode to judge a twin by; collect one with `helm-gym collect --design test`."
         )
+    keys = ("rung", "machine", "date", "code_version")
+    seen = {key: sorted({constants[key] for constants, _ in episodes}) for key in keys}
     if len(seen["rung"]) > 1:
-        raise InvalidInputError(f"Log {folder} mixes the rungs {' and '.join(sorted(seen['rung']))}; judge each alone.")
-    dates = sorted(seen["date"])
-    origin = Origin(
+        raise InvalidInputError(f"Log {folder} mixes the rungs {' and '.join(seen['rung'])}; judge each alone.")
+    dates = seen["date"]
+    return Origin(
         folder=str(folder),
-        rung=seen["rung"].pop(),
-        machine="; ".join(sorted(seen["machine"])),
+        rung=seen["rung"][0],
+        machine="; ".join(seen["machine"]),
         dates=dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
-        code_version=", ".join(sorted(seen["code_version"])),
-        episodes=episodes,
-        intervals=intervals,
+        code_version=", ".join(seen["code_version"]),
+        episodes=len(episodes),
+        intervals=sum(intervals for _, intervals in episodes),
     )
-    return tuple(_setting(folder, n, regimes[n], found[n]) for n in sorted(found)), origin
 
 
 def _longest_ms(profile: Profile) -> float:
@@ -201,7 +223,9 @@ def _undisturbed(cases: Sequence[Case]) -> tuple[Case, ...]:
     return tuple(dataclasses.replace(case, kept=kept[case.request_seed]) for case in cases)
 
 
-def _setting(folder: pathlib.Path, number: int, regime: str, groups: Mapping[str, list[Case]]) -> Setting:
+def _setting(
+    folder: pathlib.Path, number: int, regime: str, groups: Mapping[str, list[Case]], ends: tuple[float, float]
+) -> Setting:
     repeats, sweep = groups.get("repeat", []), groups.get("sweep", [])
     for case in repeats[1:]:
         same = case.intervals == repeats[0].intervals
@@ -222,4 +246,5 @@ def _setting(folder: pathlib.Path, number: int, regime: str, groups: Mapping[str
         retakes=tuple(groups.get("retake", [])),
         sweep=_undisturbed(sorted(sweep, key=lambda case: case.asked_alpha[0])),
         policies=_undisturbed(groups.get("policy", [])),
+        ends=ends,
     )

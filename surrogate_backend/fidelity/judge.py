@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import itertools
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ from surrogate_backend.fidelity.measures import (
 )
 from surrogate_backend.fidelity.rollout import Rollout, Twin, Work
 from surrogate_backend.fidelity.trust import Stretch, Trust, map_trust
+from surrogate_backend.log import is_of_clusters
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]  # what is under way, intervals done, intervals in all
@@ -70,18 +73,24 @@ def judge(
     Raises:
         InvalidInputError: a log that cannot be used, of another profile, or without episodes to judge by.
     """
-    settings, origin = gather(log, profile)
-    if open_twin is None:
-        from surrogate_backend.backend import SurrogateBackend
+    if is_of_clusters(log):
+        from surrogate_backend.clusters.fidelity import ClusterTwin, gather_clusters
 
-        backend: Backend = SurrogateBackend(profile, lanes=lanes, checkpoint=checkpoint, of=origin.rung)
+        settings, origin = gather_clusters(log, profile)
+        of_clusters = ClusterTwin(profile, checkpoint, origin.rung)
+        lanes, name = of_clusters.lanes, of_clusters.name
+        runs = _run(of_clusters, settings, progress)
     else:
-        backend = open_twin(lanes)
-    try:
-        runs = _run(backend, settings, progress)
-        name = backend.spec.name
-    finally:
-        backend.close()
+        settings, origin = gather(log, profile)
+        if open_twin is None:
+            from surrogate_backend.backend import SurrogateBackend
+
+            backend: Backend = SurrogateBackend(profile, lanes=lanes, checkpoint=checkpoint, of=origin.rung)
+        else:
+            backend = open_twin(lanes)
+        with contextlib.closing(backend):
+            runs = _run(Twin(backend), settings, progress)
+            name = backend.spec.name
     judged = tuple(_judge(setting, *run) for setting, run in zip(settings, runs, strict=True))
     floor, figures = (_over_settings([getattr(s, side) for s in judged], KEYS) for side in ("floor", "surrogate"))
     figures["stationary_bias"] = abs(figures["stationary_bias"])  # its sign belongs to the settings
@@ -108,8 +117,19 @@ def judge(
     )
 
 
+class Player(Protocol):
+    """Runs cases on a twin: rollout.Twin, or clusters.fidelity.ClusterTwin."""
+
+    @property
+    def lanes(self) -> int: ...
+
+    def steps(self, work: Work) -> int: ...
+
+    def run(self, work: Work, stepped: Callable[[], None]) -> list[Rollout]: ...
+
+
 def _run(
-    backend: Backend, settings: Sequence[Setting], progress: Progress | None
+    twin: Player, settings: Sequence[Setting], progress: Progress | None
 ) -> list[tuple[Rollout | None, tuple[Rollout, ...], tuple[Rollout, ...]]]:
     """The twin's rollouts of each setting: of the repeats' schedule, of each split, of each controller."""
     done = total = 0
@@ -120,7 +140,7 @@ def _run(
         if progress is not None:
             progress(what, done, total)
 
-    twin, lanes = Twin(backend), backend.spec.lanes
+    lanes = twin.lanes
     fewer = max(2, lanes // 4)
     splits = [cases[0] for s in settings for cases in s.splits.values()]
     controllers = [cases[0] for s in settings for cases in s.controllers.values()]
@@ -187,8 +207,8 @@ def _whole(setting: Setting) -> bool:
     return bool(
         len(splits) >= LEAST_SPLITS
         and np.ptp(np.diff(splits)) < 1e-6
-        and splits[0] <= SWEEP[0] + 1e-6
-        and splits[-1] >= SWEEP[-1] - 1e-6
+        and splits[0] <= setting.ends[0] + 1e-6
+        and splits[-1] >= setting.ends[1] - 1e-6
     )
 
 

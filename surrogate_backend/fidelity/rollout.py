@@ -58,6 +58,10 @@ class Twin:
     def __init__(self, backend: Backend):
         self.backend = backend
 
+    @property
+    def lanes(self) -> int:
+        return self.backend.spec.lanes
+
     def steps(self, work: Work) -> int:
         """How many intervals ``run`` will step, of all lanes at once."""
         return sum(work.cases[batch[0].case].intervals for batch in self._batches(work))

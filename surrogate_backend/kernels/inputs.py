@@ -55,8 +55,8 @@ def _split_inputs(f, k, service_ms, x, at, n, m):
 
 
 @kernel
-def network_inputs(w, alpha, moved, f, rest, x, n, m):
-    """Fills ``x`` (CACHES rows), of which the first ``USERS`` are the users' network's, for ``n`` lanes of a block.
+def network_inputs(w, alpha, moved, f, rest, x, own, n, m):
+    """Fills ``x`` for ``n`` lanes of a block: ``USERS`` rows for the users' network, and from row ``own`` on the rest.
 
     w: rows of parameters; alpha, moved: one row, moved pages over the budget; f: rows of ESTIMATES.
     """
@@ -74,18 +74,18 @@ def network_inputs(w, alpha, moved, f, rest, x, n, m):
         x[9 * m + i] = F(3.0) * log_ratio(f[HISTORY * m + i], rest[1])
         x[10 * m + i] = F(3.0) * log_ratio(f[COLD_HISTORY * m + i], rest[1])
         x[11 * m + i] = log_ratio(f[HOT_PAGES * m + i], rest[6])
-        x[USERS * m + i] = F(2.0) * alpha[i] - F(1.0)
-        x[(USERS + 1) * m + i] = moved[i]
+        x[own * m + i] = F(2.0) * alpha[i] - F(1.0)
+        x[(own + 1) * m + i] = moved[i]
     for k in range(1, SPLITS):
         _split_inputs(f, k, rest[7], x, _OWN + 3 + 5 * (k - 1), n, m)
-    _split_inputs(f, 0, rest[7], x, USERS + 2, n, m)
+    _split_inputs(f, 0, rest[7], x, own + 2, n, m)
 
 
 @kernel
 def _follow(state, values, splits, moved, scalars, powers, inside, rest, scratch, estimates, x, n, m):
     for t in range(values.shape[0]):
         fluid_step(state, values[t], splits[t], scalars, powers, inside, scratch, estimates[t], n, m)
-        network_inputs(values[t], splits[t], moved[t], estimates[t], rest, x[t], n, m)
+        network_inputs(values[t], splits[t], moved[t], estimates[t], rest, x[t], USERS, n, m)
 
 
 def follow(
@@ -110,7 +110,7 @@ def follow(
     x = np.empty((lanes, intervals, CACHES), F)
     for block, state in enumerate(states):
         part = slice(block * LANES, min(lanes, (block + 1) * LANES))
-        w, split, move = (_by_time(array[part]) for array in (values, splits, moved[..., None]))
+        w, split, move = (by_time(array[part]) for array in (values, splits, moved[..., None]))
         rows = [np.zeros((intervals, width * LANES), F) for width in (ESTIMATES, CACHES)]
         estimated, fed = rows
         _follow(state, w, split, move, *known, relative, scratch, estimated, fed, part.stop - part.start, LANES)
@@ -120,7 +120,7 @@ def follow(
     return x, estimates
 
 
-def _by_time(array: NDArray[np.float64]) -> NDArray[np.float32]:
+def by_time(array: NDArray[np.float64]) -> NDArray[np.float32]:
     """(lanes, T, rows) -> float32 (T, rows * LANES), lanes that are not there filled with the last one."""
     padded = np.pad(array, ((0, LANES - len(array)), (0, 0), (0, 0)), mode="edge")
     return np.ascontiguousarray(padded.transpose(1, 2, 0), F).reshape(array.shape[1], -1)

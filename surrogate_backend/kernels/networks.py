@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,59 +12,92 @@ from surrogate_backend.kernels.functions import F, kernel
 from surrogate_backend.kernels.inputs import CACHES, USERS
 from surrogate_backend.layout import CACHE_FIELDS, CACHE_OUTPUTS, RUNGS, USER_OUTPUTS, Sizes
 
-_SIZES = Sizes()
-MEMBERS, LAYER = _SIZES.members, _SIZES.layer
-USER_HIDDEN, HIDDEN = _SIZES.user_hidden, _SIZES.hidden
 _SERVICE = CACHE_FIELDS.index("service")
-STATE = MEMBERS * (USER_HIDDEN + HIDDEN)  # rows: users' hidden states, then caches'
-_USERS, INPUTS, _SAID = (-(-count // 4) * 4 for count in (USERS, CACHES, CACHE_OUTPUTS))  # filled up with zeros
-OUTPUTS = USER_OUTPUTS + _SAID + 2  # the last two: least and largest of what members say of the service time
-
 _LAYERS = (
     *("users.encode", "users.gate", "users_head", "users_out"),
     *("caches.encode", "caches.gate", "caches_head", "caches_out"),
 )
-# Places of one member's layers in its flat weights; each (inputs + 1, units), the last row the bias.
-_U_ENCODE = 0
-_U_GATE = _U_ENCODE + (_USERS + 1) * LAYER
-_U_HEAD = _U_GATE + (LAYER + 1) * 2 * USER_HIDDEN
-_U_OUT = _U_HEAD + (LAYER + USER_HIDDEN + 1) * LAYER
-_C_ENCODE = _U_OUT + (LAYER + 1) * USER_OUTPUTS
-_C_GATE = _C_ENCODE + (INPUTS + USER_HIDDEN + 1) * LAYER
-_C_HEAD = _C_GATE + (LAYER + 1) * 2 * HIDDEN
-_C_OUT = _C_HEAD + (LAYER + HIDDEN + 1) * LAYER
-WEIGHTS = _C_OUT + (LAYER + 1) * _SAID
-
-# Scratch rows of a block: encoding and hidden state (or head) of one network, its gates, and the users' hidden state.
-_E, _H = 0, LAYER
-_G = LAYER + max(HIDDEN, USER_HIDDEN)
-_P = _G + 2 * max(HIDDEN, USER_HIDDEN)
-_S = _P + LAYER
-SCRATCH = _S + USER_HIDDEN
 
 
-def pack(tensors: Mapping[str, NDArray[np.float32]], rung: str) -> NDArray[np.float32]:
-    """The weights of a checkpoint (``net.*``) for one rung, flat, member after member; outputs are their mean."""
-    members = []
-    for m in range(MEMBERS):
+class Widths(NamedTuple):
+    """What networks have of rows and units; inputs and outputs filled up with zeros to multiples of four.
+
+    Attributes:
+        users, inputs: of the users' network's inputs, and of the caches' without the users' hidden state.
+        said: of the caches' network's outputs.
+        members, user_hidden, hidden, layer: see layout.Sizes.
+        weights: of one member, in all.
+        outputs: of ``run_networks``; the last two are the least and the largest that members say of the service time.
+        state: hidden states of all members, the users' and then the caches'.
+        scratch: rows.
+    """
+
+    users: int
+    inputs: int
+    said: int
+    members: int
+    user_hidden: int
+    hidden: int
+    layer: int
+    weights: int
+    outputs: int
+    state: int
+    scratch: int
+
+
+def widths(users: int, caches: int, caches_out: int, sizes: Sizes) -> Widths:
+    """Of networks with so many inputs and outputs."""
+    u, i, s = (-(-count // 4) * 4 for count in (users, caches, caches_out))
+    members, own, hidden, layer = sizes.members, sizes.user_hidden, sizes.hidden, sizes.layer
+    rows_units = (
+        *((u, layer), (layer, 2 * own), (layer + own, layer), (layer, USER_OUTPUTS)),
+        *((i + own, layer), (layer, 2 * hidden), (layer + hidden, layer), (layer, s)),
+    )
+    weights = sum((rows + 1) * units for rows, units in rows_units)
+    scratch = 2 * layer + 3 * max(own, hidden) + own
+    return Widths(
+        u, i, s, members, own, hidden, layer, weights, USER_OUTPUTS + s + 2, members * (own + hidden), scratch
+    )
+
+
+WIDTHS = widths(USERS, CACHES, CACHE_OUTPUTS, Sizes())
+INPUTS, OUTPUTS, WEIGHTS, STATE, SCRATCH = WIDTHS.inputs, WIDTHS.outputs, WIDTHS.weights, WIDTHS.state, WIDTHS.scratch
+MEMBERS = WIDTHS.members
+
+
+def pack(
+    tensors: Mapping[str, NDArray[np.float32]],
+    rung: str,
+    users: int = USERS,
+    caches: int = CACHES,
+    caches_out: int = CACHE_OUTPUTS,
+    sizes: Sizes = Sizes(),  # noqa: B008  # frozen
+) -> NDArray[np.float32]:
+    """The weights of a checkpoint (``net.*``) for one rung, flat, member after member; outputs are their mean.
+
+    Args:
+        users, caches, caches_out, sizes: see ``widths``.
+    """
+    filled, members = widths(users, caches, caches_out, sizes), []
+    for m in range(sizes.members):
         parts = []
         for name in _LAYERS:
             weight, bias = tensors[f"net.{name}.weight"][m], tensors[f"net.{name}.bias"][m]
             if name == "caches_head":
                 bias = bias + tensors["net.rung"][m, RUNGS.index(rung)]
             elif name == "users.encode":
-                weight = np.pad(weight, ((0, _USERS - USERS), (0, 0)))
+                weight = np.pad(weight, ((0, filled.users - users), (0, 0)))
             elif name == "caches.encode":
-                weight = np.insert(weight, [CACHES] * (INPUTS - CACHES), 0.0, axis=0)
+                weight = np.insert(weight, [caches] * (filled.inputs - caches), 0.0, axis=0)
             elif name == "caches_out":
                 own = tensors["net.rung_out"][m, RUNGS.index(rung)]
                 both = weight + own[:-1], bias + own[-1:]
-                weight, bias = (np.pad(part, ((0, 0), (0, _SAID - CACHE_OUTPUTS))) for part in both)
-            scale = MEMBERS if name.endswith("out") else 1
+                weight, bias = (np.pad(part, ((0, 0), (0, filled.said - caches_out))) for part in both)
+            scale = sizes.members if name.endswith("out") else 1
             parts += [weight.ravel() / scale, bias.ravel() / scale]
         members.append(np.concatenate(parts))
     flat = np.stack(members).astype(F)
-    assert flat.shape == (MEMBERS, WEIGHTS)
+    assert flat.shape == (sizes.members, filled.weights)
     return flat.ravel()
 
 
@@ -114,9 +148,9 @@ def _softsign(y, row, units, n, m):
 
 
 @kernel
-def _recur(t, hidden, first, units, to, n, m):
-    """h = (1 - z) h + z new, z and new in the gates' rows; softsign(h) into rows from ``to``."""
-    gates, fresh, out = t[_G * m :], t[(_G + units) * m :], t[to * m :]
+def _recur(t, gates_at, hidden, first, units, to, n, m):
+    """h = (1 - z) h + z new, z and new in rows of ``t`` from ``gates_at``; softsign(h) into rows from ``to``."""
+    gates, fresh, out = t[gates_at * m :], t[(gates_at + units) * m :], t[to * m :]
     hidden = hidden[first * m :]
     for j in range(units):
         for k in range(n):
@@ -129,61 +163,77 @@ def _recur(t, hidden, first, units, to, n, m):
 
 
 @kernel
-def run_networks(weights, x, hidden, t, v, out, n, m):
-    """One interval of ``n`` lanes of a block: moves ``hidden`` (STATE rows) on and fills ``out`` (OUTPUTS rows).
+def run_networks(weights, x, hidden, t, v, out, widths, n, m):
+    """One interval of ``n`` lanes of a block: moves ``hidden`` (STATE rows) on and fills ``out`` (outputs rows).
 
-    weights: of ``pack``; x: inputs, INPUTS rows, those past CACHES 0; t and v: scratch, SCRATCH rows each.
+    weights: of ``pack``; x: inputs, filled up with rows of 0; t and v: scratch rows; widths: a constant of the
+    caller, which is compiled in.
     """
-    for j in range(USER_OUTPUTS + _SAID):
+    users, inputs, said_rows, outputs = widths.users, widths.inputs, widths.said, widths.outputs
+    layer, own, caches = widths.layer, widths.user_hidden, widths.hidden
+    # One layer's weights behind the other's, each (inputs + 1, units), the last row the bias.
+    u_gate = (users + 1) * layer
+    u_head = u_gate + (layer + 1) * 2 * own
+    u_out = u_head + (layer + own + 1) * layer
+    c_encode = u_out + (layer + 1) * USER_OUTPUTS
+    c_gate = c_encode + (inputs + own + 1) * layer
+    c_head = c_gate + (layer + 1) * 2 * caches
+    c_out = c_head + (layer + caches + 1) * layer
+    # Scratch: encoding and hidden state (or head) of one network, its gates, and the users' hidden state.
+    e, h = 0, layer
+    g = layer + max(caches, own)
+    p = g + 2 * max(caches, own)
+    s = p + layer
+    for j in range(USER_OUTPUTS + said_rows):
         for k in range(n):
             out[j * m + k] = F(0.0)
     for k in range(n):
-        out[(OUTPUTS - 2) * m + k], out[(OUTPUTS - 1) * m + k] = F(1e9), F(-1e9)
-    for member in range(MEMBERS):
-        w = weights[member * WEIGHTS : (member + 1) * WEIGHTS]
-        _bias(w, _U_ENCODE + _USERS * LAYER, LAYER, t, _E, n, m)
-        _add(w, _U_ENCODE, _USERS, LAYER, x, 0, t, _E, n, m)
-        _softsign(t, _E, LAYER, n, m)
-        _bias(w, _U_GATE + LAYER * 2 * USER_HIDDEN, 2 * USER_HIDDEN, v, _G, n, m)
-        _add(w, _U_GATE, LAYER, 2 * USER_HIDDEN, t, _E, v, _G, n, m)
-        _recur(v, hidden, member * USER_HIDDEN, USER_HIDDEN, _S, n, m)
-        _bias(w, _U_HEAD + (LAYER + USER_HIDDEN) * LAYER, LAYER, v, _P, n, m)
-        _add(w, _U_HEAD, LAYER, LAYER, t, _E, v, _P, n, m)
-        for j in range(USER_HIDDEN):
+        out[(outputs - 2) * m + k], out[(outputs - 1) * m + k] = F(1e9), F(-1e9)
+    for member in range(widths.members):
+        w = weights[member * widths.weights : (member + 1) * widths.weights]
+        _bias(w, users * layer, layer, t, e, n, m)
+        _add(w, 0, users, layer, x, 0, t, e, n, m)
+        _softsign(t, e, layer, n, m)
+        _bias(w, u_gate + layer * 2 * own, 2 * own, v, g, n, m)
+        _add(w, u_gate, layer, 2 * own, t, e, v, g, n, m)
+        _recur(v, g, hidden, member * own, own, s, n, m)
+        _bias(w, u_head + (layer + own) * layer, layer, v, p, n, m)
+        _add(w, u_head, layer, layer, t, e, v, p, n, m)
+        for j in range(own):
             for k in range(n):
-                t[(_S + j) * m + k] = v[(_S + j) * m + k]
-        _add(w, _U_HEAD + LAYER * LAYER, USER_HIDDEN, LAYER, t, _S, v, _P, n, m)
-        _softsign(v, _P, LAYER, n, m)
-        _add(w, _U_OUT, LAYER, USER_OUTPUTS, v, _P, out, 0, n, m)
+                t[(s + j) * m + k] = v[(s + j) * m + k]
+        _add(w, u_head + layer * layer, own, layer, t, s, v, p, n, m)
+        _softsign(v, p, layer, n, m)
+        _add(w, u_out, layer, USER_OUTPUTS, v, p, out, 0, n, m)
         for j in range(USER_OUTPUTS):
             for k in range(n):
-                out[j * m + k] += w[_U_OUT + LAYER * USER_OUTPUTS + j]
+                out[j * m + k] += w[u_out + layer * USER_OUTPUTS + j]
 
-        _bias(w, _C_ENCODE + (INPUTS + USER_HIDDEN) * LAYER, LAYER, v, _E, n, m)
-        _add(w, _C_ENCODE, INPUTS, LAYER, x, 0, v, _E, n, m)
-        _add(w, _C_ENCODE + INPUTS * LAYER, USER_HIDDEN, LAYER, t, _S, v, _E, n, m)
-        _softsign(v, _E, LAYER, n, m)
-        _bias(w, _C_GATE + LAYER * 2 * HIDDEN, 2 * HIDDEN, t, _G, n, m)
-        _add(w, _C_GATE, LAYER, 2 * HIDDEN, v, _E, t, _G, n, m)
-        _recur(t, hidden, MEMBERS * USER_HIDDEN + member * HIDDEN, HIDDEN, _H, n, m)
-        _bias(w, _C_HEAD + (LAYER + HIDDEN) * LAYER, LAYER, t, _E, n, m)
-        _add(w, _C_HEAD, LAYER, LAYER, v, _E, t, _E, n, m)
-        for j in range(HIDDEN):
+        _bias(w, c_encode + (inputs + own) * layer, layer, v, e, n, m)
+        _add(w, c_encode, inputs, layer, x, 0, v, e, n, m)
+        _add(w, c_encode + inputs * layer, own, layer, t, s, v, e, n, m)
+        _softsign(v, e, layer, n, m)
+        _bias(w, c_gate + layer * 2 * caches, 2 * caches, t, g, n, m)
+        _add(w, c_gate, layer, 2 * caches, v, e, t, g, n, m)
+        _recur(t, g, hidden, widths.members * own + member * caches, caches, h, n, m)
+        _bias(w, c_head + (layer + caches) * layer, layer, t, e, n, m)
+        _add(w, c_head, layer, layer, v, e, t, e, n, m)
+        for j in range(caches):
             for k in range(n):
-                v[(_H + j) * m + k] = t[(_H + j) * m + k]
-        _add(w, _C_HEAD + LAYER * LAYER, HIDDEN, LAYER, v, _H, t, _E, n, m)
-        _softsign(t, _E, LAYER, n, m)
-        alone = v[_G * m :]  # what this member alone says of the service time
+                v[(h + j) * m + k] = t[(h + j) * m + k]
+        _add(w, c_head + layer * layer, caches, layer, v, h, t, e, n, m)
+        _softsign(t, e, layer, n, m)
+        alone = v[g * m :]  # what this member alone says of the service time
         for k in range(n):
-            alone[k] = w[_C_OUT + LAYER * _SAID + _SERVICE]
-        for j in range(LAYER):
+            alone[k] = w[c_out + layer * said_rows + _SERVICE]
+        for j in range(layer):
             for k in range(n):
-                alone[k] += t[(_E + j) * m + k] * w[_C_OUT + j * _SAID + _SERVICE]
-        low, high = out[(OUTPUTS - 2) * m :], out[(OUTPUTS - 1) * m :]
+                alone[k] += t[(e + j) * m + k] * w[c_out + j * said_rows + _SERVICE]
+        low, high = out[(outputs - 2) * m :], out[(outputs - 1) * m :]
         for k in range(n):
-            said = alone[k] * F(MEMBERS)
+            said = alone[k] * F(widths.members)
             low[k], high[k] = min(low[k], said), max(high[k], said)
-        _add(w, _C_OUT, LAYER, _SAID, t, _E, out, USER_OUTPUTS, n, m)
-        for j in range(_SAID):
+        _add(w, c_out, layer, said_rows, t, e, out, USER_OUTPUTS, n, m)
+        for j in range(said_rows):
             for k in range(n):
-                out[(USER_OUTPUTS + j) * m + k] += w[_C_OUT + LAYER * _SAID + j]
+                out[(USER_OUTPUTS + j) * m + k] += w[c_out + layer * said_rows + j]

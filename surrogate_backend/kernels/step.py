@@ -316,8 +316,8 @@ def _serve_block(
         for k in range(n):
             splits[j * m + k] = F(FOLLOWED[j - 1])
     fluid.fluid_step(s[_FLUID * m :], w, splits, scalars, powers, inside, t, f, n, m)
-    inputs.network_inputs(w, splits, moved, f, rest, x, n, m)
-    networks.run_networks(weights, x, s[_HIDDEN * m :], t, u, y, n, m)
+    inputs.network_inputs(w, splits, moved, f, rest, x, inputs.USERS, n, m)
+    networks.run_networks(weights, x, s[_HIDDEN * m :], t, u, y, networks.WIDTHS, n, m)
     fields.predict(y, f, out_f, n, m)
     fields.draw_level(counts, clock, fast, slow, c[_OWN], s[_FACTORS * m :], F(requests), level, out_f, n, m)
     if not poisson:

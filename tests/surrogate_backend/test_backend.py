@@ -8,7 +8,6 @@ import pathlib
 import numpy as np
 import pytest
 
-from helm_gym.cluster import find_cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile, load
 from helm_gym.workload.regimes import make_path
@@ -101,8 +100,6 @@ def test_a_checkpoint_of_another_profile_or_a_broken_one_is_refused(profile, tmp
         SurrogateBackend(profile, checkpoint=tmp_path)
 
 
-def test_more_nodes_or_another_rung_are_refused(profile):
-    with pytest.raises(InvalidInputError, match="node"):
-        SurrogateBackend(profile, cluster=find_cluster("2"))
+def test_another_rung_is_refused(profile):
     with pytest.raises(InvalidInputError, match="twin"):
         SurrogateBackend(profile, of="surrogate")

@@ -27,7 +27,7 @@ def profile() -> Profile:
 @kernel
 def _run(weights, x, hidden, t, v, y, f, out, n):
     for k in range(x.shape[0]):
-        networks.run_networks(weights, x[k], hidden, t, v, y[k], n, LANES)
+        networks.run_networks(weights, x[k], hidden, t, v, y[k], networks.WIDTHS, n, LANES)
         fields.predict(y[k], f[k], out[k], n, LANES)
 
 

@@ -1,0 +1,157 @@
+"""What the nodes' network reads beside a single node's inputs: the node's place in its cluster, and the routing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from helm_gym.cluster import Cluster
+from helm_gym.profile import Profile
+from helm_gym.routing import RULES, WEIGHTS
+from helm_gym.workload.state import INDEX
+from surrogate_backend.kernels import fluid, inputs
+from surrogate_backend.kernels.fluid import ESTIMATES, PER_SPLIT, SERVICE_MS, fluid_step
+from surrogate_backend.kernels.functions import LANES, F, kernel, log_ratio
+from surrogate_backend.layout import CACHE_OUTPUTS, FOLLOWED, Sizes
+
+_FIXED = 4  # of a node, whatever happens: size of the cluster twice, memory, speed
+_NOW = 5  # mean split, the node's less it, share of nodes alive, speed over the mean's, whether it is alive
+CONTEXT = _FIXED + _NOW + len(WEIGHTS) + len(RULES)  # what ``Context`` fills; one more is the load, from the fluid
+USERS = inputs.USERS + CONTEXT + 1  # inputs of the users' network
+NODES = USERS + inputs.CACHES - inputs.USERS  # and of the caches', without the users' hidden state
+ATTRACTION, TIED, NEXT, REST = range(4)  # outputs of the router's preference, behind the caches' own
+ROUTED = 4
+OUTPUTS = CACHE_OUTPUTS + ROUTED
+SIZES = Sizes(members=2, user_hidden=12, hidden=24, layer=24)
+LARGEST = 64  # nodes; more look the same to the network, for by then every node has users of few interests
+_RATE = INDEX["arrival_rate_rps"]
+
+
+class Context:
+    """The columns of ``CONTEXT``, (lanes, nodes, CONTEXT) float32, kept up from interval to interval."""
+
+    def __init__(self, profile: Profile, cluster: Cluster, lanes: int):
+        nodes, pages = cluster.size, cluster.pages(profile)
+        self.columns = np.zeros((lanes, nodes, CONTEXT), F)
+        self._speed = cluster.speed
+        seen = min(nodes, LARGEST)
+        self.columns[:, :, 0], self.columns[:, :, 1] = 1.0 / seen, np.log2(seen) / 3.0 - 1.0
+        self.columns[:, :, 2] = 3.0 * _ratio(pages / profile.pool.pages)
+        self.columns[:, :, 3] = 3.0 * _ratio(self._speed)
+
+    def update(
+        self, alpha: NDArray[np.floating], alive: NDArray[np.bool_], rule: int, weights: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """Fills in an interval; alpha, alive: (lanes, nodes); rule: of all lanes; weights: (lanes, 3)."""
+        x, at = self.columns, _FIXED
+        count = alive.sum(axis=1, keepdims=True)
+        mean = (alpha * alive).sum(axis=1, keepdims=True) / count
+        x[:, :, at], x[:, :, at + 1] = 2.0 * mean - 1.0, 3.0 * (alpha - mean)
+        x[:, :, at + 2] = 2.0 * count / alive.shape[1] - 1.0
+        x[:, :, at + 3] = 3.0 * _ratio(self._speed / ((self._speed * alive).sum(axis=1, keepdims=True) / count))
+        x[:, :, at + 4] = alive
+        at += _NOW
+        scored = rule == RULES.index("score")
+        x[:, :, at : at + len(WEIGHTS)] = np.clip(np.sqrt(weights) - 1.0, -1.0, 1.5)[:, None] if scored else 0.0
+        at += len(WEIGHTS)
+        x[:, :, at:] = 0.0
+        x[:, :, at + rule] = 1.0
+        return x
+
+
+def _ratio(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    return (x - 1.0) / (x + 1.0)
+
+
+def constants(profile: Profile, cluster: Cluster) -> fluid.Constants:
+    """Of the fluid of one node: its own users, and the cluster's catalogue, of which each interest likes its own part.
+
+    A node that all interests come to asks for as many times the items as there are, and one that has an interest of
+    its own for none but that one's; routing brings nodes somewhere in between, and the network knows where.
+    """
+    wide = cluster.widen(profile)
+    own = profile.population
+    population = dataclasses.replace(wide.population, users=own.users)
+    known = fluid.constants(dataclasses.replace(profile, population=population))
+    interests = max(1.0, cluster.interests / np.sqrt(cluster.size))
+    return known._replace(inside=(known.inside * interests).astype(F))
+
+
+@kernel
+def chill(s, k, m):
+    """Empties the caches of column ``k`` of a block's fluid, as a lost node's are."""
+    for cache in range(fluid.KV, fluid.LOOKUPS, 3):
+        s[cache * m + k], s[(cache + 1) * m + k], s[(cache + 2) * m + k] = F(1.0), F(0.0), F(1.0)
+    for row in range(fluid.LOOKUPS, fluid.STATE):
+        s[row * m + k] = F(100.0)
+
+
+@kernel
+def node_inputs(w, splits, moved, context, first, f, rest, x, n, m):
+    """Fills ``x`` (NODES rows) for ``n`` nodes of a block from node ``first`` on; context: (nodes, CONTEXT)."""
+    inputs.network_inputs(w, splits, moved, f, rest, x, USERS, n, m)
+    for k in range(n):
+        for j in range(CONTEXT):
+            x[(inputs.USERS + j) * m + k] = context[first + k, j]
+        load = w[_RATE * m + k] * f[(PER_SPLIT + SERVICE_MS) * m + k] * F(1e-3)
+        x[(inputs.USERS + CONTEXT) * m + k] = F(3.0) * log_ratio(load, F(0.5))
+
+
+@kernel
+def _follow(state, values, splits, moved, context, alive, scalars, powers, inside, rest, scratch, estimates, x, n, m):
+    for t in range(values.shape[0]):
+        for k in range(n):
+            if not alive[t, k]:
+                chill(state, k, m)
+        fluid_step(state, values[t], splits[t], scalars, powers, inside, scratch, estimates[t], n, m)
+        node_inputs(values[t], splits[t], moved[t], context[t], 0, estimates[t], rest, x[t], n, m)
+
+
+class Followed(NamedTuple):
+    """Of every node, time first: x (T, nodes, NODES) and the estimates (T, nodes, ESTIMATES)."""
+
+    x: NDArray[np.float32]
+    estimates: NDArray[np.float32]
+
+
+def follow(
+    profile: Profile,
+    cluster: Cluster,
+    values: NDArray[np.float64],
+    alpha: NDArray[np.float64],
+    moved: NDArray[np.float64],
+    alive: NDArray[np.bool_],
+    rule: NDArray[np.int64],
+    weights: NDArray[np.float64],
+) -> Followed:
+    """What the network reads along one episode that starts with cold caches.
+
+    Args:
+        values: (T, parameters); alpha, moved (pages over the budget), alive: (T, nodes); rule: (T,); weights: (T, 3).
+    """
+    intervals, nodes = alpha.shape
+    known, relative = constants(profile, cluster), inputs.rest(profile)
+    context, filled = np.empty((intervals, nodes, CONTEXT), F), Context(profile, cluster, 1)
+    for t in range(intervals):
+        context[t] = filled.update(alpha[t : t + 1], alive[t : t + 1], int(rule[t]), weights[t : t + 1])[0]
+    splits = np.empty((nodes, intervals, fluid.SPLITS))
+    splits[..., 0], splits[..., 1:] = alpha.T, FOLLOWED
+    every = np.broadcast_to(values, (nodes, *values.shape))
+    x, estimates = np.empty((intervals, nodes, NODES), F), np.empty((intervals, nodes, ESTIMATES), F)
+    scratch = np.zeros(fluid.SCRATCH * LANES, F)
+    for first in range(0, nodes, LANES):
+        part = slice(first, min(nodes, first + LANES))
+        count = part.stop - first
+        state = fluid.initial_state(every[part, 0])[0]
+        w, split, move = (inputs.by_time(a) for a in (every[part], splits[part], moved.T[part, :, None]))
+        estimated, fed = (np.zeros((intervals, width * LANES), F) for width in (ESTIMATES, NODES))
+        _follow(
+            state, w, split, move, context[:, part], alive[:, part], *known, relative, scratch, estimated, fed,
+            count, LANES,
+        )  # fmt: skip
+        for out, row in ((estimates, estimated), (x, fed)):
+            out[:, part] = row.reshape(intervals, -1, LANES)[..., :count].transpose(0, 2, 1)
+    return Followed(x, estimates)

@@ -1,0 +1,153 @@
+"""Telemetry of a cluster's nodes from the networks' fields and what their requests came to, node by node.
+
+As the ledger's report (real_backend/memory/report.py): sums over the window's intervals, each by its requests, whose
+number differs from node to node. What kernels/step.py does for lanes in blocks, where all have as many.
+"""
+
+from __future__ import annotations
+
+from helm_gym.telemetry import ALPHA_GRID, COLUMN
+from surrogate_backend.clusters.kernels.serve import COUNT, LATE, SERVED, SPENT, SUMS, TOP, TOP_SERVICE, TOP_SOJOURN
+from surrogate_backend.kernels import fields
+from surrogate_backend.kernels.functions import F, inverse_exp, kernel
+
+# Rows of a node's interval behind those of serve.py.
+HITS, MISSED, LOOKED, AGAIN, LENGTH, UNIQUE, RETURNING, MOVING, MEDIAN, GAIN = range(SUMS, SUMS + 10)
+CURVE = GAIN + 4
+GRID = len(ALPHA_GRID)
+SPAN = CURVE + GRID  # ms; of a lost node 0
+RING = SPAN + 1
+# What is known of the profile: row (ms), row (B), link latency (ms).
+ROW_MS, ROW_BYTES, LATENCY_MS = 0, 1, 2
+
+_EMB_HIT, _KV_HIT, _EMB_MISS = COLUMN["emb_hit_rate"], COLUMN["kv_hit_rate"], COLUMN["emb_miss_bytes"]
+_RECOMPUTED, _COMPUTE_SHARE = COLUMN["kv_recomputed_tokens"], COLUMN["compute_share"]
+_TRANSFER_SHARE, _GAINS, _PREDICTED = COLUMN["transfer_share"], COLUMN["emb_gain_ms"], COLUMN["predicted_ms"]
+_RETURNING, _UNIQUE, _HISTORY = COLUMN["returning_share"], COLUMN["unique_users"], COLUMN["mean_history"]
+_RATE, _UTILISATION, _QUEUE = COLUMN["arrival_rate_rps"], COLUMN["utilisation"], COLUMN["queue_depth"]
+_EMB_EMPTY, _KV_EMPTY, _BACKLOG = COLUMN["emb_empty_share"], COLUMN["kv_empty_share"], COLUMN["backlog_rows"]
+_SERVICE, _SERVICE_P99 = COLUMN["service_mean_ms"], COLUMN["service_p99_ms"]
+_SOJOURN, _P50, _P99 = COLUMN["sojourn_mean_ms"], COLUMN["sojourn_p50_ms"], COLUMN["sojourn_p99_ms"]
+_VIOLATIONS, _I_VIOLATIONS = COLUMN["slo_violations"], COLUMN["interval_violations"]
+_I_SERVICE, _I_SOJOURN, _I_P99 = COLUMN["interval_service_ms"], COLUMN["interval_sojourn_ms"], COLUMN["interval_p99_ms"]
+_I_SPAN, _H2D, _BACKGROUND = COLUMN["interval_arrival_s"], COLUMN["h2d_critical_bytes"], COLUMN["h2d_background_bytes"]
+_COMPUTE, _TRANSFER, _SPEED = COLUMN["compute_ms"], COLUMN["transfer_ms"], COLUMN["speed"]
+
+
+@kernel
+def _median(values, first, end, mean):
+    """Median of ``values[first:end]`` by bisection from 0 to twice the mean."""
+    low, high = F(0.0), F(2.0) * mean
+    for _ in range(8):
+        middle, above = F(0.5) * (low + high), 0
+        for k in range(first, end):
+            above += values[k] > middle
+        if 2 * above > end - first:
+            low = middle
+        else:
+            high = middle
+    return F(0.5) * (low + high)
+
+
+@kernel
+def medians(node_of, sojourn_ms, count, own, starts, ordered):
+    """Fills MEDIAN of a lane's nodes, ``own`` (nodes, RING); scratch: starts (nodes,), ordered (count or more,)."""
+    nodes = own.shape[0]
+    at = 0
+    for n in range(nodes):
+        starts[n] = at
+        at += int(own[n, COUNT])
+    for r in range(count):
+        n = node_of[r]
+        ordered[starts[n]] = sojourn_ms[r]
+        starts[n] += 1
+    for n in range(nodes):
+        own[n, MEDIAN] = F(0.0)
+        number = own[n, COUNT]
+        if number > F(0.0):
+            own[n, MEDIAN] = number * _median(ordered, starts[n] - int(number), starts[n], own[n, SPENT] / number)
+
+
+@kernel
+def record(f, k, m, delta, candidates, known, own):
+    """Puts the fields of column ``k`` of a block beside what the node's requests came to, ``own`` (RING,)."""
+    count = own[COUNT]
+    length = f[fields.LENGTH * m + k]
+    again = min(f[fields.AGAIN * m + k], length)
+    looked = again + delta + candidates
+    misses = looked * (F(1.0) - f[fields.EMB_HIT * m + k])
+    waited = misses * known[ROW_MS] + known[LATENCY_MS] * (F(1.0) - inverse_exp(misses))
+    own[HITS], own[MISSED] = count * f[fields.HIT * m + k], count * misses
+    own[LOOKED], own[AGAIN], own[LENGTH] = count * looked, count * again, count * length
+    own[UNIQUE], own[RETURNING] = count * f[fields.UNIQUE * m + k], count * f[fields.RETURNING * m + k]
+    own[MOVING] = min(count * waited, F(0.95) * own[SERVED])
+    for i in range(4):
+        own[GAIN + i] = count * f[(fields.GAINS + i) * m + k]
+    for i in range(GRID):
+        own[CURVE + i] = count * f[(fields.PREDICTED + i) * m + k]
+
+
+@kernel
+def _quantile(ring, filled, first, count, share, largest):
+    """A high quantile of ``count`` values over the intervals of ``ring``, from the TOP largest of each."""
+    for j in range(TOP):
+        largest[j] = F(0.0)
+    for i in range(filled):
+        for j in range(TOP):
+            value = ring[i, first + j]
+            if value <= largest[TOP - 1]:
+                break
+            at = TOP - 1
+            while at > 0 and largest[at - 1] < value:
+                largest[at] = largest[at - 1]
+                at -= 1
+            largest[at] = value
+    if count < 1:
+        return F(0.0)
+    at = share * (count - 1)
+    rank = min(count - 1 - int(at), TOP - 1)
+    return largest[rank] + F(at - int(at)) * (largest[max(rank - 1, 0)] - largest[rank])
+
+
+@kernel
+def report(f, k, m, ring, filled, own, span_ms, alive, known, total, largest, out):
+    """Fills the columns of ``out`` (WIDTH,) that requests and fields decide.
+
+    ring: (K, RING) of the node, ``filled`` of which count; own: its last; span_ms: length of the interval; total,
+    largest: scratch, RING and TOP.
+    """
+    own[SPAN] = span_ms if alive else F(0.0)
+    for column in range(RING):
+        total[column] = ring[0, column]
+    for i in range(1, filled):
+        for column in range(RING):
+            total[column] += ring[i, column]
+    count, number = total[COUNT], own[COUNT]
+    each, share = F(1.0) / max(count, F(1.0)), F(1.0) / max(number, F(1.0))
+    busy, window_s = max(total[SERVED], F(1e-9)), max(total[SPAN] * F(1e-3), F(1e-9))
+    out[_EMB_HIT] = F(1.0) - total[MISSED] / max(total[LOOKED], F(1.0))
+    out[_KV_HIT], out[_EMB_MISS] = total[HITS] * each, total[MISSED] * each * known[ROW_BYTES]
+    out[_RECOMPUTED], out[_TRANSFER_SHARE] = total[AGAIN] * each, total[MOVING] / busy
+    out[_COMPUTE_SHARE] = F(1.0) - out[_TRANSFER_SHARE] if count > F(0.0) else F(0.0)
+    for i in range(4):
+        out[_GAINS + i] = total[GAIN + i] * each
+    for i in range(GRID):
+        out[_PREDICTED + i] = total[CURVE + i] * each
+    out[_RETURNING], out[_UNIQUE], out[_HISTORY] = total[RETURNING] * each, total[UNIQUE] * each, total[LENGTH] * each
+    out[_RATE], out[_UTILISATION] = count / window_s, total[SERVED] * F(1e-3) / window_s
+    out[_SERVICE], out[_SOJOURN], out[_P50] = total[SERVED] * each, total[SPENT] * each, total[MEDIAN] * each
+    out[_QUEUE] = out[_RATE] * out[_SOJOURN] * F(1e-3)  # Little's law
+    out[_SERVICE_P99] = _quantile(ring, filled, TOP_SERVICE, int(count), 0.99, largest)
+    out[_P99] = _quantile(ring, filled, TOP_SOJOURN, int(count), 0.99, largest)
+    out[_VIOLATIONS], out[_I_VIOLATIONS] = total[LATE] * each, own[LATE] * share
+    out[_I_SERVICE], out[_I_SOJOURN] = own[SERVED] * share, own[SPENT] * share
+    out[_I_P99] = _quantile(own.reshape(1, RING), 1, TOP_SOJOURN, int(number), 0.99, largest)
+    out[_I_SPAN] = span_ms * F(1e-3)
+    out[_H2D], out[_TRANSFER] = own[MISSED] * known[ROW_BYTES], own[MOVING]
+    out[_COMPUTE] = own[SERVED] - own[MOVING]
+    out[_EMB_EMPTY], out[_KV_EMPTY] = f[fields.EMB_EMPTY * m + k], f[fields.KV_EMPTY * m + k]
+    out[_BACKLOG], out[_BACKGROUND] = f[fields.BACKLOG * m + k], f[fields.REFILLED * m + k] * known[ROW_BYTES]
+    out[_SPEED] = F(1.0)
+    if not alive:
+        out[_EMB_EMPTY] = out[_KV_EMPTY] = F(1.0)
+        out[_BACKLOG] = out[_BACKGROUND] = F(0.0)
