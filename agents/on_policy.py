@@ -26,6 +26,7 @@ class OnPolicySettings:
         slo_price: of all answers later than the SLO.
         move_price: of the whole pool moved.
         validate_every: rounds between validations.
+        cluster: size of the clusters, behind joint routing, whose nodes the lanes are; 0: they are single nodes.
     """
 
     lanes: int = 128
@@ -47,6 +48,7 @@ class OnPolicySettings:
     slo_price: float = 0.5
     move_price: float = 1.0
     validate_every: int = 1
+    cluster: int = 0
 
     def __post_init__(self) -> None:
         counts = ("lanes", "episode", "n_steps", "batch_size", "n_epochs", "hidden", "windows", "validate_every")
@@ -58,6 +60,8 @@ class OnPolicySettings:
                 raise InvalidInputError(f"Hyper-parameter {name} must lie in 0 to 1, not {getattr(self, name)}.")
         if self.episode % self.n_steps:
             raise InvalidInputError(f"n_steps {self.n_steps} must divide episode, {self.episode} intervals.")
+        if self.cluster < 0 or (self.cluster and self.lanes % self.cluster):
+            raise InvalidInputError(f"cluster {self.cluster} must divide lanes, {self.lanes}; or be 0, for no cluster.")
         if self.lanes * self.n_steps < 2:
             raise InvalidInputError("lanes x n_steps is 1; an update needs at least 2 decisions.")
 

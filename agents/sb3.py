@@ -25,10 +25,11 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.node_lanes import NodeLanes
 from agents.training_env import TrainingEnv
 from helm_gym import runs
-from helm_gym.backend import open_backend
-from helm_gym.control_loop import ControlLoop
+from helm_gym.envs.partition_vector import PartitionVectorEnv
+from helm_gym.envs.vector import LanesVectorEnv
 from helm_gym.errors import HelmError
 from helm_gym.policy import Policy
 from helm_gym.runs import Tensors
@@ -167,22 +168,26 @@ class _TensorBoard(KVWriter):
 
 
 class Validation:
-    """The task's mean cost of a policy over episodes that are always the same, on the surrogate."""
+    """Mean cost of a policy over the same episodes every time, on the surrogate; of clusters if it trains in them."""
 
     def __init__(self, training: Training):
-        task, seeds = training.task, VALIDATION_SEEDS
-        self._seeds = list(seeds)
+        task, settings = training.task, training.settings
+        self._seeds = [seed for seed in VALIDATION_SEEDS for _ in range(settings.cluster or 1)]
         self._settle = task.settle
-        backend = open_backend("surrogate", training.profile, lanes=len(seeds))
-        self._loop = ControlLoop(task, backend, intervals=task.settle + task.horizon)
+        arguments: dict[str, Any] = {"task": task, "profile": training.profile, "backend": "surrogate"}
+        arguments |= {"intervals": task.settle + task.horizon}
+        if settings.cluster:
+            self._lanes: LanesVectorEnv = NodeLanes(len(self._seeds), cluster=settings.cluster, **arguments)
+        else:
+            self._lanes = PartitionVectorEnv(len(self._seeds), **arguments)
 
     def cost(self, policy: Policy) -> float:
-        step = self._loop.reset(self._seeds)
+        step = self._lanes.start(self._seeds)
         state = policy.initial_state(len(self._seeds))
         costs = []
         while not step.done:
             action, state = policy.act(step.observation[:, 0], state)
-            step = self._loop.step(action[:, None])
+            step = self._lanes.serve(action)
             costs.append(-step.reward.mean())
         return float(np.mean(costs[self._settle :]))
 

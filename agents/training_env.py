@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from agents.network import Features
+from agents.node_lanes import NodeLanes
 from agents.on_policy import OnPolicySettings
 from helm_gym.control_loop import Step
 from helm_gym.envs.sb3 import PartitionVecEnv
+from helm_gym.envs.vector import LanesVectorEnv
 from helm_gym.policy import Floats
 from helm_gym.training import Training
 
@@ -38,6 +40,7 @@ class TrainingEnv(PartitionVecEnv):
 
     def __init__(self, training: Training, features: Features):
         settings: OnPolicySettings = training.settings
+        self.training, self.settings, self.features = training, settings, features
         super().__init__(
             settings.lanes,
             task=training.task,
@@ -45,10 +48,14 @@ class TrainingEnv(PartitionVecEnv):
             backend="surrogate",
             intervals=settings.episode,
         )
-        self.training, self.settings, self.features = training, settings, features
         self.observation_space = spaces.Box(-np.inf, np.inf, (features.width,), np.float32)
         self.round, self.seconds = -1, 0.0
         self._seen = self._memory = features.initial_state(0)
+
+    def _open(self, num_envs: int, **arguments: Any) -> LanesVectorEnv:
+        if self.settings.cluster:
+            return NodeLanes(num_envs, cluster=self.settings.cluster, **arguments)
+        return super()._open(num_envs, **arguments)
 
     def reward(self, served: Step) -> NDArray[np.float64]:
         """What an interval is worth, (lanes,): bounded, since heavy tails of queueing drown what can be learned."""

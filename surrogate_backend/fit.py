@@ -104,6 +104,7 @@ def fit(
     pairs = _pairs([e for e, out in zip(episodes, held, strict=True) if not out])
     if not pairs:
         raise InvalidInputError("The logs serve no setting twice, so noise is unknown; collect the design 'train'.")
+    check_length(training.intervals, profile.interval.window // profile.interval.requests)
     residuals = _residuals(net, training, profile)
     first, second = np.array(pairs).T
     noise = fit_noise(
@@ -136,6 +137,15 @@ def fit(
     }
     checkpoint.save(out, checkpoint.Checkpoint(tensors, card))
     return card
+
+
+def check_length(intervals: int, windows: int) -> None:
+    """Raises InvalidInputError for episodes too short to tell noise that lasts from noise that is new (fit_noise)."""
+    least = 4 * windows + 2
+    if intervals < least:
+        raise InvalidInputError(
+            f"Episodes of {intervals} intervals are too short; collect them with --intervals {least} or more."
+        )
 
 
 def _pairs(episodes: Sequence[LoggedEpisode]) -> list[tuple[int, int]]:

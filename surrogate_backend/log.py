@@ -191,6 +191,7 @@ def read_log(folder: pathlib.Path, profile: Profile, groups: tuple[str, ...] = (
         InvalidInputError: no log, another profile's, or a file that is not whole, lacks a column or an interval, or
             holds another type, a missing value, or one that is not finite or out of its bounds.
     """
+    files(folder)  # a folder that is none is said before its manifest is missed
     planned = (_manifest(folder) or {}).get("intervals")
     for path, constants, table in read_tables(folder, profile, schema(profile), tuple(CONSTANTS), groups):
         yield _episode(path, constants, table, profile, planned)
@@ -198,7 +199,7 @@ def read_log(folder: pathlib.Path, profile: Profile, groups: tuple[str, ...] = (
 
 def is_of_clusters(folder: pathlib.Path) -> bool:
     """Whether a log is one of clusters (surrogate_backend/clusters/log.py)."""
-    return bool((_manifest(folder) or {}).get("clusters"))
+    return folder.is_dir() and bool((_manifest(folder) or {}).get("clusters"))
 
 
 def read_tables(

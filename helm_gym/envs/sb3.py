@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from helm_gym.envs.cluster_vector import ClusterVectorEnv
 from helm_gym.envs.partition_vector import PartitionVectorEnv
-from helm_gym.envs.vector import Floats
+from helm_gym.envs.vector import Floats, LanesVectorEnv
 from helm_gym.errors import InvalidInputError
 
 
@@ -41,9 +41,12 @@ class PartitionVecEnv(VecEnv):
     vector: ClassVar[type[PartitionVectorEnv] | type[ClusterVectorEnv]] = PartitionVectorEnv
 
     def __init__(self, num_envs: int = 1, **arguments: Any):
-        self.lanes = self.vector(num_envs, **arguments)
+        self.lanes: LanesVectorEnv = self._open(num_envs, **arguments)
         super().__init__(num_envs, self.lanes.single_observation_space, self.lanes.single_action_space)
         self._actions: NDArray[Any] = np.empty(0)
+
+    def _open(self, num_envs: int, **arguments: Any) -> LanesVectorEnv:
+        return self.vector(num_envs, **arguments)
 
     def reset(self) -> Floats:
         """Starts an episode in every lane: with what ``seed`` has set for this reset, else with the next seeds."""

@@ -204,6 +204,7 @@ def _noise(
     if not pairs:
         raise InvalidInputError("The logs serve no setting twice, so noise is unknown; collect the design 'train'.")
     windows = profile.interval.window // profile.interval.requests
+    fit.check_length(len(data.x) - data.warmup, windows)
     differences: list[NDArray[np.float64]] = []
     deviations: dict[str, list[NDArray[np.float64]]] = {rule: [] for rule in DRAWN}
     for first, second in pairs:

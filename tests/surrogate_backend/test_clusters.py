@@ -238,8 +238,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(design, "TRAIN_SIZES", (2, 1, 3))
         patch.setattr(design, "TEST_SIZES", (2,))
-        collect(ClusterPlan(PROFILE, "modelled", "train", 12, 5), folder / "train", 34)
-        collect(ClusterPlan(PROFILE, "modelled", "test", 12, 5), folder / "test", 3)
+        collect(ClusterPlan(PROFILE, "modelled", "train", 20, 5), folder / "train", 34)
+        collect(ClusterPlan(PROFILE, "modelled", "test", 20, 5), folder / "test", 3)
     return folder
 
 

@@ -186,8 +186,8 @@ def _answer(own, node, at_ms, came_ms, time, u, free_ms, place, slo_ms):
 
 @kernel
 def serve_lane(
-    low, high, router, gaps_s, poisson, alive, level, knots, attraction, free_ms, turn, own, node_of, came_ms, service_ms, sojourn_ms,
-    again, number, place_of, compact, cumulative, draws,
+    low, high, router, gaps_s, poisson, alive, level, knots, attraction, free_ms, turn, own, node_of, came_ms,
+    service_ms, sojourn_ms, again, number, place_of, compact, cumulative, draws,
 ):  # fmt: skip
     """Serves one interval of a lane's requests.
 

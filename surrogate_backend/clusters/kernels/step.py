@@ -23,6 +23,7 @@ from surrogate_backend.clusters.kernels.inputs import (
     TIED,
     USERS,
     chill,
+    fill_place,
     node_inputs,
 )
 from surrogate_backend.clusters.kernels.report import RING, medians, record, report
@@ -61,7 +62,8 @@ _X = _MOVED + 1
 _T = _X + WIDTHS.inputs
 _V = _T + max(fluid.SCRATCH, WIDTHS.scratch)
 _SCORE = _V + WIDTHS.scratch
-SCRATCH = _SCORE + 2
+_PLACE = _SCORE + 2
+SCRATCH = _PLACE + fluid.PLACE
 _ALPHA, _TARGET, _PENDING = COLUMN["alpha"], COLUMN["target_alpha"], COLUMN["pending_pages"]
 _MOVED_PAGES, _MOVED_BYTES = COLUMN["moved_pages"], COLUMN["moved_bytes"]
 _RATE, _DELTA, _CANDIDATES = INDEX["arrival_rate_rps"], INDEX["delta_tokens"], INDEX["candidates"]
@@ -182,8 +184,10 @@ def predict_block(known, state, room, values, targets, alive, context, nodes, ha
             chill(s, k, M)
             for row in range(WIDTHS.state):
                 s[(_HIDDEN + row) * M + k] = F(0.0)
-    fluid.fluid_step(s, w, splits, known.scalars, known.powers, known.inside, t, f, n, M)
-    node_inputs(w, splits, moved, context, base, f, known.rest, x, n, M)
+    place = scratch[_PLACE * M :]
+    fill_place(place, context, base, n, M)
+    fluid.fluid_step(s, w, splits, place, known.scalars, known.powers, known.inside, t, f, n, M)
+    node_inputs(w, splits, moved, context, base, f, known.scalars, known.rest, x, n, M)
     networks.run_networks(known.weights, x, s[_HIDDEN * M :], t, v, y, WIDTHS, n, M)
     fields.predict(y, f, fields_, n, M)
     keys, times = state.node_keys[block], room.ordered[:M].view(np.uint32)
