@@ -41,6 +41,7 @@ class Seen:
         older, following = self.windows(observation, state)
         features = np.empty((len(observation), self.width), np.float32)
         features[:, :-1] = older
+        # The type checker cannot know that "predicted", which is several columns, is a slice.
         _distances(observation, self._curve.start, self._target, self._sharpness, features)  # type: ignore[union-attr]
         return features, following
 
