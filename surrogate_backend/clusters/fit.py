@@ -30,7 +30,7 @@ from surrogate_backend.network import Ensemble, growth, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
 
 KIND = "clusters"
-SETTINGS = fit.Settings(steps=1500, batch=6)
+SETTINGS = fit.Settings(steps=1800, batch=6)
 PREFERENCE = 1.0  # weight of each part of the preference's loss
 DRAWN = ("score", "consistent-hash")  # rules under which caches, or users, draw requests to a node
 LEAST_DRAWN = 5.0  # requests of an interval, for a node's attraction to be seen

@@ -88,12 +88,14 @@ def constants(profile: Profile, cluster: Cluster) -> fluid.Constants:
 
 
 @kernel
-def chill(s, k, m):
-    """Empties the caches of column ``k`` of a block's fluid, as a lost node's are."""
-    for cache in range(fluid.KV, fluid.LOOKUPS, 3):
-        s[cache * m + k], s[(cache + 1) * m + k], s[(cache + 2) * m + k] = F(1.0), F(0.0), F(1.0)
-    for row in range(fluid.LOOKUPS, fluid.STATE):
-        s[row * m + k] = F(100.0)
+def chill_lost(s, alive, first, n, m):
+    """Empties the caches of those of ``n`` nodes of a block, from node ``first`` on, that are lost; s: the fluid."""
+    for k in range(n):
+        if not alive[first + k]:
+            for cache in range(fluid.KV, fluid.LOOKUPS, 3):
+                s[cache * m + k], s[(cache + 1) * m + k], s[(cache + 2) * m + k] = F(1.0), F(0.0), F(1.0)
+            for row in range(fluid.LOOKUPS, fluid.STATE):
+                s[row * m + k] = F(100.0)
 
 
 @kernel
@@ -126,11 +128,9 @@ def _follow(
     state, values, splits, moved, context, alive, place, scalars, powers, inside, rest, scratch, estimates, x, n, m
 ):
     for t in range(values.shape[0]):
-        for k in range(n):
-            if not alive[t, k]:
-                chill(state, k, m)
         fill_place(place, context[t], 0, n, m)
         fluid_step(state, values[t], splits[t], place, scalars, powers, inside, scratch, estimates[t], n, m)
+        chill_lost(state, alive[t], 0, n, m)
         node_inputs(values[t], splits[t], moved[t], context[t], 0, estimates[t], scalars, rest, x[t], n, m)
 
 

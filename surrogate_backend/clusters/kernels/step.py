@@ -22,7 +22,7 @@ from surrogate_backend.clusters.kernels.inputs import (
     SIZES,
     TIED,
     USERS,
-    chill,
+    chill_lost,
     fill_place,
     node_inputs,
 )
@@ -181,12 +181,12 @@ def predict_block(known, state, room, values, targets, alive, context, nodes, ha
         lane = unit // nodes
         _move(known, state, values, targets, unit, lane, unit - lane * nodes, w, splits, moved, k, out[unit])
         if not alive[unit]:
-            chill(s, k, M)
             for row in range(WIDTHS.state):
                 s[(_HIDDEN + row) * M + k] = F(0.0)
     place = scratch[_PLACE * M :]
     fill_place(place, context, base, n, M)
     fluid.fluid_step(s, w, splits, place, known.scalars, known.powers, known.inside, t, f, n, M)
+    chill_lost(s, alive, base, n, M)
     node_inputs(w, splits, moved, context, base, f, known.scalars, known.rest, x, n, M)
     networks.run_networks(known.weights, x, s[_HIDDEN * M :], t, v, y, WIDTHS, n, M)
     fields.predict(y, f, fields_, n, M)
