@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import hashlib
 import itertools
@@ -28,12 +27,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-import helm_gym
 from helm_gym.actions import Mode, absolute_action
 from helm_gym.backend import Backend, open_backend
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.errors import HelmError, IncompatibleError, UnknownNameError
-from helm_gym.evaluation.machine import describe_machine
 from helm_gym.policy import open_policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
@@ -340,22 +337,7 @@ def _play(plan: Plan, number: int, place: int) -> Iterator[dict[str, Any]]:
     backend = _open(plan.backend, profile, place)
     mode: Mode = "delta" if episode.schedule is None else "absolute"
     loop = ControlLoop(task, backend, mode, intervals=episode.path.intervals)
-    constants = {
-        "episode": number,
-        "group": episode.group,
-        "setting": episode.setting,
-        "regime": episode.regime,
-        "driver": episode.driver,
-        "request_seed": episode.request_seed,
-        "start_alpha": start,
-        "warmup": task.warmup,
-        "rung": backend.spec.rung,
-        "profile": profile.name,
-        "profile_fingerprint": profile.fingerprint,
-        "machine": describe_machine("cpu" if plan.backend == "modelled" else profile.device),
-        "code_version": helm_gym.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
+    constants = log.constants_of(backend.spec, number, episode, start, task.warmup)
     step, decide = loop.reset([episode.request_seed], episode.path), _driver(episode, loop)
     for _ in range(loop.intervals):
         step = loop.step(decide(step))

@@ -8,7 +8,7 @@ import datetime
 import pathlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -148,17 +148,23 @@ def check_length(intervals: int, windows: int) -> None:
         )
 
 
-def _pairs(episodes: Sequence[LoggedEpisode]) -> list[tuple[int, int]]:
-    """Places of two episodes of one log that differ by their requests alone."""
+def pairs_of(keys: Iterable[Hashable]) -> list[tuple[int, int]]:
+    """Places of two that have one key, which no third has until they are paired."""
     pairs: list[tuple[int, int]] = []
-    at: dict[tuple[Any, ...], int] = {}
-    for place, e in enumerate(episodes):
-        key = (e.constants["rung"], e.constants["setting"], e.constants["driver"], e.workload.tobytes())
+    at: dict[Hashable, int] = {}
+    for place, key in enumerate(keys):
         if key in at:
             pairs.append((at.pop(key), place))
         else:
             at[key] = place
     return pairs
+
+
+def _pairs(episodes: Sequence[LoggedEpisode]) -> list[tuple[int, int]]:
+    """Places of two episodes of one log that differ by their requests alone."""
+    return pairs_of(
+        (e.constants["rung"], e.constants["setting"], e.constants["driver"], e.workload.tobytes()) for e in episodes
+    )
 
 
 def described(episodes: Sequence[Any]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ form: the kernel drops the lock with the process, however that ends, and the nex
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+import helm_gym
+from helm_gym.backend import BackendSpec
 from helm_gym.errors import InvalidInputError
+from helm_gym.evaluation.machine import describe_machine
 from helm_gym.profile import Profile
 from helm_gym.telemetry import FIELDS
 from helm_gym.workload.state import PARAMETERS
@@ -43,6 +47,26 @@ CONSTANTS = {  # of an episode
     "code_version": pa.string(),
     "date": pa.string(),
 }
+
+
+def constants_of(spec: BackendSpec, number: int, episode: Any, start: float, warmup: int) -> dict[str, Any]:
+    """``CONSTANTS`` of an episode of a node's or of clusters' design, which starts at alpha ``start``."""
+    return {
+        "episode": number,
+        "group": episode.group,
+        "setting": episode.setting,
+        "regime": episode.regime,
+        "driver": episode.driver,
+        "request_seed": episode.request_seed,
+        "start_alpha": start,
+        "warmup": warmup,
+        "rung": spec.rung,
+        "profile": spec.profile.name,
+        "profile_fingerprint": spec.profile.fingerprint,
+        "machine": describe_machine("cpu" if spec.rung == "modelled" else spec.profile.device),
+        "code_version": helm_gym.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def list_type(width: int) -> pa.DataType:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,18 +11,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-import helm_gym
 from helm_gym.actions import absolute_action
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.evaluation.clusters import open_pair
-from helm_gym.evaluation.machine import describe_machine
 from helm_gym.routing import RULES, WEIGHTS, Routing, weights_of
 from helm_gym.tasks import Task
 from helm_gym.telemetry import FIELDS
 from helm_gym.workload.state import PARAMETERS
 from surrogate_backend.clusters import design, log
 from surrogate_backend.collect import Plan
+from surrogate_backend.log import constants_of
 
 WARMUP = 40  # intervals
 
@@ -53,24 +51,8 @@ def _play(plan: ClusterPlan, number: int) -> Iterator[dict[str, Any]]:
     with contextlib.closing(open_backend(plan.backend, profile, cluster=episode.cluster)) as backend:
         mode = "delta" if episode.schedule is None else "absolute"
         loop = ControlLoop(task, backend, mode, intervals=episode.path.intervals)  # type: ignore[arg-type]  # a Mode
-        constants = {
-            "episode": number,
-            "group": episode.group,
-            "setting": episode.setting,
-            "regime": episode.regime,
-            "driver": episode.driver,
-            "request_seed": episode.request_seed,
-            "start_alpha": start,
-            "warmup": WARMUP,
-            "rung": backend.spec.rung,
-            "profile": profile.name,
-            "profile_fingerprint": profile.fingerprint,
-            "machine": describe_machine("cpu" if plan.backend == "modelled" else profile.device),
-            "code_version": helm_gym.__version__,
-            "date": datetime.date.today().isoformat(),
-            "cluster": log.to_text(episode.cluster),
-            "nodes": episode.cluster.size,
-        }
+        constants = constants_of(backend.spec, number, episode, start, WARMUP)
+        constants |= {"cluster": log.to_text(episode.cluster), "nodes": episode.cluster.size}
         for step, routing in _drive(episode, loop):
             for row in _rows(loop, step, routing):
                 yield constants | row

@@ -200,7 +200,9 @@ def _noise(
     net: Ensemble, data: Dataset, episodes: Sequence[LoggedCluster], profile: Profile
 ) -> dict[str, NDArray[np.float32]]:
     """The noise of nodes from episodes that differ by their requests alone (noise.py), and that of their attraction."""
-    pairs = _pairs(episodes)
+    pairs = fit.pairs_of(
+        (e.constants["rung"], e.constants["setting"], e.constants["cluster"], e.workload.tobytes()) for e in episodes
+    )
     if not pairs:
         raise InvalidInputError("The logs serve no setting twice, so noise is unknown; collect the design 'train'.")
     windows = profile.interval.window // profile.interval.requests
@@ -220,18 +222,6 @@ def _noise(
     return {f"noise.{name}": value for name, value in noise._asdict().items()} | {
         f"attraction.{rule}": _persistent(arrays) for rule, arrays in deviations.items()
     }
-
-
-def _pairs(episodes: Sequence[LoggedCluster]) -> list[tuple[int, int]]:
-    at: dict[tuple[Any, ...], int] = {}
-    pairs = []
-    for place, e in enumerate(episodes):
-        key = (e.constants["rung"], e.constants["setting"], e.constants["cluster"], e.workload.tobytes())
-        if key in at:
-            pairs.append((at.pop(key), place))
-        else:
-            at[key] = place
-    return pairs
 
 
 def _residuals(net: Ensemble, data: Dataset, windows: int) -> NDArray[np.float64]:
