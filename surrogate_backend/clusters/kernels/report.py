@@ -6,6 +6,8 @@ number differs from node to node. What kernels/step.py does for lanes in blocks,
 
 from __future__ import annotations
 
+import numpy as np
+
 from helm_gym.telemetry import ALPHA_GRID, COLUMN
 from surrogate_backend.clusters.kernels.serve import COUNT, LATE, SERVED, SPENT, SUMS, TOP, TOP_SERVICE, TOP_SOJOURN
 from surrogate_backend.kernels import fields
@@ -38,11 +40,13 @@ _COMPUTE, _TRANSFER, _SPEED = COLUMN["compute_ms"], COLUMN["transfer_ms"], COLUM
 def _median(values, first, end, mean):
     """Median of ``values[first:end]`` by bisection from 0 to twice the mean."""
     low, high = F(0.0), F(2.0) * mean
+    half = np.int32((end - first) // 2)
+    own = values[first:end]
     for _ in range(8):
-        middle, above = F(0.5) * (low + high), 0
-        for k in range(first, end):
-            above += values[k] > middle
-        if 2 * above > end - first:
+        middle, above = F(0.5) * (low + high), np.int32(0)  # 32 bits, as the values have: vectors count
+        for k in range(own.shape[0]):
+            above += np.int32(own[k] > middle)
+        if above > half:
             low = middle
         else:
             high = middle
