@@ -43,7 +43,9 @@ def fit(
     given = {"steps": steps, "seed": seed, "threads": threads}
     chosen = {name: value for name, value in given.items() if value is not None}
     of_clusters = open_by_name(IS_OF_CLUSTERS)(logs[0])
-    settings = dataclasses.replace(open_by_name(OF_CLUSTERS) if of_clusters else open_by_name(SETTINGS)(), **chosen)
+    settings = (
+        dataclasses.replace(open_by_name(OF_CLUSTERS), **chosen) if of_clusters else open_by_name(SETTINGS)(**chosen)
+    )
     with Progress(quiet).stage(f"fit {opened.name}", "steps") as tick:
 
         def progress(done: int, total: int, losses: dict[str, float]) -> None:
