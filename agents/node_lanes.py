@@ -22,7 +22,8 @@ class NodeLanes(LanesVectorEnv):
     """``num_envs`` nodes, ``cluster`` of each cluster, behind joint routing; a lane is a node.
 
     What a lane shows and takes is what ``PartitionVectorEnv``'s do. Its reward is its cluster's; ``Step.terms`` are the
-    node's own. Seeds are the clusters': those of a cluster's nodes but the first are not looked at.
+    node's own. Seeds are the clusters': those of a cluster's nodes but the first are not looked at, and there must be
+    some, so that ``reset`` and its autoreset, which draw seeds, cannot be used: ``start`` and ``serve`` are.
 
     Raises:
         InvalidInputError: as ``ClusterVectorEnv``, or a number of lanes that is no multiple of ``cluster``.

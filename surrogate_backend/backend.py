@@ -26,6 +26,8 @@ from surrogate_backend.layout import RUNGS, Sizes
 def _constants(folder: pathlib.Path, profile: Profile, of: str) -> NDArray[np.float32]:
     """A checkpoint, ready to be stepped."""
     loaded = checkpoints.load(folder, profile)
+    if "kind" in loaded.card:
+        raise InvalidInputError(f"Checkpoint {folder} is of {loaded.card['kind']}, not of single nodes.")
     sizes = loaded.card.get("sizes")
     if sizes != Sizes().__dict__:
         raise InvalidInputError(f"Checkpoint {folder} has networks of other sizes ({sizes}); fit it again.")

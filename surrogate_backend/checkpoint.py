@@ -54,8 +54,8 @@ def find(text: str | None, profile: Profile, kind: str = "") -> pathlib.Path:
         own = [name for name in names() if name.rpartition("-v")[0] == wanted]
         if not own:
             raise InvalidInputError(
-                f"No surrogate is shipped for profile '{profile.name}'; collect a log, fit one, and give its folder, "
-                "or take backend 'modelled'."
+                f"No surrogate{f' of {kind}' if kind else ''} is shipped for profile '{profile.name}'; collect a log, "
+                "fit one, and give its folder, or take backend 'modelled'."
             )
         return SHIPPED / max(own, key=lambda name: int(name.rpartition("-v")[2]))
     if pathlib.Path(text).is_dir():

@@ -215,10 +215,19 @@ def read_log(folder: pathlib.Path, profile: Profile, groups: tuple[str, ...] = (
         InvalidInputError: no log, another profile's, or a file that is not whole, lacks a column or an interval, or
             holds another type, a missing value, or one that is not finite or out of its bounds.
     """
-    files(folder)  # a folder that is none is said before its manifest is missed
-    planned = (_manifest(folder) or {}).get("intervals")
+    planned = planned_intervals(folder)
     for path, constants, table in read_tables(folder, profile, schema(profile), tuple(CONSTANTS), groups):
         yield _episode(path, constants, table, profile, planned)
+
+
+def planned_intervals(folder: pathlib.Path) -> object:
+    """How many intervals its manifest says that an episode has; None where there is no manifest.
+
+    Raises:
+        InvalidInputError: no folder, or no episode in it.
+    """
+    files(folder)
+    return (_manifest(folder) or {}).get("intervals")
 
 
 def is_of_clusters(folder: pathlib.Path) -> bool:

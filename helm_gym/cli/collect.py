@@ -18,6 +18,7 @@ CLUSTER_PLAN = "surrogate_backend.clusters.collect:ClusterPlan"
 CLUSTER_EPISODES_FOR = "surrogate_backend.clusters.design:episodes_for"
 RUNGS = {"modelled": "modelled", "real": "measured"}
 TRAIN_EPISODES, TEST_SETTINGS = 80, 5  # every regime under every driver of alpha; a setting of every regime
+CLUSTER_SETTINGS = 6  # of every size that is tested, under every regime
 
 
 def collect(
@@ -71,7 +72,8 @@ def collect(
         raise InvalidInputError("--clusters takes no recorded arrivals; leave --trace out.")
     plan = open_by_name(CLUSTER_PLAN if clusters else PLAN)(opened, backend, design, intervals, seed, recorded)
     if episodes is None:
-        tested = open_by_name(CLUSTER_EPISODES_FOR if clusters else EPISODES_FOR)(settings or TEST_SETTINGS, opened)
+        count = settings or (CLUSTER_SETTINGS if clusters else TEST_SETTINGS)
+        tested = open_by_name(CLUSTER_EPISODES_FOR if clusters else EPISODES_FOR)(count, opened)
         episodes = TRAIN_EPISODES if design == "train" else tested
     reports: list[tuple[int, int]] = []  # episodes there are, intervals logged
     with Progress(quiet).stage(f"collect {backend} {design}", "intervals") as tick:

@@ -53,10 +53,10 @@ class ClusterSurrogate:
         lanes: any number.
         cluster: of any size, unequal nodes and losses; of the catalogue and the interests that it was fitted to.
         checkpoint: a folder; the one shipped for the profile where not given.
-        of: which rung it is the twin of; fitted to the modelled one alone so far.
+        of: which rung it is the twin of; one that it was fitted to, the modelled one alone so far.
 
     Raises:
-        InvalidInputError: no checkpoint for the profile, another catalogue, or a number of lanes that there cannot be.
+        InvalidInputError: no checkpoint for the profile, another catalogue or rung, or no lanes.
     """
 
     name: ClassVar[str] = "surrogate"
@@ -85,6 +85,11 @@ class ClusterSurrogate:
         folder = checkpoints.find(None, profile, KIND) if checkpoint is None else checkpoint
         loaded = _load(folder, profile)
         fitted = loaded.card["cluster"]
+        rungs = {entry["rung"] for entry in loaded.card["logs"]}
+        if of not in rungs:
+            raise InvalidInputError(
+                f"Checkpoint {folder} was fitted to the {' and '.join(sorted(rungs))} rung, not '{of}'."
+            )
         own = {name: getattr(cluster, name) for name in fitted}
         if own != fitted:
             raise InvalidInputError(
@@ -156,14 +161,15 @@ class ClusterSurrogate:
         self._routers[:, RULE], self._routers[:, BOUND] = rule, self._routing.bound
         self._routers[:, LOAD] = self._routing.weights[:, WEIGHTS.index("load")]
         values, flags = np.zeros((self._units, WIDTH)), np.empty(self._units, np.bool_)
-        spills, rerouted = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
+        spills, rerouted, given_up = np.zeros((3, lanes), np.int64)
         step.step(
             self._known, self._state, self._room, state.values, state.gaps_s, state.poisson, targets, alive.reshape(-1),
             context.reshape(-1, CONTEXT), self._routers, nodes, self._requests,
             int(self._routing.rule == "consistent-hash"), F(size_scale(nodes)), values, flags, spills, rerouted,
+            given_up,
         )  # fmt: skip
         requests = self._count()
-        traffic = RoutedTraffic(requests, alive.copy(), spills, rerouted, np.zeros(lanes, np.int64))
+        traffic = RoutedTraffic(requests, alive.copy(), spills, rerouted, given_up)
         flagged = flags.reshape(self._shape) | self._outside(state.values, splits)
         return _Served(values.reshape(lanes, nodes, WIDTH), flagged, traffic, self._state)
 

@@ -23,7 +23,7 @@ from helm_gym.errors import UnknownNameError
 from helm_gym.profile import Profile
 from helm_gym.routing import RULES, WEIGHTS
 from helm_gym.workload.regimes import make_path
-from helm_gym.workload.state import WorkloadPath
+from helm_gym.workload.state import WorkloadPath, poisson_gaps
 from surrogate_backend.excitation import excite, schedule_splits
 
 TRAIN_SIZES = (2, 4, 8, 3, 16, 6, 4, 24, 8, 2, 1, 48)
@@ -107,24 +107,24 @@ def _test(number: int, profile: Profile, intervals: int, seed: int) -> ClusterEp
     path = _path(regime, profile, cluster, intervals, path_seed)
     schedule = _splits("steps", size, rng, profile, intervals)
     rule, weights = _routing(rng, intervals)
-    joint = np.full(intervals, RULES.index("score")), np.ones((intervals, len(WEIGHTS)))
     given = (number, "repeat", setting, regime, "steps", cluster, path)
     if place < REPEATS:
         return ClusterEpisode(*given, first + place, schedule, rule, weights)
     if place < _SWEPT:
         again, which = divmod(place - REPEATS, len(SWEEP))
-        held = dataclasses.replace(
-            path, **{name: getattr(path, name)[:, :SWEEP_INTERVALS] for name in ("values", "gaps_s", "segment")}
-        )
-        held.values[:] = held.values[:, :1]
-        split = np.full((SWEEP_INTERVALS, size), SWEEP[which])
-        return ClusterEpisode(
-            number, "sweep", setting, regime, "hold", cluster, held, first + again, split,
-            joint[0][:SWEEP_INTERVALS], joint[1][:SWEEP_INTERVALS],
-        )  # fmt: skip
+        split, rule = np.full((SWEEP_INTERVALS, size), SWEEP[which]), np.full(SWEEP_INTERVALS, RULES.index("score"))
+        joint = np.ones((SWEEP_INTERVALS, len(WEIGHTS)))
+        given = (number, "sweep", setting, regime, "hold", cluster, _held(path))
+        return ClusterEpisode(*given, first + again, split, rule, joint)
     again, which = divmod(place - _SWEPT, len(PAIRS))
     given = (number, "policy", setting, regime, PAIRS[which], cluster, path)
     return ClusterEpisode(*given, first + again, None, None, None)
+
+
+def _held(path: WorkloadPath) -> WorkloadPath:
+    """The path's first parameters, for SWEEP_INTERVALS."""
+    values, shape = np.repeat(path.values[:, :1], SWEEP_INTERVALS, axis=1), (1, SWEEP_INTERVALS)
+    return WorkloadPath(values, poisson_gaps(*shape, path.gaps_s.shape[2]), np.zeros(shape, np.int64), (("held",),))
 
 
 DESIGNS: dict[str, Callable[[int, Profile, int, int], ClusterEpisode]] = {"train": _train, "test": _test}

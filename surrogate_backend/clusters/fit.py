@@ -22,7 +22,17 @@ from helm_gym.routing import RULES
 from surrogate_backend import checkpoint, fit
 from surrogate_backend.clusters import dataset
 from surrogate_backend.clusters.dataset import Dataset
-from surrogate_backend.clusters.kernels.inputs import ATTRACTION, NEXT, NODES, OUTPUTS, REST, SIZES, TIED, USERS
+from surrogate_backend.clusters.kernels.inputs import (
+    ATTRACTION,
+    LEAST_COST_MS,
+    NEXT,
+    NODES,
+    OUTPUTS,
+    REST,
+    SIZES,
+    TIED,
+    USERS,
+)
 from surrogate_backend.clusters.log import LoggedCluster, read_clusters
 from surrogate_backend.dataset import WINDOWED
 from surrogate_backend.layout import CACHE_FIELDS, CACHE_OUTPUTS
@@ -34,7 +44,6 @@ SETTINGS = fit.Settings(steps=1800, batch=6)
 PREFERENCE = 1.0  # weight of each part of the preference's loss
 DRAWN = ("score", "consistent-hash")  # rules under which caches, or users, draw requests to a node
 LEAST_DRAWN = 5.0  # requests of an interval, for a node's attraction to be seen
-LEAST_MS = 0.02  # added to costs before their logarithm is taken
 
 
 def fit_clusters(
@@ -61,12 +70,19 @@ def fit_clusters(
     if len(shared) > 1:
         raise InvalidInputError("The logs hold clusters of different catalogues or interests; fit one to each.")
     training, held_out = data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
+    kept = [e for e, out in zip(episodes, held, strict=True) if not out]
+    pairs = fit.pairs_of(
+        (e.constants["rung"], e.constants["setting"], e.constants["cluster"], e.workload.tobytes()) for e in kept
+    )
+    if not pairs:
+        raise InvalidInputError("The logs serve no setting twice, so noise is unknown; collect the design 'train'.")
+    fit.check_length(episodes[0].intervals, profile.interval.window // profile.interval.requests)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     net = Ensemble(SIZES, USERS, NODES, OUTPUTS)
     history = fit.train(net, training, held_out, profile, settings, out, progress, losses)
     tensors = {f"net.{name}": value.detach().numpy() for name, value in net.state_dict().items()}
-    tensors |= _noise(net, training, [e for e, out in zip(episodes, held, strict=True) if not out], profile)
+    tensors |= _noise(net, training, kept, pairs, profile)
     catalogue, interests, share = shared.pop()
     sizes = sorted({e.nodes for e in episodes})
     card: dict[str, Any] = {
@@ -88,7 +104,8 @@ def fit_clusters(
         },
     }
     with torch.no_grad():
-        apart = net(held_out.x, held_out.row_rung, held_out.kept).caches[..., CACHE_FIELDS.index("service")]
+        said = net(held_out.x, held_out.row_rung, held_out.kept).caches[:, held_out.warmup :]
+    apart = said[..., CACHE_FIELDS.index("service")][:, held_out.kept[held_out.warmup :, :, 0] > 0]
     values = np.concatenate([e.workload for e in episodes])
     alpha = np.concatenate([e.telemetry["alpha"][e.alive] for e in episodes])
     tensors |= {
@@ -186,7 +203,7 @@ def _preference(said: Tensor, data: Dataset) -> dict[str, Tensor]:
     scored = data.scored / data.scored.sum().clamp(min=1.0)
     said_tied = torch.sigmoid(together[..., 0]).clamp(1e-4, 1 - 1e-4)
     entropy = tied * torch.log(said_tied) + (1.0 - tied) * torch.log(1.0 - said_tied)
-    near, far = torch.log(following + LEAST_MS), torch.log((rest - following).clamp(min=0.0) + LEAST_MS)
+    near, far = torch.log(following + LEAST_COST_MS), torch.log((rest - following).clamp(min=0.0) + LEAST_COST_MS)
     members = len(said)
     return {
         "attraction": -(log_share * drawn).sum() / members,
@@ -197,16 +214,10 @@ def _preference(said: Tensor, data: Dataset) -> dict[str, Tensor]:
 
 
 def _noise(
-    net: Ensemble, data: Dataset, episodes: Sequence[LoggedCluster], profile: Profile
+    net: Ensemble, data: Dataset, episodes: Sequence[LoggedCluster], pairs: Sequence[tuple[int, int]], profile: Profile
 ) -> dict[str, NDArray[np.float32]]:
     """The noise of nodes from episodes that differ by their requests alone (noise.py), and that of their attraction."""
-    pairs = fit.pairs_of(
-        (e.constants["rung"], e.constants["setting"], e.constants["cluster"], e.workload.tobytes()) for e in episodes
-    )
-    if not pairs:
-        raise InvalidInputError("The logs serve no setting twice, so noise is unknown; collect the design 'train'.")
     windows = profile.interval.window // profile.interval.requests
-    fit.check_length(len(data.x) - data.warmup, windows)
     differences: list[NDArray[np.float64]] = []
     deviations: dict[str, list[NDArray[np.float64]]] = {rule: [] for rule in DRAWN}
     for first, second in pairs:

@@ -18,7 +18,7 @@ from helm_gym.profile import Profile
 from helm_gym.routing import RULES, WEIGHTS
 from helm_gym.telemetry import FIELDS
 from helm_gym.workload.state import PARAMETERS
-from surrogate_backend.log import CONSTANTS, list_type, read_tables, refuse, take_column
+from surrogate_backend.log import CONSTANTS, list_type, planned_intervals, read_tables, refuse, take_column
 
 OF_CLUSTER = {"cluster": pa.string(), "nodes": pa.int32()}  # constants beside CONSTANTS; cluster: its fields as JSON
 # Of a node and interval: requests that it was given, and those that it would have been if nothing waited; of the lane's
@@ -102,16 +102,18 @@ def read_clusters(folder: pathlib.Path, profile: Profile, groups: tuple[str, ...
     Raises:
         InvalidInputError: as surrogate_backend.log.read_log; or a log of single nodes.
     """
-    expected = schema()
+    expected, planned = schema(), planned_intervals(folder)
     for path, constants, table in read_tables(folder, profile, expected, (*CONSTANTS, *OF_CLUSTER), groups):
         try:
             cluster = to_cluster(constants["cluster"])
         except (ValueError, TypeError, KeyError, AttributeError, InvalidInputError) as error:
             refuse(path, "holds no cluster in its column 'cluster'", error)
-        yield _episode(path, constants, cluster, table)
+        yield _episode(path, constants, cluster, table, planned)
 
 
-def _episode(path: pathlib.Path, constants: Mapping[str, Any], cluster: Cluster, table: pa.Table) -> LoggedCluster:
+def _episode(
+    path: pathlib.Path, constants: Mapping[str, Any], cluster: Cluster, table: pa.Table, planned: object
+) -> LoggedCluster:
     nodes = cluster.size
     intervals = table.num_rows // nodes
     node, interval = take_column(path, table, "node"), take_column(path, table, "interval")
@@ -123,14 +125,20 @@ def _episode(path: pathlib.Path, constants: Mapping[str, Any], cluster: Cluster,
         values = take_column(path, table, name, width, low, high)
         return values.reshape(intervals, nodes, *values.shape[1:])
 
-    routed = {name: column(name, 1, 0.0) for name in ROUTED}
+    if constants["group"] != "sweep" and isinstance(planned, int) and intervals != planned:
+        refuse(path, f"holds {intervals} of {planned} intervals")
+    if constants["nodes"] != nodes:
+        refuse(path, f"says {constants['nodes']} nodes of a cluster of {nodes}")
+    routed, alive = {name: column(name, 1, 0.0) for name in ROUTED}, column("alive", 1, 0.0, 1.0)
+    if not (alive.any(axis=1) & routed["requests"].any(axis=1)).all():
+        refuse(path, "has an interval without a node alive, or without a request")
     most = int(routed["requests"].max())
     times = [_times(path, table, name, routed["requests"], most) for name in ("service", "sojourn")]
     return LoggedCluster(
         constants=constants,
         cluster=cluster,
         workload=np.stack([column(f"w_{p.name}", 1, p.low, p.high)[:, 0] for p in PARAMETERS], axis=1),
-        alive=column("alive", 1, 0.0, 1.0) > 0,
+        alive=alive > 0,
         rule=column("rule", 1, 0.0, len(RULES) - 1)[:, 0].astype(np.int64),
         weights=np.stack([column(f"weight_{w}", 1, 0.0)[:, 0] for w in WEIGHTS], axis=1),
         asked_alpha=column("asked_alpha", 1, 0.0, 1.0),

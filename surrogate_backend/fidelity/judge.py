@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import Backend
+from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
 from surrogate_backend.excitation import SWEEP
@@ -68,7 +69,8 @@ def judge(
         profile: that the log is of.
         progress: told what is under way and how far it is.
         open_twin: opens the twin with so many lanes, in place of the checkpoint's surrogate.
-        lanes: episodes that the twin runs at once; expectations are averaged over as many.
+        lanes: episodes that the twin runs at once; expectations are averaged over as many. A cluster's twin, which is
+            opened for each size anew, runs clusters.fidelity.LANES.
 
     Raises:
         InvalidInputError: a log that cannot be used, of another profile, or without episodes to judge by.
@@ -77,6 +79,8 @@ def judge(
         from surrogate_backend.clusters.fidelity import ClusterTwin, gather_clusters
 
         settings, origin = gather_clusters(log, profile)
+        if open_twin is not None:
+            raise InvalidInputError(f"{log} is a log of clusters, which the checkpoint's own twin alone is run on.")
         of_clusters = ClusterTwin(profile, checkpoint, origin.rung)
         lanes, name = of_clusters.lanes, of_clusters.name
         runs = _run(of_clusters, settings, progress)

@@ -19,6 +19,7 @@ from helm_gym.telemetry import FIELDS, Telemetry
 from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import INDEX, WorkloadState
 from surrogate_backend import checkpoint
+from surrogate_backend.backend import SurrogateBackend
 from surrogate_backend.clusters import design
 from surrogate_backend.clusters.backend import ClusterSurrogate
 from surrogate_backend.clusters.collect import ClusterPlan
@@ -132,6 +133,19 @@ def test_a_lost_node_loses_no_request_and_comes_back_cold() -> None:
     assert there[23]["emb_empty_share"][0, 0] > told[23]["emb_empty_share"][0, 0]
 
 
+def test_nodes_that_are_lost_one_after_the_other_overfill_nothing() -> None:
+    """What was routed again is lost again; what has no room is counted and not written past the end."""
+    outages = tuple(Outage(node=t % 2, start=t, intervals=1) for t in range(1, 11))
+    told = run(Cluster((Node(2),), load=4.0, outages=outages), (0, 1))[1]
+    arrived = 2 * PROFILE.interval.requests
+    for telemetry in told:
+        traffic = telemetry.traffic
+        assert (traffic.rerouted <= arrived).all() and (
+            traffic.requests.sum(axis=1) == arrived + traffic.rerouted
+        ).all()
+    assert sum(int(t.traffic.given_up.sum()) for t in told) > 0
+
+
 def test_routing_does_to_caches_and_queues_what_it_does_for_real() -> None:
     def mean(name: str, how: Routing, last: int = 20) -> float:
         return float(np.mean([t[name] for t in run(find_cluster("8"), (0, 1, 2, 3), how, intervals=60)[1][-last:]]))
@@ -178,6 +192,10 @@ def test_what_it_does_not_know_or_cannot_be_is_refused() -> None:
         ClusterSurrogate(PROFILE, 1, Cluster((Node(2),), catalogue=2.0))
     with pytest.raises(InvalidInputError, match="single node's"):
         ClusterSurrogate(PROFILE, 1, find_cluster("2"), checkpoint.find(None, PROFILE))
+    with pytest.raises(InvalidInputError, match="modelled rung, not 'measured'"):
+        ClusterSurrogate(PROFILE, 1, find_cluster("2"), of="measured")
+    with pytest.raises(InvalidInputError, match="not of single nodes"):
+        SurrogateBackend(PROFILE, checkpoint=checkpoint.find(None, PROFILE, KIND))
     backend, _ = run(find_cluster("2"), intervals=1)
     state = in_cluster(make_path("burst", PROFILE, [0], 1), find_cluster("2"), PROFILE, [0]).at(0)
     with pytest.raises(InvalidInputError, match="no node alive"):

@@ -25,6 +25,7 @@ USERS = inputs.USERS + _READ + 1  # inputs of the users' network
 NODES = USERS + inputs.CACHES - inputs.USERS  # and of the caches', without the users' hidden state
 ATTRACTION, TIED, NEXT, REST = range(4)  # outputs of the router's preference, behind the caches' own
 ROUTED = 4
+LEAST_COST_MS = 0.02  # added to NEXT and REST before their logarithms are taken
 OUTPUTS = CACHE_OUTPUTS + ROUTED
 SIZES = Sizes(members=2, user_hidden=12, hidden=24, layer=24)
 LARGEST = 64  # nodes; more look the same to the network, for by then every node has users of few interests

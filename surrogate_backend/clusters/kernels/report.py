@@ -109,7 +109,9 @@ def _quantile(ring, filled, first, count, share, largest):
     if count < 1:
         return F(0.0)
     at = share * (count - 1)
-    rank = min(count - 1 - int(at), TOP - 1)
+    rank = count - 1 - int(at)
+    if rank >= TOP:  # of a node that has drawn several times its share: the least that is known, which lies above
+        return largest[TOP - 1]
     return largest[rank] + F(at - int(at)) * (largest[max(rank - 1, 0)] - largest[rank])
 
 

@@ -15,6 +15,7 @@ from helm_gym.telemetry import COLUMN
 from helm_gym.workload.state import INDEX, PARAMETERS
 from surrogate_backend.clusters.kernels.inputs import (
     ATTRACTION,
+    LEAST_COST_MS,
     NEXT,
     NODES,
     OUTPUTS,
@@ -53,7 +54,7 @@ _FACTORS = _HIDDEN + WIDTHS.state
 STATE = _FACTORS + fields.SLOW  # rows of a block
 MAX_INTERVALS = 8  # of a window
 _ROUTED = USER_OUTPUTS + CACHE_OUTPUTS
-_PREFERENCE_LEAST = F(0.02)  # fit.LEAST_MS
+_PREFERENCE_LEAST = F(LEAST_COST_MS)
 _DRAW_ATTRACTION = np.uint32(255)  # a hash of an interval that no noise uses
 # Scratch rows of a block.
 _W, _SPLITS = 0, _P
@@ -228,31 +229,44 @@ def _prefer(room, alive, base, nodes):
 
 
 @kernel
-def _lost(state, alive, lane, nodes):
-    """Moves the lane's requests that a lost node had not answered to the front; returns how many."""
-    base, again, lost = lane * nodes, 0, False
+def _lost(state, alive, lane, nodes, requests):
+    """Moves what a lost node had not answered of the last interval to the front, ``requests`` at most.
+
+    Returns how many, and how many are given up: those beyond, and those that had come before the last interval, whose
+    number is the work that was left over a mean service time.
+    """
+    base, again, given_up, lost, before_ms = lane * nodes, 0, 0, False, F(0.0)
     for n in range(nodes):
-        lost |= state.alive[base + n] and not alive[base + n]
+        if state.alive[base + n] and not alive[base + n]:
+            lost, before_ms = True, before_ms + state.free_ms[base + n]
     if lost:
-        for r in range(state.clock[lane, 2]):
-            unit = base + state.node_of[lane, r]
-            unanswered = state.came_ms[lane, r] + state.sojourn_ms[lane, r] > F(0.0)
-            if state.alive[unit] and not alive[unit] and unanswered:
-                state.came_ms[lane, again] = state.came_ms[lane, r]
-                again += 1
+        served_ms, number = F(0.0), state.clock[lane, 2]
+        for r in range(number):
+            unit, time = base + state.node_of[lane, r], state.service_ms[lane, r]
+            served_ms += time
+            if state.alive[unit] and not alive[unit] and state.came_ms[lane, r] + state.sojourn_ms[lane, r] > F(0.0):
+                before_ms -= min(time, state.came_ms[lane, r] + state.sojourn_ms[lane, r])
+                if again < requests:
+                    state.came_ms[lane, again] = state.came_ms[lane, r]
+                    again += 1
+                else:
+                    given_up += 1
+        given_up += int(max(before_ms, F(0.0)) / max(served_ms / F(max(number, 1)), F(1e-6)) + F(0.5))
     for n in range(nodes):
         if not alive[base + n]:
             state.free_ms[base + n] = F(0.0)
             state.ring[base + n] = F(0.0)
             state.drawn[base + n] = F(0.0)
-    return again
+    return again, given_up
 
 
 @kernel
-def serve(known, state, room, values, gaps_s, poisson, alive, routers, nodes, requests, lane, spills, rerouted):
+def serve(
+    known, state, room, values, gaps_s, poisson, alive, routers, nodes, requests, lane, spills, rerouted, given_up,
+):  # fmt: skip
     """Routes and serves the interval of one lane."""
     base, place = lane * nodes, state.clock[lane, 0] % state.ring.shape[1]
-    again = _lost(state, alive, lane, nodes)
+    again, given_up[lane] = _lost(state, alive, lane, nodes, requests)
     count = 0
     for n in range(nodes):
         unit = base + n
@@ -273,7 +287,7 @@ def serve(known, state, room, values, gaps_s, poisson, alive, routers, nodes, re
         again, requests, room.place_of, room.compact, room.cumulative, room.draws,
     )  # fmt: skip
     state.spans[lane] = span
-    state.clock[lane, 1] += requests
+    state.clock[lane, 1] += again + requests
     state.clock[lane, 2] = again + requests
     medians(
         state.node_of[lane], state.sojourn_ms[lane], again + requests, state.ring[base:end, place], room.place_of,
@@ -316,21 +330,36 @@ def report_block(known, state, room, values, alive, nodes, block, n, out):
 @kernel
 def step(
     known, state, room, values, gaps_s, poisson, targets, alive, context, routers, nodes, requests, hashes, scale,
-    out, flags, spills, rerouted,
+    out, flags, spills, rerouted, given_up,
 ):  # fmt: skip
     """Serves one interval of all lanes.
 
     values: (lanes, parameters); gaps_s: (lanes, requests), unless ``poisson``; targets: (units,), EMB's pages; alive:
     (units,); context: (units, CONTEXT); routers: (lanes, 9), rule, weight of waiting and bound; requests: of a lane;
     hashes: 1 under consistent hashing, else 0; scale: fit.size_scale. Fills out: (units, WIDTH), flags: (units,),
-    spills, rerouted: (lanes,).
+    spills, rerouted, given_up: (lanes,).
     """
     units = out.shape[0]
     for block in range(state.rows.shape[0]):
         n = min(M, units - block * M)
         predict_block(known, state, room, values, targets, alive, context, nodes, hashes, scale, block, n, out, flags)
     for lane in range(values.shape[0]):
-        serve(known, state, room, values, gaps_s, poisson, alive, routers, nodes, requests, lane, spills, rerouted)
+        serve(
+            known,
+            state,
+            room,
+            values,
+            gaps_s,
+            poisson,
+            alive,
+            routers,
+            nodes,
+            requests,
+            lane,
+            spills,
+            rerouted,
+            given_up,
+        )
     for block in range(state.rows.shape[0]):
         report_block(known, state, room, values, alive, nodes, block, min(M, units - block * M), out)
     for lane in range(values.shape[0]):
