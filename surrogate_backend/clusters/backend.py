@@ -17,11 +17,11 @@ from helm_gym.routing import RULES, WEIGHTS, Routing, check_alive, check_routing
 from helm_gym.telemetry import WIDTH, RoutedTraffic, Telemetry
 from helm_gym.workload.state import INDEX, WorkloadState, check_state, limits
 from surrogate_backend import checkpoint as checkpoints
-from surrogate_backend.clusters.fit import DRAWN, KIND, size_scale
 from surrogate_backend.clusters.kernels import step
 from surrogate_backend.clusters.kernels.inputs import CONTEXT, NODES, OUTPUTS, SIZES, USERS, Context, constants
 from surrogate_backend.clusters.kernels.report import RING
 from surrogate_backend.clusters.kernels.serve import BOUND, LOAD, RULE
+from surrogate_backend.clusters.layout import DRAWN, KIND, size_scale
 from surrogate_backend.kernels import fluid, inputs, networks
 from surrogate_backend.kernels.functions import LANES, F
 from surrogate_backend.kernels.requests import make_keys

@@ -33,16 +33,15 @@ from surrogate_backend.clusters.kernels.inputs import (
     TIED,
     USERS,
 )
+from surrogate_backend.clusters.layout import DRAWN, KIND, size_scale
 from surrogate_backend.clusters.log import LoggedCluster, read_clusters
 from surrogate_backend.dataset import WINDOWED
 from surrogate_backend.layout import CACHE_FIELDS, CACHE_OUTPUTS
 from surrogate_backend.network import Ensemble, growth, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
 
-KIND = "clusters"
 SETTINGS = fit.Settings(steps=1800, batch=6)
 PREFERENCE = 1.0  # weight of each part of the preference's loss
-DRAWN = ("score", "consistent-hash")  # rules under which caches, or users, draw requests to a node
 LEAST_DRAWN = 5.0  # requests of an interval, for a node's attraction to be seen
 
 
@@ -263,11 +262,6 @@ def _deviations(net: Ensemble, data: Dataset) -> NDArray[np.float64]:
     expected = np.exp(log_share[0].numpy().astype(np.float64)) * preferred.sum(axis=1, keepdims=True)
     relative = (preferred - expected) / np.maximum(expected, 1.0) / size_scale(preferred.shape[1])
     return np.asarray(np.where(expected > LEAST_DRAWN, relative, np.nan))
-
-
-def size_scale(nodes: int) -> float:
-    """The spread of nodes' attraction grows with how many there are: its variance with the logarithm."""
-    return float(np.sqrt(np.log2(max(nodes, 2))))
 
 
 def _persistent(deviations: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -98,6 +100,12 @@ def test_a_checkpoint_of_another_profile_or_a_broken_one_is_refused(profile, tmp
     (tmp_path / checkpoint.WEIGHTS).write_bytes(weights[: len(weights) // 2])
     with pytest.raises(InvalidInputError, match="cannot be read"):
         SurrogateBackend(profile, checkpoint=tmp_path)
+
+
+def test_stepping_needs_no_torch():
+    """Which would take three hundred megabytes and seconds in every process."""
+    code = "import sys, surrogate_backend.opening; assert not {'torch', 'pyarrow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_another_rung_is_refused(profile):

@@ -23,9 +23,10 @@ from surrogate_backend.backend import SurrogateBackend
 from surrogate_backend.clusters import design
 from surrogate_backend.clusters.backend import ClusterSurrogate
 from surrogate_backend.clusters.collect import ClusterPlan
-from surrogate_backend.clusters.fit import KIND, SETTINGS, fit_clusters
+from surrogate_backend.clusters.fit import SETTINGS, fit_clusters
 from surrogate_backend.clusters.kernels import step as steps
 from surrogate_backend.clusters.kernels.inputs import NODES, OUTPUTS, SIZES, USERS, follow
+from surrogate_backend.clusters.layout import KIND
 from surrogate_backend.clusters.log import read_clusters
 from surrogate_backend.collect import collect
 from surrogate_backend.fidelity import judge

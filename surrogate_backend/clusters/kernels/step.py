@@ -336,7 +336,7 @@ def step(
 
     values: (lanes, parameters); gaps_s: (lanes, requests), unless ``poisson``; targets: (units,), EMB's pages; alive:
     (units,); context: (units, CONTEXT); routers: (lanes, 9), rule, weight of waiting and bound; requests: of a lane;
-    hashes: 1 under consistent hashing, else 0; scale: fit.size_scale. Fills out: (units, WIDTH), flags: (units,),
+    hashes: 1 under consistent hashing, else 0; scale: layout.size_scale. Fills out: (units, WIDTH), flags: (units,),
     spills, rerouted, given_up: (lanes,).
     """
     units = out.shape[0]
