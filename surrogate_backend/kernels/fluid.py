@@ -51,7 +51,7 @@ SERVICE_MS, KV_HIT, RECOMPUTED, MISSES, KV_FILLED, EMB_FILLED, SPLIT_WIDTH = 0, 
 SHAPE = PER_SPLIT + SPLITS * SPLIT_WIDTH
 ESTIMATES = SHAPE + KNOTS
 
-# A node's place in its cluster; of a single node all are 1: its pool over the profile's; over how many nodes' users
+# A node's place in its cluster; a single node has none: its pool over the profile's; over how many nodes' users
 # its requests are spread, each of whom then comes as much more rarely; and how many tastes, each of items of its own,
 # those users have.
 MEMORY, SPREAD, PER_SPREAD, TASTES, PER_TASTES, PLACE = range(6)  # PER_: one over it
@@ -120,9 +120,16 @@ def _room(full):
 
 
 @kernel
+def _of(place, row, x, m):
+    """A row of a node's place in its cluster; without a place the factor 1, which compilation leaves out."""
+    if place is None:
+        return F(1.0)
+    return place[row * m + x]
+
+
+@kernel
 def _users(s, w, place, scalars, t, f, n, m):
     """Moves the users of ``n`` lanes on by one interval; fills groups' rates and pages, and estimates."""
-    spread, per_spread = place[SPREAD * m :], place[PER_SPREAD * m :]
     requests, users, ceiling, page_tokens = scalars[0], scalars[1], scalars[2], scalars[3]
     inverse, per_page = F(1.0) / ceiling, F(1.0) / page_tokens
     for x in range(n):
@@ -150,8 +157,8 @@ def _users(s, w, place, scalars, t, f, n, m):
             length = min(length + min(delta * visits, _MAX_GROWTH) * _room(length * inverse), ceiling)
             seen = seens[x] * (F(1.0) - turnover)
             seen += (F(1.0) - seen) * (F(1.0) - inverse_exp(F(0.5) * visits))
-            size = members * spread[x] * (length * per_page + F(0.5))
-            lengths[x], seens[x], rates[x], sizes[x] = length, seen, rate * per_spread[x], size
+            size = members * _of(place, SPREAD, x, m) * (length * per_page + F(0.5))
+            lengths[x], seens[x], rates[x], sizes[x] = length, seen, rate * _of(place, PER_SPREAD, x, m), size
             t[_HIT * m + x] += length
             t[_AGAIN * m + x] += size
     for x in range(n):
@@ -198,11 +205,11 @@ def _aged(age, used, slope, capacity, served):
 @kernel
 def _kv(s, w, k, split, place, scalars, t, f, n, m):
     """The KV cache at split number ``k``, its alphas in row 0 of ``split``."""
-    requests, pages, memory = scalars[0], scalars[4], place[MEMORY * m :]
+    requests, pages = scalars[0], scalars[4]
     state, emb_age = s[(KV + 3 * k) * m :], s[(EMB + 3 * k) * m :]
     looked, of_split = s[(LOOKUPS + k) * m :], f[(PER_SPLIT + k * SPLIT_WIDTH) * m :]
     for x in range(n):
-        capacity = (F(1.0) - split[x]) * pages * memory[x]
+        capacity = (F(1.0) - split[x]) * pages * _of(place, MEMORY, x, m)
         age = _aged(state[x], state[m + x], state[2 * m + x], capacity, requests)
         state[x] = t[_AGE * m + x] = age
         # Of EMB, in requests, as of the last interval.
@@ -249,7 +256,7 @@ def _kv(s, w, k, split, place, scalars, t, f, n, m):
         state[m + x], state[2 * m + x] = t[_USED * m + x], t[_SLOPE * m + x]
         of_split[KV_HIT * m + x] = per_group * t[_HIT * m + x] + known * (F(1.0) - gone)
         of_split[RECOMPUTED * m + x] = per_group * t[_AGAIN * m + x] + cold_again + arrived
-        of_split[KV_FILLED * m + x] = t[_USED * m + x] / ((F(1.0) - split[x]) * pages * memory[x])
+        of_split[KV_FILLED * m + x] = t[_USED * m + x] / ((F(1.0) - split[x]) * pages * _of(place, MEMORY, x, m))
 
 
 @kernel
@@ -257,10 +264,9 @@ def _emb(s, w, k, split, place, scalars, inside, t, f, n, m):
     """The embedding cache at split number ``k``, and the service time that both caches make."""
     requests, slots, most = scalars[0], scalars[4] * scalars[5], F(0.995) * scalars[6]
     state, looked = s[(EMB + 3 * k) * m :], s[(LOOKUPS + k) * m :]
-    memory, tastes, per_tastes = place[MEMORY * m :], place[TASTES * m :], place[PER_TASTES * m :]
     of_split = f[(PER_SPLIT + k * SPLIT_WIDTH) * m :]
     for x in range(n):
-        capacity, lookups = min(split[x] * slots * memory[x], most), requests * t[_LOOK * m + x]
+        capacity, lookups = min(split[x] * slots * _of(place, MEMORY, x, m), most), requests * t[_LOOK * m + x]
         t[_AGE * m + x] = _aged(state[x], state[m + x], state[2 * m + x], capacity, lookups)
         t[_MISSING * m + x] = t[_USED * m + x] = t[_SLOPE * m + x] = F(0.0)
     missing, used, slope, ages = t[_MISSING * m :], t[_USED * m :], t[_SLOPE * m :], t[_AGE * m :]
@@ -272,9 +278,9 @@ def _emb(s, w, k, split, place, scalars, inside, t, f, n, m):
         for x in range(n):
             asked = by_new[x] * of_new[x] + by_hot[x] * of_hot[x] + by_cold[x] * of_cold[x]
             age = ages[x]
-            gone = inverse_exp(asked * held * per_tastes[x] * age)
+            gone = inverse_exp(asked * held * _of(place, PER_TASTES, x, m) * age)
             missing[x] += asked * gone
-            used[x] += items * tastes[x] * (F(1.0) - gone)
+            used[x] += items * _of(place, TASTES, x, m) * (F(1.0) - gone)
             slope[x] += asked * age * gone
     for x in range(n):
         state[x], looked[x] = t[_AGE * m + x], t[_LOOK * m + x]
@@ -282,7 +288,7 @@ def _emb(s, w, k, split, place, scalars, inside, t, f, n, m):
         misses, history = t[_MISSING * m + x] * t[_LOOK * m + x], f[HISTORY * m + x]
         tokens = w[_DELTA * m + x] + w[_CANDIDATES * m + x] + of_split[RECOMPUTED * m + x]
         of_split[MISSES * m + x] = misses
-        of_split[EMB_FILLED * m + x] = t[_USED * m + x] / (split[x] * slots * memory[x])
+        of_split[EMB_FILLED * m + x] = t[_USED * m + x] / (split[x] * slots * _of(place, MEMORY, x, m))
         computed = scalars[7] + tokens * (scalars[8] + scalars[9] * history) + scalars[10] * history
         of_split[SERVICE_MS * m + x] = computed + scalars[11] + misses * scalars[12]
 
@@ -292,18 +298,17 @@ def fluid_step(s, w, splits, place, scalars, powers, inside, t, f, n, m):
     """Moves ``n`` lanes of a block on by one interval and fills their estimates.
 
     All float32, flat, rows of m columns: s (STATE), w (parameters), splits (SPLITS: the present alpha, then
-    ``layout.FOLLOWED``), place (PLACE rows, see there), t (SCRATCH), f (ESTIMATES).
+    ``layout.FOLLOWED``), place (PLACE rows, see there, or None), t (SCRATCH), f (ESTIMATES).
     """
     requests, users, page_tokens = scalars[0], scalars[1], scalars[3]
     _users(s, w, place, scalars, t, f, n, m)
-    spread, per_spread = place[SPREAD * m :], place[PER_SPREAD * m :]
     for x in range(n):
         cold_share, new = F(1.0) - w[_HOT_SHARE * m + x], w[_NEW * m + x]
         arrived = w[_MEAN_HISTORY * m + x] / page_tokens + F(0.5)
         leaving = w[_HOT_USERS * m + x] * min(w[_TURNOVER * m + x], F(0.2)) / requests
         t[_STREAMED * m + x] = (cold_share * new + leaving) * arrived
-        t[_COLD_RATE * m + x] = cold_share * (F(1.0) - new) / users * per_spread[x]
-        t[_COLD_SIZE * m + x] = (f[COLD_HISTORY * m + x] / page_tokens + F(0.5)) * users * spread[x]
+        t[_COLD_RATE * m + x] = cold_share * (F(1.0) - new) / users * _of(place, PER_SPREAD, x, m)
+        t[_COLD_SIZE * m + x] = (f[COLD_HISTORY * m + x] / page_tokens + F(0.5)) * users * _of(place, SPREAD, x, m)
     _popularity(powers, w, _ZIPF, t[_NEW_ITEMS * m :], n, m)
     _popularity(powers, s, HOT_ZIPF, t[_HOT_ITEMS * m :], n, m)
     _popularity(powers, s, COLD_ZIPF, t[_COLD_ITEMS * m :], n, m)

@@ -82,9 +82,9 @@ def network_inputs(w, alpha, moved, f, rest, x, own, n, m):
 
 
 @kernel
-def _follow(state, values, splits, moved, alone, scalars, powers, inside, rest, scratch, estimates, x, n, m):
+def _follow(state, values, splits, moved, scalars, powers, inside, rest, scratch, estimates, x, n, m):
     for t in range(values.shape[0]):
-        fluid_step(state, values[t], splits[t], alone, scalars, powers, inside, scratch, estimates[t], n, m)
+        fluid_step(state, values[t], splits[t], None, scalars, powers, inside, scratch, estimates[t], n, m)
         network_inputs(values[t], splits[t], moved[t], estimates[t], rest, x[t], USERS, n, m)
 
 
@@ -104,7 +104,6 @@ def follow(
     lanes, intervals = alpha.shape
     known, relative = fluid.constants(profile), rest(profile)
     states, scratch = fluid.initial_state(values[:, 0]), np.zeros(fluid.SCRATCH * LANES, F)
-    alone = np.ones(fluid.PLACE * LANES, F)
     splits = np.empty((lanes, intervals, fluid.SPLITS))
     splits[..., 0], splits[..., 1:] = alpha, FOLLOWED
     estimates = np.empty((lanes, intervals, ESTIMATES), F)
@@ -114,7 +113,7 @@ def follow(
         w, split, move = (by_time(array[part]) for array in (values, splits, moved[..., None]))
         rows = [np.zeros((intervals, width * LANES), F) for width in (ESTIMATES, CACHES)]
         estimated, fed = rows
-        _follow(state, w, split, move, alone, *known, relative, scratch, estimated, fed, part.stop - part.start, LANES)
+        _follow(state, w, split, move, *known, relative, scratch, estimated, fed, part.stop - part.start, LANES)
         for out, row in zip((estimates, x), rows, strict=True):
             by_lane = row.reshape(intervals, -1, LANES)[..., : part.stop - part.start]
             out[part] = by_lane.transpose(2, 0, 1)

@@ -68,8 +68,7 @@ _Y = _X + networks.INPUTS
 _OUT = _Y + networks.OUTPUTS
 _LEVEL = _OUT + fields.FIELDS
 _RATE, _SCORE, _Q = _LEVEL + 1, _LEVEL + 2, _LEVEL + 3
-_ALONE = _Q + KNOTS  # a node's place in no cluster
-_T = _ALONE + fluid.PLACE
+_T = _Q + KNOTS
 _V = _T + max(fluid.SCRATCH, networks.SCRATCH, RING)
 _GAPS = _V + networks.SCRATCH
 _TELE = _GAPS + MAX_REQUESTS
@@ -316,10 +315,7 @@ def _serve_block(
     for j in range(1, fluid.SPLITS):
         for k in range(n):
             splits[j * m + k] = F(FOLLOWED[j - 1])
-    alone = scratch[_ALONE * m :]
-    for k in range(fluid.PLACE * m):
-        alone[k] = F(1.0)
-    fluid.fluid_step(s[_FLUID * m :], w, splits, alone, scalars, powers, inside, t, f, n, m)
+    fluid.fluid_step(s[_FLUID * m :], w, splits, None, scalars, powers, inside, t, f, n, m)
     inputs.network_inputs(w, splits, moved, f, rest, x, inputs.USERS, n, m)
     networks.run_networks(weights, x, s[_HIDDEN * m :], t, u, y, networks.WIDTHS, n, m)
     fields.predict(y, f, out_f, n, m)

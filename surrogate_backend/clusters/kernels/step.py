@@ -267,13 +267,11 @@ def serve(
     """Routes and serves the interval of one lane."""
     base, place = lane * nodes, state.clock[lane, 0] % state.ring.shape[1]
     again, given_up[lane] = _lost(state, alive, lane, nodes, requests)
-    count = 0
     for n in range(nodes):
         unit = base + n
         f, k = room.fields[unit // M], unit % M
         for i in range(KNOTS):
             room.knots[n, i] = f[(fields.KNOT + i) * M + k] * room.level[unit]
-        count += alive[unit]
     for k in range(room.router.shape[0]):
         room.router[k] = routers[lane, k]
     _prefer(room, alive, base, nodes)
@@ -345,21 +343,9 @@ def step(
         predict_block(known, state, room, values, targets, alive, context, nodes, hashes, scale, block, n, out, flags)
     for lane in range(values.shape[0]):
         serve(
-            known,
-            state,
-            room,
-            values,
-            gaps_s,
-            poisson,
-            alive,
-            routers,
-            nodes,
-            requests,
-            lane,
-            spills,
-            rerouted,
+            known, state, room, values, gaps_s, poisson, alive, routers, nodes, requests, lane, spills, rerouted,
             given_up,
-        )
+        )  # fmt: skip
     for block in range(state.rows.shape[0]):
         report_block(known, state, room, values, alive, nodes, block, min(M, units - block * M), out)
     for lane in range(values.shape[0]):
