@@ -17,7 +17,7 @@ from helm_gym.telemetry import WIDTH, Telemetry
 from helm_gym.workload.state import WorkloadState, check_state, limits
 from surrogate_backend import checkpoint as checkpoints
 from surrogate_backend.kernels import step
-from surrogate_backend.kernels.functions import LANES, F
+from surrogate_backend.kernels.functions import LANES, F, aligned
 from surrogate_backend.kernels.requests import make_keys
 from surrogate_backend.layout import RUNGS, Sizes
 
@@ -83,7 +83,7 @@ class SurrogateBackend:
         bounds = (profile.pool.min_alpha - slack, profile.pool.max_alpha + slack, *self._limits)
         self._bounds = np.array(bounds)
         self._columns = 1 if lanes == 1 else LANES
-        self._scratch = np.zeros(step.SCRATCH * self._columns, F)
+        self._scratch = aligned(np.zeros(step.SCRATCH * self._columns, F))
         self._shape, self._report = (lanes, 1), (lanes, 1, WIDTH)
         self._served = (2, -(-lanes // self._columns), interval.requests * self._columns)
         self._targets = np.empty(self._shape, np.int64)
@@ -126,7 +126,7 @@ class SurrogateBackend:
 
     def restore(self, snapshot: Any) -> None:
         """See helm_gym.backend.Backend."""
-        self._state = step.State(snapshot.rows.copy(), snapshot.counters.copy())
+        self._state = step.State(aligned(snapshot.rows), aligned(snapshot.counters))
 
     def close(self) -> None:
         """Nothing is held but memory."""

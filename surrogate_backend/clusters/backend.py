@@ -23,7 +23,7 @@ from surrogate_backend.clusters.kernels.report import RING
 from surrogate_backend.clusters.kernels.serve import BOUND, LOAD, RULE
 from surrogate_backend.clusters.layout import DRAWN, KIND, size_scale
 from surrogate_backend.kernels import fluid, inputs, networks
-from surrogate_backend.kernels.functions import LANES, F
+from surrogate_backend.kernels.functions import LANES, F, aligned
 from surrogate_backend.kernels.requests import make_keys
 from surrogate_backend.layout import RUNGS
 
@@ -125,7 +125,7 @@ class ClusterSurrogate:
         node_keys = np.zeros((2, blocks * LANES), np.uint32)
         node_keys[:, : self._units] = of_nodes
         self._state = step.State(
-            rows=rows,
+            rows=aligned(rows),
             ring=np.zeros((self._units, self._window, RING), F),
             free_ms=np.zeros(self._units, F),
             drawn=np.zeros(self._units, F),
@@ -207,7 +207,7 @@ class ClusterSurrogate:
     def restore(self, snapshot: Any) -> None:
         """See helm_gym.backend.Backend."""
         state, self._routing = snapshot
-        self._state = step.State._make(array.copy() for array in state)
+        self._state = step.State._make(aligned(array) for array in state)
 
     def close(self) -> None:
         """Nothing is held but memory."""

@@ -161,20 +161,29 @@ def _users(s, w, place, scalars, t, f, n, m):
             lengths[x], seens[x], rates[x], sizes[x] = length, seen, rate * _of(place, PER_SPREAD, x, m), size
             t[_HIT * m + x] += length
             t[_AGAIN * m + x] += size
+    # In four loops: the compiler makes no vectors of one over so many rows.
     for x in range(n):
-        hot_share, new, delta = w[_HOT_SHARE * m + x], w[_NEW * m + x], w[_DELTA * m + x]
-        arriving, zipf = w[_MEAN_HISTORY * m + x], w[_ZIPF * m + x]
-        cold_share, hot = F(1.0) - hot_share, t[_HIT * m + x] * F(1.0 / GROUPS)
+        delta, arriving, new = w[_DELTA * m + x], w[_MEAN_HISTORY * m + x], w[_NEW * m + x]
+        asked = requests * (F(1.0) - w[_HOT_SHARE * m + x]) / users
         cold = s[COLD * m + x]
-        asked = requests * cold_share / users
         cold += asked * (new * (arriving - cold) + (F(1.0) - new) * delta * _room(cold * inverse))
-        s[COLD * m + x] = cold
-        s[COLD_ZIPF * m + x] += asked * (new + (F(1.0) - new) * delta / cold) * (zipf - s[COLD_ZIPF * m + x])
-        renewed = min(requests * hot_share / w[_HOT_USERS * m + x] * delta / hot, F(1.0))
-        s[HOT_ZIPF * m + x] += renewed * (zipf - s[HOT_ZIPF * m + x])
-        f[HISTORY * m + x] = hot_share * hot + cold_share * (new * arriving + (F(1.0) - new) * cold) + delta
-        f[COLD_HISTORY * m + x], f[HOT_HISTORY * m + x] = cold, hot
-        f[HOT_PAGES * m + x] = t[_AGAIN * m + x]
+        s[COLD * m + x] = f[COLD_HISTORY * m + x] = cold
+    for x in range(n):
+        new, delta, cold = w[_NEW * m + x], w[_DELTA * m + x], f[COLD_HISTORY * m + x]
+        asked = requests * (F(1.0) - w[_HOT_SHARE * m + x]) / users
+        s[COLD_ZIPF * m + x] += (
+            asked * (new + (F(1.0) - new) * delta / cold) * (w[_ZIPF * m + x] - s[COLD_ZIPF * m + x])
+        )
+    for x in range(n):
+        f[HOT_PAGES * m + x], hot = t[_AGAIN * m + x], t[_HIT * m + x] * F(1.0 / GROUPS)
+        f[HOT_HISTORY * m + x] = hot
+        renewed = min(requests * w[_HOT_SHARE * m + x] / w[_HOT_USERS * m + x] * w[_DELTA * m + x] / hot, F(1.0))
+        s[HOT_ZIPF * m + x] += renewed * (w[_ZIPF * m + x] - s[HOT_ZIPF * m + x])
+    for x in range(n):
+        hot_share, new = w[_HOT_SHARE * m + x], w[_NEW * m + x]
+        cold = new * w[_MEAN_HISTORY * m + x] + (F(1.0) - new) * f[COLD_HISTORY * m + x]
+        all_users = hot_share * f[HOT_HISTORY * m + x] + (F(1.0) - hot_share) * cold
+        f[HISTORY * m + x] = all_users + w[_DELTA * m + x]
 
 
 @kernel
@@ -240,23 +249,26 @@ def _kv(s, w, k, split, place, scalars, t, f, n, m):
             all_again[x] += again
             # Rows of a history that was gone through of late are resident for that alone.
             apart[x] += again * inverse_exp(rate * (F(1.0) - found) * emb_ages[x])
+    by_new, by_hot, by_cold, looked_up = t[_BY_NEW * m :], t[_BY_HOT * m :], t[_BY_COLD * m :], t[_LOOK * m :]
     for x in range(n):
         hot_share, new = w[_HOT_SHARE * m + x], w[_NEW * m + x]
-        per_group, cold_share = hot_share * F(1.0 / GROUPS), F(1.0) - hot_share
-        gone, known = t[_MISSING * m + x], cold_share * (F(1.0) - new)
-        cold_again, arrived = (
-            known * f[COLD_HISTORY * m + x] * gone,
-            cold_share * new * w[_MEAN_HISTORY * m + x],
-        )
-        fresh = w[_DELTA * m + x] + w[_CANDIDATES * m + x]
-        apart = per_group * t[_APART * m + x]
-        lookups = fresh + arrived + cold_again + apart
-        t[_LOOK * m + x], t[_BY_NEW * m + x] = lookups, (fresh + arrived) / lookups
-        t[_BY_HOT * m + x], t[_BY_COLD * m + x] = apart / lookups, cold_again / lookups
-        state[m + x], state[2 * m + x] = t[_USED * m + x], t[_SLOPE * m + x]
-        of_split[KV_HIT * m + x] = per_group * t[_HIT * m + x] + known * (F(1.0) - gone)
-        of_split[RECOMPUTED * m + x] = per_group * t[_AGAIN * m + x] + cold_again + arrived
-        of_split[KV_FILLED * m + x] = t[_USED * m + x] / ((F(1.0) - split[x]) * pages * _of(place, MEMORY, x, m))
+        arrived = (F(1.0) - hot_share) * new * w[_MEAN_HISTORY * m + x]
+        cold_again = (F(1.0) - hot_share) * (F(1.0) - new) * f[COLD_HISTORY * m + x] * t[_MISSING * m + x]
+        of_new = w[_DELTA * m + x] + w[_CANDIDATES * m + x] + arrived
+        of_hot = hot_share * F(1.0 / GROUPS) * apart[x]
+        lookups = of_new + cold_again + of_hot
+        looked_up[x], by_new[x] = lookups, of_new / lookups
+        by_hot[x], by_cold[x] = of_hot / lookups, cold_again / lookups
+    for x in range(n):
+        state[m + x], state[2 * m + x] = used[x], slope[x]
+    for x in range(n):
+        hot_share, new, gone = w[_HOT_SHARE * m + x], w[_NEW * m + x], t[_MISSING * m + x]
+        per_group, known = hot_share * F(1.0 / GROUPS), (F(1.0) - hot_share) * (F(1.0) - new)
+        arrived = (F(1.0) - hot_share) * new * w[_MEAN_HISTORY * m + x]
+        of_split[KV_HIT * m + x] = per_group * hit[x] + known * (F(1.0) - gone)
+        of_split[RECOMPUTED * m + x] = per_group * all_again[x] + known * f[COLD_HISTORY * m + x] * gone + arrived
+    for x in range(n):
+        of_split[KV_FILLED * m + x] = used[x] / ((F(1.0) - split[x]) * pages * _of(place, MEMORY, x, m))
 
 
 @kernel
@@ -283,14 +295,16 @@ def _emb(s, w, k, split, place, scalars, inside, t, f, n, m):
             used[x] += items * _of(place, TASTES, x, m) * (F(1.0) - gone)
             slope[x] += asked * age * gone
     for x in range(n):
-        state[x], looked[x] = t[_AGE * m + x], t[_LOOK * m + x]
-        state[m + x], state[2 * m + x] = t[_USED * m + x], t[_SLOPE * m + x]
-        misses, history = t[_MISSING * m + x] * t[_LOOK * m + x], f[HISTORY * m + x]
+        state[x], looked[x] = ages[x], t[_LOOK * m + x]
+        state[m + x], state[2 * m + x] = used[x], slope[x]
+    for x in range(n):
+        misses, history = missing[x] * t[_LOOK * m + x], f[HISTORY * m + x]
         tokens = w[_DELTA * m + x] + w[_CANDIDATES * m + x] + of_split[RECOMPUTED * m + x]
         of_split[MISSES * m + x] = misses
-        of_split[EMB_FILLED * m + x] = t[_USED * m + x] / (split[x] * slots * _of(place, MEMORY, x, m))
         computed = scalars[7] + tokens * (scalars[8] + scalars[9] * history) + scalars[10] * history
         of_split[SERVICE_MS * m + x] = computed + scalars[11] + misses * scalars[12]
+    for x in range(n):
+        of_split[EMB_FILLED * m + x] = used[x] / (split[x] * slots * _of(place, MEMORY, x, m))
 
 
 @kernel

@@ -60,22 +60,26 @@ def network_inputs(w, alpha, moved, f, rest, x, own, n, m):
 
     w: rows of parameters; alpha, moved: one row, moved pages over the budget; f: rows of ESTIMATES.
     """
-    for i in range(n):
-        drift = w[_DRIFT * m + i]
+    for i in range(n):  # in several loops: the compiler makes no vectors of one over so many rows
         x[i] = F(2.0) * w[_HOT_SHARE * m + i] - F(1.0)
         x[m + i] = F(3.0) * log_ratio(w[_HOT_USERS * m + i], rest[0])
         x[2 * m + i] = F(3.0) * log_ratio(w[_MEAN_HISTORY * m + i], rest[1])
         x[3 * m + i] = F(3.0) * (w[_ZIPF * m + i] - rest[2])
+    for i in range(n):
+        drift = w[_DRIFT * m + i]
         x[4 * m + i] = drift / (drift + F(10.0))
         x[5 * m + i] = log_ratio(w[_TURNOVER * m + i], rest[3] + F(1e-4))
         x[6 * m + i] = F(2.0) * w[_NEW * m + i] - F(1.0)
         x[7 * m + i] = F(3.0) * log_ratio(w[_DELTA * m + i], rest[4])
+    for i in range(n):
         x[8 * m + i] = F(3.0) * log_ratio(w[_CANDIDATES * m + i], rest[5])
         x[9 * m + i] = F(3.0) * log_ratio(f[HISTORY * m + i], rest[1])
         x[10 * m + i] = F(3.0) * log_ratio(f[COLD_HISTORY * m + i], rest[1])
         x[11 * m + i] = log_ratio(f[HOT_PAGES * m + i], rest[6])
-        x[own * m + i] = F(2.0) * alpha[i] - F(1.0)
-        x[(own + 1) * m + i] = moved[i]
+    mine = x[own * m :]
+    for i in range(n):
+        mine[i] = F(2.0) * alpha[i] - F(1.0)
+        mine[m + i] = moved[i]
     for k in range(1, SPLITS):
         _split_inputs(f, k, rest[7], x, _OWN + 3 + 5 * (k - 1), n, m)
     _split_inputs(f, 0, rest[7], x, own + 2, n, m)

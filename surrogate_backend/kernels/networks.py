@@ -140,6 +140,22 @@ def _add(w, at, inputs, units, x, first, y, row, n, m):
 
 
 @kernel
+def _add_bias(w, at, units, y, row, n, m):
+    y = y[row * m :]
+    for j in range(units):
+        for k in range(n):
+            y[j * m + k] += w[at + j]
+
+
+@kernel
+def _copy(x, y, row, rows, n, m):
+    x, y = x[row * m :], y[row * m :]
+    for j in range(rows):
+        for k in range(n):
+            y[j * m + k] = x[j * m + k]
+
+
+@kernel
 def _softsign(y, row, units, n, m):
     y = y[row * m :]
     for j in range(units):
@@ -199,15 +215,11 @@ def run_networks(weights, x, hidden, t, v, out, widths, n, m):
         _recur(v, g, hidden, member * own, own, s, n, m)
         _bias(w, u_head + (layer + own) * layer, layer, v, p, n, m)
         _add(w, u_head, layer, layer, t, e, v, p, n, m)
-        for j in range(own):
-            for k in range(n):
-                t[(s + j) * m + k] = v[(s + j) * m + k]
+        _copy(v, t, s, own, n, m)
         _add(w, u_head + layer * layer, own, layer, t, s, v, p, n, m)
         _softsign(v, p, layer, n, m)
         _add(w, u_out, layer, USER_OUTPUTS, v, p, out, 0, n, m)
-        for j in range(USER_OUTPUTS):
-            for k in range(n):
-                out[j * m + k] += w[u_out + layer * USER_OUTPUTS + j]
+        _add_bias(w, u_out + layer * USER_OUTPUTS, USER_OUTPUTS, out, 0, n, m)
 
         _bias(w, c_encode + (inputs + own) * layer, layer, v, e, n, m)
         _add(w, c_encode, inputs, layer, x, 0, v, e, n, m)
@@ -218,22 +230,18 @@ def run_networks(weights, x, hidden, t, v, out, widths, n, m):
         _recur(t, g, hidden, widths.members * own + member * caches, caches, h, n, m)
         _bias(w, c_head + (layer + caches) * layer, layer, t, e, n, m)
         _add(w, c_head, layer, layer, v, e, t, e, n, m)
-        for j in range(caches):
-            for k in range(n):
-                v[(h + j) * m + k] = t[(h + j) * m + k]
+        _copy(t, v, h, caches, n, m)
         _add(w, c_head + layer * layer, caches, layer, v, h, t, e, n, m)
         _softsign(t, e, layer, n, m)
-        alone = v[g * m :]  # what this member alone says of the service time
+        alone, encoded = v[g * m :], t[e * m :]  # what this member alone says of the service time
         for k in range(n):
             alone[k] = w[c_out + layer * said_rows + _SERVICE]
         for j in range(layer):
             for k in range(n):
-                alone[k] += t[(e + j) * m + k] * w[c_out + j * said_rows + _SERVICE]
+                alone[k] += encoded[j * m + k] * w[c_out + j * said_rows + _SERVICE]
         low, high = out[(outputs - 2) * m :], out[(outputs - 1) * m :]
         for k in range(n):
             said = alone[k] * F(widths.members)
             low[k], high[k] = min(low[k], said), max(high[k], said)
         _add(w, c_out, layer, said_rows, t, e, out, USER_OUTPUTS, n, m)
-        for j in range(said_rows):
-            for k in range(n):
-                out[(USER_OUTPUTS + j) * m + k] += w[c_out + layer * said_rows + j]
+        _add_bias(w, c_out + layer * said_rows, said_rows, out, USER_OUTPUTS, n, m)

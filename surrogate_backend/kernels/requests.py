@@ -81,12 +81,13 @@ def serve_requests(
         for k in range(n):
             sums[i * m + k] = F(0.0)
     # Q(u) = q_0 + sum of slope_i (min(u, u_i) - min(u, u_i-1)), as a sum of min(u, u_i) times a change of slope.
+    for i in range(1, KNOTS):
+        for k in range(n):
+            q[i * m + k] = (knots[i * m + k] - knots[(i - 1) * m + k]) / (_LEVELS[i] - _LEVELS[i - 1]) * level[k]
+    for i in range(1, KNOTS - 1):
+        for k in range(n):
+            q[i * m + k] -= q[(i + 1) * m + k]
     for k in range(n):
-        before = F(0.0)
-        for i in range(KNOTS - 1, 0, -1):
-            slope = (knots[i * m + k] - knots[(i - 1) * m + k]) / (_LEVELS[i] - _LEVELS[i - 1]) * level[k]
-            q[i * m + k] = slope - before
-            before = slope
         q[k], score[k] = knots[k] * level[k], F(-0.5 * count)
     for r in range(count):
         for k in range(n):

@@ -17,7 +17,7 @@ from helm_gym.profile import Profile
 from helm_gym.telemetry import ALPHA_GRID, COLUMN, WIDTH
 from helm_gym.workload.state import INDEX, PARAMETERS
 from surrogate_backend.kernels import fields, fluid, inputs, networks
-from surrogate_backend.kernels.functions import LANES, F, inverse_exp, kernel
+from surrogate_backend.kernels.functions import LANES, F, aligned, inverse_exp, kernel
 from surrogate_backend.kernels.requests import TOP, median, serve_requests, top_quantile
 from surrogate_backend.layout import FOLLOWED, KNOTS
 
@@ -169,7 +169,7 @@ def make_state(values: NDArray[np.float64], keys: NDArray[np.uint32], pages: NDA
     filled = np.zeros((COUNTERS, blocks * m), np.uint32)
     filled[KEYS : KEYS + 2, :lanes], filled[PAGES, :lanes] = keys, pages
     counters[:] = filled.reshape(COUNTERS, blocks, m).swapaxes(0, 1)
-    return State(rows, counters.reshape(blocks, -1))
+    return State(aligned(rows), aligned(counters.reshape(blocks, -1)))
 
 
 @kernel
@@ -296,22 +296,21 @@ def _serve_block(
     budget, total_pages, poisson = c[_OWN + 9], F(pool_pages), np.isnan(gaps[0, 0])
     s, counts = rows[block], counters[block]
     clock, pages = counts[CLOCK * m :], counts[PAGES * m :]
+    asked, now = tele[COLUMN_TARGET * m :], tele[COLUMN_ALPHA * m :]  # in pages at first
     for k in range(n):
         for p in range(_P):
             w[p * m + k] = F(values[base + k, p])
-        change = targets[base + k, 0] - np.int64(pages[k])
-        change = min(max(change, -np.int64(budget)), np.int64(budget))
-        now = np.int64(pages[k]) + change
-        pages[k] = np.uint32(now)
-        splits[k] = F(now) / total_pages
-        moved[k] = F(change) / budget
-        rate[k] = w[_ARRIVAL * m + k]
-        tele[COLUMN_ALPHA * m + k], tele[COLUMN_TARGET * m + k] = (
-            splits[k],
-            F(targets[base + k, 0]) / total_pages,
-        )
-        tele[COLUMN_PENDING * m + k], tele[COLUMN_MOVED * m + k] = F(targets[base + k, 0] - now), F(change)
-        tele[COLUMN_MOVED_BYTES * m + k] = abs(F(change)) * c[_OWN + 7]
+        asked[k] = F(targets[base + k, 0])
+    for k in range(n):
+        change = min(max(asked[k] - F(pages[k]), -budget), budget)
+        moved[k], now[k] = change / budget, F(pages[k]) + change
+        tele[COLUMN_MOVED * m + k], tele[COLUMN_MOVED_BYTES * m + k] = change, abs(change) * c[_OWN + 7]
+    for k in range(n):
+        pages[k] = np.uint32(now[k])
+        tele[COLUMN_PENDING * m + k] = asked[k] - now[k]
+    for k in range(n):
+        splits[k] = now[k] / total_pages
+        now[k], asked[k], rate[k] = splits[k], asked[k] / total_pages, w[_ARRIVAL * m + k]
     for j in range(1, fluid.SPLITS):
         for k in range(n):
             splits[j * m + k] = F(FOLLOWED[j - 1])

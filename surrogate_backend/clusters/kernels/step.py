@@ -42,7 +42,7 @@ from surrogate_backend.clusters.kernels.serve import (
     serve_lane,
 )
 from surrogate_backend.kernels import fields, fluid, networks
-from surrogate_backend.kernels.functions import LANES, F, growth, kernel
+from surrogate_backend.kernels.functions import LANES, F, aligned, growth, kernel
 from surrogate_backend.kernels.requests import hashed, normal
 from surrogate_backend.layout import CACHE_OUTPUTS, FOLLOWED, KNOTS, USER_OUTPUTS
 
@@ -144,7 +144,7 @@ class Room(NamedTuple):
 
 def make_room(blocks: int, nodes: int, requests: int) -> Room:
     def rows(*shape: int) -> NDArray[np.float32]:
-        return np.zeros(shape, F)
+        return aligned(np.zeros(shape, F))
 
     return Room(
         rows(SCRATCH * M), rows(fluid.ESTIMATES * M), rows(blocks, WIDTHS.outputs * M), rows(blocks, fields.FIELDS * M),
