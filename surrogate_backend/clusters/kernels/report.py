@@ -6,15 +6,23 @@ number differs from node to node. What kernels/step.py does for lanes in blocks,
 
 from __future__ import annotations
 
-import numpy as np
-
 from helm_gym.telemetry import ALPHA_GRID, COLUMN
-from surrogate_backend.clusters.kernels.serve import COUNT, LATE, SERVED, SPENT, SUMS, TOP, TOP_SERVICE, TOP_SOJOURN
+from surrogate_backend.clusters.kernels.tally import (
+    COUNT,
+    LATE,
+    MEDIAN,
+    SERVED,
+    SPENT,
+    SUMS,
+    TOP,
+    TOP_SERVICE,
+    TOP_SOJOURN,
+)
 from surrogate_backend.kernels import fields
 from surrogate_backend.kernels.functions import F, inverse_exp, kernel
 
-# Rows of a node's interval behind those of serve.py.
-HITS, MISSED, LOOKED, AGAIN, LENGTH, UNIQUE, RETURNING, MOVING, MEDIAN, GAIN = range(SUMS, SUMS + 10)
+# Rows of a node's interval behind those of tally.py.
+HITS, MISSED, LOOKED, AGAIN, LENGTH, UNIQUE, RETURNING, MOVING, GAIN = range(SUMS, SUMS + 9)
 CURVE = GAIN + 4
 GRID = len(ALPHA_GRID)
 SPAN = CURVE + GRID  # ms; of a lost node 0
@@ -34,42 +42,6 @@ _VIOLATIONS, _I_VIOLATIONS = COLUMN["slo_violations"], COLUMN["interval_violatio
 _I_SERVICE, _I_SOJOURN, _I_P99 = COLUMN["interval_service_ms"], COLUMN["interval_sojourn_ms"], COLUMN["interval_p99_ms"]
 _I_SPAN, _H2D, _BACKGROUND = COLUMN["interval_arrival_s"], COLUMN["h2d_critical_bytes"], COLUMN["h2d_background_bytes"]
 _COMPUTE, _TRANSFER, _SPEED = COLUMN["compute_ms"], COLUMN["transfer_ms"], COLUMN["speed"]
-
-
-@kernel
-def _median(values, first, end, mean):
-    """Median of ``values[first:end]`` by bisection from 0 to twice the mean."""
-    low, high = F(0.0), F(2.0) * mean
-    half = np.int32((end - first) // 2)
-    own = values[first:end]
-    for _ in range(8):
-        middle, above = F(0.5) * (low + high), np.int32(0)  # 32 bits, as the values have: vectors count
-        for k in range(own.shape[0]):
-            above += np.int32(own[k] > middle)
-        if above > half:
-            low = middle
-        else:
-            high = middle
-    return F(0.5) * (low + high)
-
-
-@kernel
-def medians(node_of, sojourn_ms, count, own, starts, ordered):
-    """Fills MEDIAN of a lane's nodes, ``own`` (nodes, RING); scratch: starts (nodes,), ordered (count or more,)."""
-    nodes = own.shape[0]
-    at = 0
-    for n in range(nodes):
-        starts[n] = at
-        at += int(own[n, COUNT])
-    for r in range(count):
-        n = node_of[r]
-        ordered[starts[n]] = sojourn_ms[r]
-        starts[n] += 1
-    for n in range(nodes):
-        own[n, MEDIAN] = F(0.0)
-        number = own[n, COUNT]
-        if number > F(0.0):
-            own[n, MEDIAN] = number * _median(ordered, starts[n] - int(number), starts[n], own[n, SPENT] / number)
 
 
 @kernel

@@ -24,19 +24,16 @@ from surrogate_backend.layout import KNOTS, LEVELS
 SCORE, RANDOM, ROUND_ROBIN, LEAST_LOADED, CONSISTENT_HASH = (
     RULES.index(rule) for rule in ("score", "random", "round-robin", "least-loaded", "consistent-hash")
 )
-TOP = 6  # largest values kept of an interval: P99 of a window of up to 600 requests a node
-# Rows of a node's interval: what is summed over its requests; then, behind, what windows are made of (report.py).
-COUNT, SERVED, SPENT, LATE, RANK, TOP_SERVICE, TOP_SOJOURN = 0, 1, 2, 3, 4, 5, 5 + TOP
-SUMS = 5 + 2 * TOP
 # What a lane's router is given: rule, weight of waiting, bound, and the learned preference; rate (1/ms) of arrivals.
 RULE, LOAD, BOUND, NO_PREFERENCE, NEXT_MS, REST_MS, RATE, LEAST_MS, SLO_MS = range(9)
-# Random numbers of a request: uniform ones, and from _GAP on exponential ones of mean 1.
-_SERVICE, _TIED, _FIRST, _SECOND, _GAP, _FOLLOWING, _REST = range(7)
-DRAWS = 7
+# Of a request, by row: random numbers, uniform ones and from _GAP on exponential ones of mean 1; the cell of its
+# quantile and the part of it; and whom the nodes' attraction alone chooses.
+SERVICE, _TIED, _FIRST, _SECOND, _GAP, _FOLLOWING, _REST = range(7)
+_DRAWN = 7
+_CELL, _PART, _CHOSEN = 7, 8, 9
+DRAWS = 10
 _LEVELS = LEVELS.astype(F)
 _INVERSE = (1.0 / np.diff(LEVELS)).astype(F)
-_CELLS = 256
-_FIRST_KNOT = np.searchsorted(LEVELS, np.arange(_CELLS) / _CELLS, side="right").astype(np.int8) - 1
 _U = np.uint32
 _LOST = F(3e38)
 _LEAST_SHARE = F(0.9)  # of the mean service time: what a request takes where most of it is cached
@@ -63,7 +60,7 @@ def _earliest(free_ms, count):
     """The node that is free first, or longest."""
     least = _LOST
     for n in range(count):
-        least = min(least, free_ms[n])
+        least = free_ms[n] if free_ms[n] < least else least
     place = np.int32(count)
     for n in range(count):
         place = min(place, np.int32(n) if free_ms[n] == least else np.int32(count))
@@ -71,16 +68,7 @@ def _earliest(free_ms, count):
 
 
 @kernel
-def _drawn(cumulative, u, count):
-    """The node in whose part of the attraction ``u`` of it all lies; counting is quicker than a search's branches."""
-    wanted, place = u * cumulative[count - 1], np.int32(0)
-    for n in range(count):
-        place += np.int32(cumulative[n] <= wanted)
-    return min(np.int64(place), count - 1)
-
-
-@kernel
-def _choose(router, free_ms, level, cumulative, count, idle, now_ms, turn, draws, r):
+def _choose(router, free_ms, level, count, idle, now_ms, turn, draws, r):
     """A node, by its place among those alive, for the request of ``now_ms``; and whether a bound kept it from another.
 
     idle: the node that is free first; turn: requests routed so far; draws: see ``_draw``, of which column ``r`` is the
@@ -98,7 +86,7 @@ def _choose(router, free_ms, level, cumulative, count, idle, now_ms, turn, draws
             if cost < best:
                 best, chosen = cost, n
         return chosen, False
-    first = _drawn(cumulative, draws[_FIRST, r], count)
+    first = int(draws[_CHOSEN, r])
     wait = max(free_ms[first] - now_ms, F(0.0))
     prefers = rule == CONSISTENT_HASH or draws[_TIED, r] >= router[NO_PREFERENCE]
     if prefers and (wait == F(0.0) or count == 1):  # as most are: whoever is preferred and idle costs least
@@ -134,59 +122,36 @@ def _choose(router, free_ms, level, cumulative, count, idle, now_ms, turn, draws
 
 
 @kernel
-def _draw(low, high, number, draws):
-    """Fills the random numbers of ``number`` requests, (DRAWS, number or more): a loop a kind, each of vectors."""
-    for kind in range(DRAWS):
+def _draw(low, high, number, cumulative, count, draws):
+    """Fills what of ``number`` requests does not depend on queues, (DRAWS, number or more): loops that are vectors."""
+    for kind in range(_DRAWN):
         row = draws[kind]
         for r in range(number):
-            row[r] = uniform(hashed(low, high, _U(_U(r) * _U(DRAWS) + _U(kind))))
-    for kind in range(_GAP, DRAWS):
+            row[r] = uniform(hashed(low, high, _U(_U(r) * _U(_DRAWN) + _U(kind))))
+    for kind in range(_GAP, _DRAWN):
         row = draws[kind]
         for r in range(number):
             row[r] = exponential(row[r])
-
-
-@kernel
-def _serve(u, knots):
-    """The ``u`` quantile of a distribution of service times given by its KNOTS."""
-    k = np.int64(_FIRST_KNOT[int(u * F(_CELLS))])
-    while k < KNOTS - 2 and u >= _LEVELS[k + 1]:
-        k += 1
-    return knots[k] + (u - _LEVELS[k]) * _INVERSE[k] * (knots[k + 1] - knots[k])
-
-
-@kernel
-def _keep_top(own, first, value):
-    """Keeps the TOP largest values in ``own[first:]``, descending."""
-    if value <= own[first + TOP - 1]:
-        return
-    at = first + TOP - 1
-    while at > first and own[at - 1] < value:
-        own[at] = own[at - 1]
-        at -= 1
-    own[at] = value
-
-
-@kernel
-def _answer(own, node, at_ms, came_ms, time, u, free_ms, place, slo_ms):
-    """Node ``place`` of those alive takes a request up; returns its sojourn (ms) since ``came_ms``."""
-    done = max(free_ms[place], at_ms) + time
-    free_ms[place] = done
-    spent = done - came_ms
-    sums = own[node]
-    sums[COUNT] += F(1.0)
-    sums[SERVED] += time
-    sums[SPENT] += spent
-    sums[LATE] += F(1.0) if spent > slo_ms else F(0.0)
-    sums[RANK] += u
-    _keep_top(sums, TOP_SERVICE, time)
-    _keep_top(sums, TOP_SOJOURN, spent)
-    return spent
+    service, cell, part = draws[SERVICE], draws[_CELL], draws[_PART]
+    for r in range(number):
+        u, k, inside = service[r], F(0.0), service[r] * _INVERSE[0]
+        for i in range(1, KNOTS - 1):
+            k = F(i) if u >= _LEVELS[i] else k
+            inside = (u - _LEVELS[i]) * _INVERSE[i] if u >= _LEVELS[i] else inside
+        cell[r], part[r] = k, inside
+    # Whose part of the attraction the first draw lies in: counting is quicker than a search's branches.
+    first, chosen, total = draws[_FIRST], draws[_CHOSEN], cumulative[count - 1]
+    for r in range(number):
+        chosen[r] = F(0.0)
+    for n in range(count - 1):
+        below = cumulative[n]
+        for r in range(number):
+            chosen[r] += F(1.0) if below <= first[r] * total else F(0.0)
 
 
 @kernel
 def serve_lane(
-    low, high, router, gaps_s, poisson, alive, level, knots, attraction, free_ms, turn, own, node_of, came_ms,
+    low, high, router, gaps_s, poisson, alive, level, knots, attraction, free_ms, turn, node_of, came_ms,
     service_ms, sojourn_ms, again, number, place_of, compact, cumulative, draws,
 ):  # fmt: skip
     """Serves one interval of a lane's requests.
@@ -198,7 +163,6 @@ def serve_lane(
         alive, level (mean service, ms), attraction, free_ms: (nodes,); knots: (nodes, KNOTS), quantiles of service.
             free_ms: work left at the interval's start; moved on to its end.
         turn: requests that were routed before.
-        own: (nodes, SUMS or more), filled from 0.
         node_of, came_ms, service_ms, sojourn_ms: (most,) of the interval's requests, in order. The first ``again`` are
             those of lost nodes: they came before, at ``came_ms``, and are served first.
         number: of the others.
@@ -208,7 +172,6 @@ def serve_lane(
     """
     count, total, mean = 0, F(0.0), F(0.0)
     for n in range(alive.shape[0]):
-        own[n, :SUMS] = F(0.0)
         if alive[n]:
             place_of[count], compact[0, count], compact[1, count] = n, free_ms[n], level[n]
             total += attraction[n]
@@ -217,18 +180,19 @@ def serve_lane(
             count += 1
         free_ms[n] = F(0.0)
     router[LEAST_MS] = _LEAST_SHARE * mean / F(count)
-    _draw(low, high, again + number, draws)
+    _draw(low, high, again + number, cumulative, count, draws)
     now, spills, gap_ms, idle = F(0.0), 0, F(1.0) / router[RATE], _earliest(compact[0], count)
     for r in range(again + number):
         if r >= again:
             now += draws[_GAP, r] * gap_ms if poisson else F(1e3 * gaps_s[r - again])
             came_ms[r] = now
-        place, passed = _choose(router, compact[0], compact[1], cumulative, count, idle, now, turn + r, draws, r)
+        place, passed = _choose(router, compact[0], compact[1], count, idle, now, turn + r, draws, r)
         spills += passed
-        node, u = place_of[place], draws[_SERVICE, r]
-        time = _serve(u, knots[node])
-        sojourn_ms[r] = _answer(own, node, now, came_ms[r], time, u, compact[0], place, router[SLO_MS])
-        service_ms[r], node_of[r] = time, node
+        node, k = place_of[place], int(draws[_CELL, r])
+        time = knots[node, k] + draws[_PART, r] * (knots[node, k + 1] - knots[node, k])
+        done = max(compact[0, place], now) + time
+        compact[0, place] = done
+        sojourn_ms[r], service_ms[r], node_of[r] = done - came_ms[r], time, node
         if place == idle:
             idle = _earliest(compact[0], count)
     for place in range(count):

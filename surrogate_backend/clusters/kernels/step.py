@@ -27,20 +27,18 @@ from surrogate_backend.clusters.kernels.inputs import (
     fill_place,
     node_inputs,
 )
-from surrogate_backend.clusters.kernels.report import RING, medians, record, report
+from surrogate_backend.clusters.kernels.report import RING, record, report
 from surrogate_backend.clusters.kernels.serve import (
-    COUNT,
     DRAWS,
     NEXT_MS,
     NO_PREFERENCE,
-    RANK,
     RATE,
     REST_MS,
-    SERVED,
+    SERVICE,
     SLO_MS,
-    TOP,
     serve_lane,
 )
+from surrogate_backend.clusters.kernels.tally import COUNT, RANK, ROWS, SERVED, TOP, columns, tally
 from surrogate_backend.kernels import fields, fluid, networks
 from surrogate_backend.kernels.functions import LANES, F, aligned, growth, kernel
 from surrogate_backend.kernels.requests import hashed, normal
@@ -136,9 +134,9 @@ class Room(NamedTuple):
     router: NDArray[np.float32]  # (9,)
     compact: NDArray[np.float32]  # (2, N)
     cumulative: NDArray[np.float32]  # (N,)
-    place_of: NDArray[np.int64]  # (N + 1,)
+    place_of: NDArray[np.int64]  # (2, N)
     draws: NDArray[np.float32]  # (DRAWS, R)
-    ordered: NDArray[np.float32]  # (R,); in turn one block's clock
+    ordered: NDArray[np.float32]  # (ROWS, columns); in turn one block's clock
     total: NDArray[np.float32]  # (RING + TOP,)
 
 
@@ -149,7 +147,8 @@ def make_room(blocks: int, nodes: int, requests: int) -> Room:
     return Room(
         rows(SCRATCH * M), rows(fluid.ESTIMATES * M), rows(blocks, WIDTHS.outputs * M), rows(blocks, fields.FIELDS * M),
         rows(blocks * M), rows(blocks * M), rows(nodes, KNOTS), rows(9), rows(2, nodes), rows(nodes),
-        np.zeros(nodes + 1, np.int64), rows(DRAWS, requests), rows(max(requests, M)), rows(RING + TOP),
+        np.zeros((2, nodes), np.int64), rows(DRAWS, requests), rows(ROWS, max(columns(nodes, requests), M)),
+        rows(RING + TOP),
     )  # fmt: skip
 
 
@@ -191,7 +190,7 @@ def predict_block(known, state, room, values, targets, alive, context, nodes, ha
     node_inputs(w, splits, moved, context, base, f, known.scalars, known.rest, x, n, M)
     networks.run_networks(known.weights, x, s[_HIDDEN * M :], t, v, y, WIDTHS, n, M)
     fields.predict(y, f, fields_, n, M)
-    keys, times = state.node_keys[block], room.ordered[:M].view(np.uint32)
+    keys, times = state.node_keys[block], room.ordered[0, :M].view(np.uint32)
     for k in range(n):
         times[k] = np.uint32(state.clock[(base + k) // nodes, 0])
     fields.draw_level(
@@ -280,16 +279,16 @@ def serve(
     end = base + nodes
     span, passed = serve_lane(
         low, state.keys[1, lane], room.router, gaps_s[lane], poisson, alive[base:end], room.level[base:end], room.knots,
-        room.attraction[base:end], state.free_ms[base:end], state.clock[lane, 1], state.ring[base:end, place],
+        room.attraction[base:end], state.free_ms[base:end], state.clock[lane, 1],
         state.node_of[lane], state.came_ms[lane], state.service_ms[lane], state.sojourn_ms[lane],
-        again, requests, room.place_of, room.compact, room.cumulative, room.draws,
+        again, requests, room.place_of[0], room.compact, room.cumulative, room.draws,
     )  # fmt: skip
     state.spans[lane] = span
     state.clock[lane, 1] += again + requests
     state.clock[lane, 2] = again + requests
-    medians(
-        state.node_of[lane], state.sojourn_ms[lane], again + requests, state.ring[base:end, place], room.place_of,
-        room.ordered,
+    tally(
+        state.node_of[lane], state.service_ms[lane], state.sojourn_ms[lane], room.draws[SERVICE], again + requests,
+        known.figures[5], state.ring[base:end, place], room.place_of[0], room.place_of[1], room.ordered,
     )  # fmt: skip
     spills[lane], rerouted[lane] = passed, again
 
@@ -299,7 +298,7 @@ def report_block(known, state, room, values, alive, nodes, block, n, out):
     """Adds the noise of a block's nodes, given what their requests came to, and fills their telemetry."""
     base, f, s = block * M, room.fields[block], state.rows[block]
     score, mean = room.block[_SCORE * M :], room.block[(_SCORE + 1) * M :]
-    times = room.ordered[:M].view(np.uint32)
+    times = room.ordered[0, :M].view(np.uint32)
     for k in range(n):
         unit, lane = base + k, (base + k) // nodes
         own = state.ring[unit, state.clock[lane, 0] % state.ring.shape[1]]
