@@ -27,6 +27,7 @@ class OnPolicySettings:
         move_price: of the whole pool moved.
         validate_every: rounds between validations.
         cluster: size of the clusters, behind joint routing, whose nodes the lanes are; 0: they are single nodes.
+        backend: that the lanes are of and that validates; on ``modelled`` a training takes ten times as long.
     """
 
     lanes: int = 128
@@ -49,6 +50,7 @@ class OnPolicySettings:
     move_price: float = 1.0
     validate_every: int = 1
     cluster: int = 0
+    backend: str = "surrogate"
 
     def __post_init__(self) -> None:
         counts = ("lanes", "episode", "n_steps", "batch_size", "n_epochs", "hidden", "windows", "validate_every")

@@ -168,13 +168,13 @@ class _TensorBoard(KVWriter):
 
 
 class Validation:
-    """Mean cost of a policy over the same episodes every time, on the surrogate; of clusters if it trains in them."""
+    """Mean cost of a policy over the same episodes every time, on the backend that it trains on; of clusters if it trains in them."""
 
     def __init__(self, training: Training):
         task, settings = training.task, training.settings
         self._seeds = [seed for seed in VALIDATION_SEEDS for _ in range(settings.cluster or 1)]
         self._settle = task.settle
-        arguments: dict[str, Any] = {"task": task, "profile": training.profile, "backend": "surrogate"}
+        arguments: dict[str, Any] = {"task": task, "profile": training.profile, "backend": settings.backend}
         arguments |= {"intervals": task.settle + task.horizon}
         if settings.cluster:
             self._lanes: LanesVectorEnv = NodeLanes(len(self._seeds), cluster=settings.cluster, **arguments)

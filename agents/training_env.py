@@ -1,4 +1,4 @@
-"""The lanes that on-policy agents learn in, on the surrogate, with seeds and rewards of their own."""
+"""The lanes that on-policy agents learn in, with seeds and rewards of their own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEAST_SEED = 2**32  # of training episodes; tasks publish small seeds, and vali
 
 
 class TrainingEnv(PartitionVecEnv):
-    """The lanes that an agent trains in, on the surrogate: its features, its reward, and seeds of their own.
+    """The lanes that an agent trains in: its features, its reward, and seeds of their own.
 
     Subclasses override ``reward`` and ``to_action``, and set ``action_space`` for actions that are not a change of
     target.
@@ -45,7 +45,7 @@ class TrainingEnv(PartitionVecEnv):
             settings.lanes,
             task=training.task,
             profile=training.profile,
-            backend="surrogate",
+            backend=settings.backend,
             intervals=settings.episode,
         )
         self.observation_space = spaces.Box(-np.inf, np.inf, (features.width,), np.float32)
