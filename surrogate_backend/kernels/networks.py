@@ -101,12 +101,21 @@ def pack(
     return flat.ravel()
 
 
+# Rows of one column are one row of as many lanes: where what is done to all rows is the same, loops over them, too,
+# become vectors so.
+_AS_LANES = 1
+
+
 @kernel
 def _bias(w, at, units, y, row, n, m):
-    y = y[row * m :]
+    y, w = y[row * m :], w[at:]
+    if m == 1:
+        for j in range(units):
+            y[j] = w[j]
+        return
     for j in range(units):
         for k in range(n):
-            y[j * m + k] = w[at + j]
+            y[j * m + k] = w[j]
 
 
 @kernel
@@ -120,9 +129,10 @@ def _add(w, at, inputs, units, x, first, y, row, n, m):
     if m == 1:  # units are the vector
         many = min(units, len(y))  # a count that the compiler knew it would unroll, and lose the vector
         for g in range(inputs // 4):
-            b, c, d, e, v = x[4 * g], x[4 * g + 1], x[4 * g + 2], x[4 * g + 3], w[4 * g * units :]
+            b, c, d, e, at = x[4 * g], x[4 * g + 1], x[4 * g + 2], x[4 * g + 3], 4 * g * units
+            p, q, r, s = w[at:], w[at + units :], w[at + 2 * units :], w[at + 3 * units :]
             for j in range(many):
-                y[j] = (((y[j] + v[j] * b) + v[units + j] * c) + v[2 * units + j] * d) + v[3 * units + j] * e
+                y[j] = (((y[j] + p[j] * b) + q[j] * c) + r[j] * d) + s[j] * e
         return
     for g in range(inputs // 4):
         i, a = 4 * g, 4 * g * m
@@ -141,15 +151,21 @@ def _add(w, at, inputs, units, x, first, y, row, n, m):
 
 @kernel
 def _add_bias(w, at, units, y, row, n, m):
-    y = y[row * m :]
+    y, w = y[row * m :], w[at:]
+    if m == 1:
+        for j in range(units):
+            y[j] += w[j]
+        return
     for j in range(units):
         for k in range(n):
-            y[j * m + k] += w[at + j]
+            y[j * m + k] += w[j]
 
 
 @kernel
 def _copy(x, y, row, rows, n, m):
     x, y = x[row * m :], y[row * m :]
+    if m == 1:
+        rows, n, m = _AS_LANES, rows, rows
     for j in range(rows):
         for k in range(n):
             y[j * m + k] = x[j * m + k]
@@ -158,6 +174,8 @@ def _copy(x, y, row, rows, n, m):
 @kernel
 def _softsign(y, row, units, n, m):
     y = y[row * m :]
+    if m == 1:
+        units, n, m = _AS_LANES, units, units
     for j in range(units):
         for k in range(n):
             y[j * m + k] = y[j * m + k] / (F(1.0) + abs(y[j * m + k]))
@@ -168,6 +186,8 @@ def _recur(t, gates_at, hidden, first, units, to, n, m):
     """h = (1 - z) h + z new, z and new in rows of ``t`` from ``gates_at``; softsign(h) into rows from ``to``."""
     gates, fresh, out = t[gates_at * m :], t[(gates_at + units) * m :], t[to * m :]
     hidden = hidden[first * m :]
+    if m == 1:
+        units, n, m = _AS_LANES, units, units
     for j in range(units):
         for k in range(n):
             gate = gates[j * m + k]
