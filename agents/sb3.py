@@ -168,7 +168,7 @@ class _TensorBoard(KVWriter):
 
 
 class Validation:
-    """Mean cost of a policy over the same episodes every time, on the backend that it trains on; of clusters if it trains in them."""
+    """Mean cost of a policy over the same episodes every time, on the backend and in the clusters that it trains in."""
 
     def __init__(self, training: Training):
         task, settings = training.task, training.settings

@@ -78,6 +78,10 @@ class ClusterSurrogate:
         self._window = interval.window // interval.requests
         if self._window > step.MAX_INTERVALS:
             raise InvalidInputError(f"Profile '{profile.name}': a window has at most {step.MAX_INTERVALS} intervals.")
+        if interval.window > step.MAX_WINDOW:
+            raise InvalidInputError(
+                f"Profile '{profile.name}': a window has at most {step.MAX_WINDOW} requests a node."
+            )
         self.spec = BackendSpec(
             self.name, self.rung, profile, lanes, nodes, deterministic=True, snapshots=True, cluster=cluster
         )

@@ -125,6 +125,12 @@ def _episode(
         values = take_column(path, table, name, width, low, high)
         return values.reshape(intervals, nodes, *values.shape[1:])
 
+    def of_cluster(name: str, low: float = -np.inf, high: float = np.inf) -> NDArray[np.float64]:
+        values = column(name, 1, low, high)
+        if (values != values[:, :1]).any():
+            refuse(path, f"has a column '{name}', which is of the cluster, that differs between nodes of an interval")
+        return np.asarray(values[:, 0])
+
     if constants["group"] != "sweep" and isinstance(planned, int) and intervals != planned:
         refuse(path, f"holds {intervals} of {planned} intervals")
     if constants["nodes"] != nodes:
@@ -137,12 +143,12 @@ def _episode(
     return LoggedCluster(
         constants=constants,
         cluster=cluster,
-        workload=np.stack([column(f"w_{p.name}", 1, p.low, p.high)[:, 0] for p in PARAMETERS], axis=1),
+        workload=np.stack([of_cluster(f"w_{p.name}", p.low, p.high) for p in PARAMETERS], axis=1),
         alive=alive > 0,
-        rule=column("rule", 1, 0.0, len(RULES) - 1)[:, 0].astype(np.int64),
-        weights=np.stack([column(f"weight_{w}", 1, 0.0)[:, 0] for w in WEIGHTS], axis=1),
+        rule=of_cluster("rule", 0.0, len(RULES) - 1).astype(np.int64),
+        weights=np.stack([of_cluster(f"weight_{w}", 0.0) for w in WEIGHTS], axis=1),
         asked_alpha=column("asked_alpha", 1, 0.0, 1.0),
-        slo_ms=column("slo_ms", 1, 0.0)[:, 0],
+        slo_ms=of_cluster("slo_ms", 0.0),
         routed=routed,
         telemetry={field.name: column(field.name, field.width, field.low, field.high) for field in FIELDS},
         service_ms=times[0],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import shutil
 
 import gymnasium as gym
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -195,6 +197,9 @@ def test_what_it_does_not_know_or_cannot_be_is_refused() -> None:
         ClusterSurrogate(PROFILE, 1, find_cluster("2"), checkpoint.find(None, PROFILE))
     with pytest.raises(InvalidInputError, match="modelled rung, not 'measured'"):
         ClusterSurrogate(PROFILE, 1, find_cluster("2"), of="measured")
+    long = dataclasses.replace(PROFILE.interval, requests=100, window=800)
+    with pytest.raises(InvalidInputError, match="at most 600 requests a node"):
+        ClusterSurrogate(dataclasses.replace(PROFILE, interval=long), 1, find_cluster("2"))
     with pytest.raises(InvalidInputError, match="not of single nodes"):
         SurrogateBackend(PROFILE, checkpoint=checkpoint.find(None, PROFILE, KIND))
     backend, _ = run(find_cluster("2"), intervals=1)
@@ -271,6 +276,23 @@ def test_a_log_holds_every_node_and_request(small: pathlib.Path) -> None:
         arrived = e.nodes * PROFILE.interval.requests + e.routed["rerouted"][:, 0]
         np.testing.assert_array_equal(served.sum(axis=1), arrived)
         assert (e.routed["preferred"].sum(axis=1) <= arrived).all()
+
+
+def test_a_log_whose_nodes_disagree_on_what_is_the_clusters_is_refused(
+    small: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "log"
+    shutil.copytree(small / "test", folder)
+    path = folder / "episode-000000.parquet"
+    table = pq.read_table(path)
+    assert table["nodes"][0].as_py() == 2
+    for name in ("rule", "weight_load", "w_item_zipf", "slo_ms"):
+        values = table[name].to_pylist()
+        values[1] = values[1] + 0.5
+        at = table.column_names.index(name)
+        pq.write_table(table.set_column(at, table.schema.field(name), [values]), path)
+        with pytest.raises(InvalidInputError, match=f"column '{name}', which is of the cluster, that differs"):
+            list(read_clusters(folder, PROFILE))
 
 
 def test_a_fit_writes_what_a_backend_steps_and_the_report_judges(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
