@@ -8,6 +8,8 @@ from typing import Any
 from helm_gym.errors import InvalidInputError
 from helm_gym.search import Trial
 
+BACKENDS = ("surrogate", "modelled")  # that have lanes by the hundred
+
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicySettings:
@@ -27,7 +29,8 @@ class OnPolicySettings:
         move_price: of the whole pool moved.
         validate_every: rounds between validations.
         cluster: size of the clusters, behind joint routing, whose nodes the lanes are; 0: they are single nodes.
-        backend: that the lanes are of and that validates; on ``modelled`` a training takes ten times as long.
+        backend: that the lanes are of and that validates, ``surrogate`` or ``modelled``, on which a training takes ten
+            times as long.
     """
 
     lanes: int = 128
@@ -64,6 +67,8 @@ class OnPolicySettings:
             raise InvalidInputError(f"n_steps {self.n_steps} must divide episode, {self.episode} intervals.")
         if self.cluster < 0 or (self.cluster and self.lanes % self.cluster):
             raise InvalidInputError(f"cluster {self.cluster} must divide lanes, {self.lanes}; or be 0, for no cluster.")
+        if self.backend not in BACKENDS:
+            raise InvalidInputError(f"Hyper-parameter backend must be {' or '.join(BACKENDS)}, not '{self.backend}'.")
         if self.lanes * self.n_steps < 2:
             raise InvalidInputError("lanes x n_steps is 1; an update needs at least 2 decisions.")
 

@@ -10,9 +10,11 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib
+import inspect
 import json
 import math
 import pathlib
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -169,6 +171,18 @@ def make_settings(agent: Trainable, values: Mapping[str, Any], where: str) -> An
         if name not in hints:
             raise UnknownNameError(f"hyper-parameter of {agent.name} in {where}", name, hints)
     return agent.settings(**{name: _parse(name, value, hints[name], where) for name, value in values.items()})
+
+
+def describe_settings(settings: type) -> dict[str, str]:
+    """What each hyper-parameter is, from the ``Attributes`` of the docstrings of ``settings`` and its bases."""
+    told: dict[str, str] = {}
+    for base in reversed(settings.__mro__):
+        _, _, listed = (inspect.cleandoc(base.__doc__ or "")).partition("Attributes:\n")
+        for entry in re.split(r"\n(?=    \S)", "\n" + listed):
+            names, colon, text = entry.strip().partition(":")
+            if colon:
+                told |= dict.fromkeys(names.split(", "), " ".join(text.replace("``", "").split()))
+    return told
 
 
 def _parse(name: str, value: Any, kind: type, where: str) -> Any:

@@ -75,6 +75,8 @@ class SurrogateBackend:
                 f"Profile '{profile.name}': a surrogate takes at most {step.MAX_REQUESTS} requests an interval and a "
                 f"window of at most {step.MAX_WINDOW}."
             )
+        if profile.pool.pages > step.MAX_PAGES:
+            raise InvalidInputError(f"Profile '{profile.name}': a surrogate's pool has at most {step.MAX_PAGES} pages.")
         self.spec = BackendSpec(self.name, self.rung, profile, lanes, 1, deterministic=True, snapshots=True)
         self.profile = profile
         folder = checkpoints.find(None, profile) if checkpoint is None else checkpoint

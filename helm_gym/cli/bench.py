@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Annotated
 
 import typer
@@ -15,13 +16,15 @@ def bench(
         list[str] | None,
         typer.Option(metavar="NAME", help="A figure, or surrogate, real or decision for theirs; may be repeated."),
     ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the figures and groups, and end.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the speed of the parts on one core, side by side with peers.
+    """Measure the speed of the parts, side by side with peers; all of them take two minutes of an idle machine.
 
     \b
     Example:
+      helm-gym bench --list
       helm-gym bench --only surrogate --json
       helm-gym bench --only decision
       helm-gym bench --only bookkeeping_share
@@ -30,6 +33,12 @@ def bench(
     from helm_gym.evaluation.machine import describe_machine, versions
 
     names = benchmarks.names(only or [])
+    if listed:
+        groups = {name: ", ".join(sorted(g for g, of in benchmarks.GROUPS.items() if name in of)) for name in names}
+        told = {name: (inspect.getdoc(benchmarks.FIGURES[name]) or "").splitlines()[0] for name in names}
+        if as_json:
+            return print_json({name: {"groups": groups[name], "doc": told[name]} for name in names})
+        return print_table("", ("figure", "group", "what it is"), [(n, groups[n] or "–", told[n]) for n in names])
     found = {}
     with Progress(quiet).stage("bench") as tick:
         for done, name in enumerate(names):

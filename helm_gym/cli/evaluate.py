@@ -25,10 +25,16 @@ def evaluate(
         ),
     ],
     task: Annotated[str, typer.Option(help="A task's name (`helm-gym tasks`).")],
-    backend: Annotated[str, typer.Option(help="modelled, or real: HSTU runs and is timed.")] = "modelled",
+    backend: Annotated[
+        str, typer.Option(help="modelled; surrogate, its learned twin; or real: HSTU runs and is timed.")
+    ] = "modelled",
     profile: Annotated[str | None, typer.Option(help="A profile's name or YAML file; the task's by default.")] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="How many (5), a range (0-9) or a list (3,5); the task's by default.")
+        str | None,
+        typer.Option(
+            help="How many (5), a range (0-9) or a list (3,5); the task's by default, or two of them on the real "
+            "backend, where an episode takes minutes."
+        ),
     ] = None,
     horizon: Annotated[int | None, typer.Option(min=1, help="Scored intervals of an episode.")] = None,
     trace: Annotated[pathlib.Path | None, typer.Option(help="Recorded arrivals, for trace-v0.")] = None,

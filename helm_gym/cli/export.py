@@ -33,7 +33,7 @@ def export(
     Examples:
       helm-gym export runs/ppo --out policy.onnx
       helm-gym evaluate policy.onnx --task burst-v0
-      helm-gym export runs/ppo --out agents/shipped/ppo/cpu-small/policy.onnx --card --scores burst.json
+      helm-gym export runs/ppo --out runs/card/policy.onnx --card --scores burst.json
     """
     if out.suffix != ".onnx":
         raise InvalidInputError(f"--out {out} must end in .onnx.")

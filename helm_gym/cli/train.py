@@ -15,7 +15,7 @@ from helm_gym.errors import InvalidInputError
 def train(
     agent: Annotated[str, typer.Argument(metavar="AGENT", help="What to train (`helm-gym agents`).")],
     task: Annotated[str, typer.Option(help="A task's name (`helm-gym tasks`).")] = "mixed-v0",
-    out: Annotated[pathlib.Path | None, typer.Option(help="The run's folder.")] = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="The run's folder; not needed for --settings.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Decisions of one lane to learn from; the agent's own by default.")
     ] = None,
@@ -51,7 +51,9 @@ def train(
         listed = dataclasses.asdict(values)
         if as_json:
             return print_json({"agent": agent, "steps": found.steps, "settings": listed})
-        return print_table("", ("hyper-parameter", "value"), [(name, str(value)) for name, value in listed.items()])
+        told = training.describe_settings(found.settings)
+        rows = [(name, str(value), told.get(name, "")) for name, value in listed.items()]
+        return print_table("", ("hyper-parameter", "value", "what it is"), rows)
     if out is None:
         raise InvalidInputError("--out is missing; give the run a folder, such as --out runs/x.")
     where = find_task(task)

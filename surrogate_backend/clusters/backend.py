@@ -20,7 +20,8 @@ from surrogate_backend import checkpoint as checkpoints
 from surrogate_backend.clusters.kernels import step
 from surrogate_backend.clusters.kernels.inputs import CONTEXT, NODES, OUTPUTS, SIZES, USERS, Context, constants
 from surrogate_backend.clusters.kernels.report import RING
-from surrogate_backend.clusters.kernels.serve import BOUND, LOAD, RULE
+from surrogate_backend.clusters.kernels.serve import BOUND, LOAD, ROUTER, RULE
+from surrogate_backend.clusters.kernels.tally import MAX_WINDOW
 from surrogate_backend.clusters.layout import DRAWN, KIND, size_scale
 from surrogate_backend.kernels import fluid, inputs, networks
 from surrogate_backend.kernels.functions import LANES, F, aligned
@@ -78,10 +79,8 @@ class ClusterSurrogate:
         self._window = interval.window // interval.requests
         if self._window > step.MAX_INTERVALS:
             raise InvalidInputError(f"Profile '{profile.name}': a window has at most {step.MAX_INTERVALS} intervals.")
-        if interval.window > step.MAX_WINDOW:
-            raise InvalidInputError(
-                f"Profile '{profile.name}': a window has at most {step.MAX_WINDOW} requests a node."
-            )
+        if interval.window > MAX_WINDOW:
+            raise InvalidInputError(f"Profile '{profile.name}': a window has at most {MAX_WINDOW} requests a node.")
         self.spec = BackendSpec(
             self.name, self.rung, profile, lanes, nodes, deterministic=True, snapshots=True, cluster=cluster
         )
@@ -108,7 +107,7 @@ class ClusterSurrogate:
         self._requests = nodes * interval.requests
         self._room = step.make_room(blocks, nodes, 2 * self._requests)
         self._context = Context(profile, cluster, lanes)
-        self._routers = np.zeros((lanes, 9), F)
+        self._routers = np.zeros((lanes, ROUTER), F)
         self._shape, self._units = (lanes, nodes), units
         self._state: step.State | None = None
 

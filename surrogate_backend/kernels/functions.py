@@ -70,7 +70,7 @@ def log_ratio(a, b):
 
 
 def aligned(array: NDArray[Any]) -> NDArray[Any]:
-    """A copy that begins with a cache line, so that no vector of it lies across two: a step takes a seventh less."""
+    """A copy that begins with a cache line, so that vectors of its rows lie across no two."""
     line = 64  # bytes; numpy's own arrays begin with any 16
     memory = np.empty(array.nbytes + line, np.uint8)
     start = -memory.ctypes.data % line

@@ -101,11 +101,6 @@ def pack(
     return flat.ravel()
 
 
-# Rows of one column are one row of as many lanes: where what is done to all rows is the same, loops over them, too,
-# become vectors so.
-_AS_LANES = 1
-
-
 @kernel
 def _bias(w, at, units, y, row, n, m):
     y, w = y[row * m :], w[at:]
@@ -129,8 +124,8 @@ def _add(w, at, inputs, units, x, first, y, row, n, m):
     if m == 1:  # units are the vector
         many = min(units, len(y))  # a count that the compiler knew it would unroll, and lose the vector
         for g in range(inputs // 4):
-            b, c, d, e, at = x[4 * g], x[4 * g + 1], x[4 * g + 2], x[4 * g + 3], 4 * g * units
-            p, q, r, s = w[at:], w[at + units :], w[at + 2 * units :], w[at + 3 * units :]
+            b, c, d, e, i = x[4 * g], x[4 * g + 1], x[4 * g + 2], x[4 * g + 3], 4 * g * units
+            p, q, r, s = w[i:], w[i + units :], w[i + 2 * units :], w[i + 3 * units :]
             for j in range(many):
                 y[j] = (((y[j] + p[j] * b) + q[j] * c) + r[j] * d) + s[j] * e
         return
@@ -165,7 +160,7 @@ def _add_bias(w, at, units, y, row, n, m):
 def _copy(x, y, row, rows, n, m):
     x, y = x[row * m :], y[row * m :]
     if m == 1:
-        rows, n, m = _AS_LANES, rows, rows
+        rows, n, m = 1, rows, rows  # rows of one column are one row, whose loop becomes vectors
     for j in range(rows):
         for k in range(n):
             y[j * m + k] = x[j * m + k]
@@ -175,7 +170,7 @@ def _copy(x, y, row, rows, n, m):
 def _softsign(y, row, units, n, m):
     y = y[row * m :]
     if m == 1:
-        units, n, m = _AS_LANES, units, units
+        units, n, m = 1, units, units  # rows of one column are one row, whose loop becomes vectors
     for j in range(units):
         for k in range(n):
             y[j * m + k] = y[j * m + k] / (F(1.0) + abs(y[j * m + k]))
@@ -187,7 +182,7 @@ def _recur(t, gates_at, hidden, first, units, to, n, m):
     gates, fresh, out = t[gates_at * m :], t[(gates_at + units) * m :], t[to * m :]
     hidden = hidden[first * m :]
     if m == 1:
-        units, n, m = _AS_LANES, units, units
+        units, n, m = 1, units, units  # rows of one column are one row, whose loop becomes vectors
     for j in range(units):
         for k in range(n):
             gate = gates[j * m + k]

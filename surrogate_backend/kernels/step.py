@@ -23,6 +23,7 @@ from surrogate_backend.layout import FOLLOWED, KNOTS
 
 MAX_REQUESTS, MAX_INTERVALS, MAX_WINDOW = 64, 8, 201  # P99 of a longer window needs more than TOP values
 _P = len(PARAMETERS)
+MAX_PAGES = 2**24  # that float32 can count
 # Rows of an interval in the ring: what serve_requests sums, then the fields that windows are made of.
 _SERVED, _SPENT, _LATE, _SPAN, _TOP_SERVICE, _TOP_SOJOURN = 0, 1, 2, 3, 4, 4 + TOP
 _HITS = 4 + 2 * TOP

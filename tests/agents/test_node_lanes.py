@@ -36,20 +36,23 @@ def test_lanes_that_are_no_whole_clusters_are_refused(tmp_path: pathlib.Path) ->
         NodeLanes(5, cluster=2, task=short_task())
     with pytest.raises(InvalidInputError, match="must divide lanes"):
         train_small(tmp_path / "run", cluster=3)
+    with pytest.raises(InvalidInputError, match="backend must be surrogate or modelled, not 'real'"):
+        train_small(tmp_path / "run", backend="real")
 
 
 def test_nodes_learn_in_clusters_and_what_they_learned_runs_in_others(tmp_path: pathlib.Path) -> None:
-    """The same seed learns the same, in clusters something else than alone, and a cluster of another size takes it."""
+    """The same seed learns the same, in clusters something else than alone or on another backend."""
     runs = [train_small(tmp_path / name, cluster=cluster) for name, cluster in (("a", 2), ("b", 2), ("c", 0))]
+    train_small(tmp_path / "d", cluster=2, backend="modelled")
     assert runs[0].settings["cluster"] == 2
     layout = ObservationLayout(profiles.load("cpu-small"))
     rows = np.random.default_rng(0).uniform(layout.low, np.minimum(layout.high, 3.0), (5, layout.width))
     said = []
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d"):
         policy = open_policy(str(tmp_path / name), layout)
         said.append(policy.act(rows.astype(np.float32), policy.initial_state(5))[0])
     np.testing.assert_array_equal(said[0], said[1])
-    assert not np.array_equal(said[0], said[2])
+    assert not np.array_equal(said[0], said[2]) and not np.array_equal(said[0], said[3])
     pair = open_pair(f"{tmp_path / 'a'}+joint", layout)
     judged = evaluate(short_task(), [pair], find_cluster("3"), seeds=[0])
     assert judged.pairs[0].by_seed["mean_latency_ms"][0] > 0

@@ -20,6 +20,7 @@ from helm_gym.cli import common
 from helm_gym.cli.common import Progress, parse_seeds, to_json
 from helm_gym.cli.main import COMMANDS, app
 from helm_gym.errors import InvalidInputError
+from helm_gym.paper import FIGURES
 from helm_gym.profile import Interval
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:50.99,{},109\n"
@@ -134,6 +135,14 @@ def test_help_has_an_example(command: str) -> None:
     result = helm(command, "--help")
     assert result.exit_code == 0
     assert f"  helm-gym {command}" in result.stdout
+
+
+def test_help_of_reproduce_names_every_figure_and_bench_lists_its_own() -> None:
+    told = helm("reproduce", "--help").stdout
+    assert all(f"  {name}" in told and text in told for name, (_, text) in FIGURES.items())
+    listed = strict_json(helm("bench", "--list", "--json").stdout)
+    assert listed["env_steps_per_s"]["groups"] == "surrogate"
+    assert "node_steps_per_s_two_cores" in helm("bench", "--list", "--only", "surrogate").stdout
 
 
 def test_evaluate_prints_strict_json_and_writes_a_report(tmp_path: pathlib.Path) -> None:

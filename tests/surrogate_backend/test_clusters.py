@@ -198,7 +198,7 @@ def test_what_it_does_not_know_or_cannot_be_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="modelled rung, not 'measured'"):
         ClusterSurrogate(PROFILE, 1, find_cluster("2"), of="measured")
     long = dataclasses.replace(PROFILE.interval, requests=100, window=800)
-    with pytest.raises(InvalidInputError, match="at most 600 requests a node"):
+    with pytest.raises(InvalidInputError, match="at most 501 requests a node"):
         ClusterSurrogate(dataclasses.replace(PROFILE, interval=long), 1, find_cluster("2"))
     with pytest.raises(InvalidInputError, match="not of single nodes"):
         SurrogateBackend(PROFILE, checkpoint=checkpoint.find(None, PROFILE, KIND))

@@ -25,7 +25,8 @@ SCORE, RANDOM, ROUND_ROBIN, LEAST_LOADED, CONSISTENT_HASH = (
     RULES.index(rule) for rule in ("score", "random", "round-robin", "least-loaded", "consistent-hash")
 )
 # What a lane's router is given: rule, weight of waiting, bound, and the learned preference; rate (1/ms) of arrivals.
-RULE, LOAD, BOUND, NO_PREFERENCE, NEXT_MS, REST_MS, RATE, LEAST_MS, SLO_MS = range(9)
+RULE, LOAD, BOUND, NO_PREFERENCE, NEXT_MS, REST_MS, RATE, LEAST_MS = range(8)
+ROUTER = 8
 # Of a request, by row: random numbers, uniform ones and from _GAP on exponential ones of mean 1; the cell of its
 # quantile and the part of it; and whom the nodes' attraction alone chooses.
 SERVICE, _TIED, _FIRST, _SECOND, _GAP, _FOLLOWING, _REST = range(7)
@@ -122,7 +123,7 @@ def _choose(router, free_ms, level, count, idle, now_ms, turn, draws, r):
 
 
 @kernel
-def _draw(low, high, number, cumulative, count, draws):
+def _draw(low, high, number, draws):
     """Fills what of ``number`` requests does not depend on queues, (DRAWS, number or more): loops that are vectors."""
     for kind in range(_DRAWN):
         row = draws[kind]
@@ -139,8 +140,12 @@ def _draw(low, high, number, cumulative, count, draws):
             k = F(i) if u >= _LEVELS[i] else k
             inside = (u - _LEVELS[i]) * _INVERSE[i] if u >= _LEVELS[i] else inside
         cell[r], part[r] = k, inside
-    # Whose part of the attraction the first draw lies in: counting is quicker than a search's branches.
-    first, chosen, total = draws[_FIRST], draws[_CHOSEN], cumulative[count - 1]
+
+
+@kernel
+def _attract(first, number, cumulative, count, chosen):
+    """In whose part of the attraction each of the first draws lies; counting is quicker than a search's branches."""
+    total = cumulative[count - 1]
     for r in range(number):
         chosen[r] = F(0.0)
     for n in range(count - 1):
@@ -180,7 +185,9 @@ def serve_lane(
             count += 1
         free_ms[n] = F(0.0)
     router[LEAST_MS] = _LEAST_SHARE * mean / F(count)
-    _draw(low, high, again + number, cumulative, count, draws)
+    _draw(low, high, again + number, draws)
+    if router[RULE] == SCORE or router[RULE] == CONSISTENT_HASH:
+        _attract(draws[_FIRST], again + number, cumulative, count, draws[_CHOSEN])
     now, spills, gap_ms, idle = F(0.0), 0, F(1.0) / router[RATE], _earliest(compact[0], count)
     for r in range(again + number):
         if r >= again:

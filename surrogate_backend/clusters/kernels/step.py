@@ -34,8 +34,8 @@ from surrogate_backend.clusters.kernels.serve import (
     NO_PREFERENCE,
     RATE,
     REST_MS,
+    ROUTER,
     SERVICE,
-    SLO_MS,
     serve_lane,
 )
 from surrogate_backend.clusters.kernels.tally import COUNT, RANK, ROWS, SERVED, TOP, columns, tally
@@ -50,7 +50,7 @@ _P = len(PARAMETERS)
 _HIDDEN = fluid.STATE
 _FACTORS = _HIDDEN + WIDTHS.state
 STATE = _FACTORS + fields.SLOW  # rows of a block
-MAX_INTERVALS, MAX_WINDOW = 8, 100 * TOP  # intervals and requests of a window: P99 of more needs more than TOP
+MAX_INTERVALS = 8  # of a window
 _ROUTED = USER_OUTPUTS + CACHE_OUTPUTS
 _PREFERENCE_LEAST = F(LEAST_COST_MS)
 _DRAW_ATTRACTION = np.uint32(255)  # a hash of an interval that no noise uses
@@ -131,23 +131,25 @@ class Room(NamedTuple):
     level: NDArray[np.float32]  # (B * M,)
     attraction: NDArray[np.float32]  # (B * M,)
     knots: NDArray[np.float32]  # (N, KNOTS)
-    router: NDArray[np.float32]  # (9,)
+    router: NDArray[np.float32]  # (ROUTER,)
     compact: NDArray[np.float32]  # (2, N)
     cumulative: NDArray[np.float32]  # (N,)
     place_of: NDArray[np.int64]  # (2, N)
-    draws: NDArray[np.float32]  # (DRAWS, R)
+    draws: NDArray[np.float32]  # (DRAWS, columns)
     ordered: NDArray[np.float32]  # (ROWS, columns); in turn one block's clock
     total: NDArray[np.float32]  # (RING + TOP,)
 
 
 def make_room(blocks: int, nodes: int, requests: int) -> Room:
+    wide = columns(nodes, requests)
+
     def rows(*shape: int) -> NDArray[np.float32]:
         return aligned(np.zeros(shape, F))
 
     return Room(
         rows(SCRATCH * M), rows(fluid.ESTIMATES * M), rows(blocks, WIDTHS.outputs * M), rows(blocks, fields.FIELDS * M),
-        rows(blocks * M), rows(blocks * M), rows(nodes, KNOTS), rows(9), rows(2, nodes), rows(nodes),
-        np.zeros((2, nodes), np.int64), rows(DRAWS, requests), rows(ROWS, max(columns(nodes, requests), M)),
+        rows(blocks * M), rows(blocks * M), rows(nodes, KNOTS), rows(ROUTER), rows(2, nodes), rows(nodes),
+        np.zeros((2, nodes), np.int64), rows(DRAWS, wide), rows(ROWS, max(wide, M)),
         rows(RING + TOP),
     )  # fmt: skip
 
@@ -274,7 +276,7 @@ def serve(
     for k in range(room.router.shape[0]):
         room.router[k] = routers[lane, k]
     _prefer(room, alive, base, nodes)
-    room.router[RATE], room.router[SLO_MS] = F(values[lane, _RATE]) * F(nodes) * F(1e-3), known.figures[5]
+    room.router[RATE] = F(values[lane, _RATE]) * F(nodes) * F(1e-3)
     low = hashed(state.keys[0, lane], state.keys[1, lane], np.uint32(state.clock[lane, 0]))
     end = base + nodes
     span, passed = serve_lane(
@@ -332,9 +334,9 @@ def step(
     """Serves one interval of all lanes.
 
     values: (lanes, parameters); gaps_s: (lanes, requests), unless ``poisson``; targets: (units,), EMB's pages; alive:
-    (units,); context: (units, CONTEXT); routers: (lanes, 9), rule, weight of waiting and bound; requests: of a lane;
-    hashes: 1 under consistent hashing, else 0; scale: layout.size_scale. Fills out: (units, WIDTH), flags: (units,),
-    spills, rerouted, given_up: (lanes,).
+    (units,); context: (units, CONTEXT); routers: (lanes, ROUTER), rule, weight of waiting and bound; requests: of a
+    lane; hashes: 1 under consistent hashing, else 0; scale: layout.size_scale. Fills out: (units, WIDTH), flags:
+    (units,), spills, rerouted, given_up: (lanes,).
     """
     units = out.shape[0]
     for block in range(state.rows.shape[0]):

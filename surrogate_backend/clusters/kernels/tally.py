@@ -10,17 +10,23 @@ import numpy as np
 
 from surrogate_backend.kernels.functions import F, kernel
 
-TOP = 6  # largest values kept of an interval: P99 of a window of up to 600 requests a node
+TOP = 6  # largest values kept of an interval, spelled out in _sums
+MAX_WINDOW = 100 * (TOP - 1) + 1  # requests of a node, of which P99 lies among the TOP largest
 # Rows of a node's interval: what is summed over its requests, their median times their number, and the largest.
 COUNT, SERVED, SPENT, LATE, RANK, MEDIAN, TOP_SERVICE, TOP_SOJOURN = 0, 1, 2, 3, 4, 5, 6, 6 + TOP
 SUMS = 6 + 2 * TOP
 ROWS = 3  # of scratch: service, sojourn and rank
-WIDTH = 16  # a node's requests are filled up to a multiple of it, so that counting them takes whole vectors
+VECTOR = 16  # a node's requests are filled up to a multiple of it, so that counting them takes whole vectors
+
+
+@kernel
+def _filled(number):
+    return -(-number // VECTOR) * VECTOR
 
 
 def columns(nodes: int, requests: int) -> int:
     """Columns of scratch that a lane's requests need, node by node."""
-    return requests + nodes * WIDTH
+    return (-(-requests // VECTOR) + nodes) * VECTOR
 
 
 @kernel
@@ -80,14 +86,14 @@ def tally(node_of, service_ms, sojourn_ms, rank, count, slo_ms, own, numbers, pl
     at = 0
     for n in range(nodes):
         places[n] = at
-        at += -(-numbers[n] // WIDTH) * WIDTH
+        at += _filled(numbers[n])
     for r in range(count):
         place = places[node_of[r]]
         places[node_of[r]] = place + 1
         ordered[0, place], ordered[1, place], ordered[2, place] = service_ms[r], sojourn_ms[r], rank[r]
     at = 0
     for n in range(nodes):
-        number, filled = numbers[n], -(-numbers[n] // WIDTH) * WIDTH
+        number, filled = numbers[n], _filled(numbers[n])
         for k in range(number, filled):
             ordered[1, at + k] = F(-1.0)
         _sums(ordered[0, at:], ordered[1, at:], ordered[2, at:], number, slo_ms, own[n])
