@@ -37,6 +37,7 @@ from helm_gym.training import Checkpoint, Training
 
 _NETWORK, _SURVEY, _ROUNDS = 1, 2, 3  # purposes of a training's generators; agents/training_env.py has another
 VALIDATION_SEEDS = range(30_000, 30_064)
+_LEAST_CLUSTERS = 8
 _LARGEST_WEIGHT = 1e4  # of a network that can have learned something
 
 
@@ -172,7 +173,9 @@ class Validation:
 
     def __init__(self, training: Training):
         task, settings = training.task, training.settings
-        self._seeds = [seed for seed in VALIDATION_SEEDS for _ in range(settings.cluster or 1)]
+        nodes = settings.cluster or 1
+        clusters = max(len(VALIDATION_SEEDS) // nodes, _LEAST_CLUSTERS)  # about as many nodes, in clusters or alone
+        self._seeds = [seed for seed in VALIDATION_SEEDS[:clusters] for _ in range(nodes)]
         self._settle = task.settle
         arguments: dict[str, Any] = {"task": task, "profile": training.profile, "backend": settings.backend}
         arguments |= {"intervals": task.settle + task.horizon}
