@@ -35,13 +35,13 @@ def score_law(profile: Profile, device: str, intervals: int) -> dict[str, float]
         pool=dataclasses.replace(profile.pool, page_bytes=profile.pool.page_bytes * 4 // profile.bytes_per_element),
     )
     backend, bare = MeasuredBackend(profile, device=device), Engine(profile, device)
-    served = backend.engines[0].timed_execute
+    served = backend.nodes[0].engine.timed_execute
     worst = hits = count = 0.0
 
     def checked(plan: Plan, batch: MicroBatch) -> Any:
         nonlocal worst, hits, count
         result = served(plan, batch)
-        if plan is backend._probe_plan:
+        if plan is backend.nodes[0].probe_plan:
             return result
         expected = bare.execute(*_without_cache(profile, backend, plan, batch, int(count)))
         worst = float(np.maximum(worst, (result[0] - expected).abs().max()))  # unlike max(), lets a NaN through
@@ -51,7 +51,7 @@ def score_law(profile: Profile, device: str, intervals: int) -> dict[str, float]
 
     path = make_path("mixed", profile, [77], intervals)
     backend.reset(path.at(0), np.array([77]), np.full((1, 1), 0.5))
-    backend.engines[0].timed_execute = checked  # type: ignore[method-assign]  # watched, not replaced
+    backend.nodes[0].engine.timed_execute = checked  # type: ignore[method-assign]  # watched, not replaced
     rng = np.random.default_rng(5)
     for t in range(intervals):
         alpha = rng.uniform(profile.pool.min_alpha, profile.pool.max_alpha)

@@ -22,8 +22,10 @@ Rung = Literal["measured", "modelled", "surrogate"]
 BACKENDS = {
     "real": "real_backend.measured:MeasuredBackend",
     "modelled": "real_backend.modelled:ModelledBackend",
+    "real-ray": "real_backend.ray_nodes:RayBackend",
     "surrogate": "surrogate_backend.opening:open_surrogate",
 }
+MEASURED = ("real", "real-ray")  # of one lane, whose episodes take minutes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from scipy.optimize import lsq_linear
 from helm_gym.evaluation.machine import describe_machine
 from helm_gym.profile import CostModel, Profile
 from helm_gym.workload.regimes import make_path
-from real_backend.measured import MeasuredBackend, Sample
+from real_backend.measured import MeasuredBackend
+from real_backend.node import Sample
 
 Progress = Callable[[int, int], None]
 INTERVALS = 24  # per seed and split
@@ -68,7 +69,7 @@ def calibrate(
         pair,
         context,
         probe_ms=float(np.mean(probes)),
-        machine=describe_machine(backend.engines[0].device.type),
+        machine=describe_machine(backend.nodes[0].engine.device.type),
         date=datetime.date.today().isoformat(),
         mean_error=error,
     )
@@ -82,10 +83,10 @@ def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[tuple[
     backend.reset(path.at(0), np.array([seed]), alpha)
     intervals = []
     for t in range(path.intervals):
-        backend.samples = []
+        backend.nodes[0].samples = []
         backend.step(np.full((1, 1), ALPHAS[t // INTERVALS]), path.at(t))
-        intervals.append((backend.samples, backend.probed_ms))
-    backend.samples = None
+        intervals.append((backend.nodes[0].samples, backend.probed_ms))
+    backend.nodes[0].samples = None
     return intervals
 
 

@@ -6,11 +6,7 @@ its plan out and reports how long that took. Queueing runs on a virtual clock, s
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import time
-from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +15,15 @@ from helm_gym.backend import Rung
 from helm_gym.cluster import Cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
+from helm_gym.workload.sampling import Requests
 from helm_gym.workload.state import WorkloadState
 from real_backend.base import ManagedBackend
-from real_backend.engine import Engine, MicroBatch
-from real_backend.memory.layout import REFILLS, TOKENS, Memory, Rules, make_plan
-from real_backend.memory.pricing import batch_ms, transfer_ms
-from real_backend.memory.serve import account, batch_end, open_interval, plan_batch, plan_refill
+from real_backend.memory.layout import Memory, Rules
+from real_backend.memory.pricing import batch_ms
+from real_backend.memory.serve import Ledger
+from real_backend.node import Node, Spent, probe_size
 
-PROBES = 4  # an interval; they take a few per cent of its time
 PROBE_SMOOTHING = 0.4  # of one interval; a shared machine changes its speed within seconds
-
-
-class Sample(NamedTuple):
-    """One micro-batch as it was served: what the cost model sees of it, and its time."""
-
-    new_tokens: int
-    pairs: int  # sum over requests of new tokens x history
-    context: int  # sum over requests of history
-    compute_ms: float
 
 
 class MeasuredBackend(ManagedBackend):
@@ -49,10 +36,9 @@ class MeasuredBackend(ManagedBackend):
     themselves are never scaled.
 
     Attributes:
-        engines: one a node: pool, table and model.
+        nodes: what each node's time is measured on; a subclass may have them elsewhere.
         probed_ms: what the last interval's probe took.
         bookkeeping_ms, service_ms: CPU time of the memory manager and service time, since the last reset.
-        samples: where it is a list, every micro-batch served is added to it (calibration).
     """
 
     name: ClassVar[str] = "real"
@@ -61,16 +47,14 @@ class MeasuredBackend(ManagedBackend):
 
     def __init__(self, profile: Profile, lanes: int = 1, cluster: Cluster | None = None, device: str | None = None):
         if lanes != 1:
-            raise InvalidInputError(f"Backend 'real' runs one episode at a time, not {lanes}; ask for one lane.")
+            raise InvalidInputError(f"Backend '{self.name}' runs one episode at a time, not {lanes}; ask for one lane.")
         if cluster is not None and (cluster.speed != 1.0).any():
-            raise InvalidInputError("Backend 'real' has nodes of one speed, this machine's; leave their speed at 1.")
+            raise InvalidInputError(f"Backend '{self.name}' has nodes of the machines' own speed; leave theirs at 1.")
         super().__init__(profile, lanes, cluster)
-        self.engines = [Engine(self.profile, device) for _ in range(self.spec.nodes)]
+        self.nodes: list[Node] = []
+        self._open_nodes(device)
         self._fitted = self.rules
-        self._probe_plan = make_plan(profile)
-        self._probe_plan.slots[:] = self._probe_plan.cached[:] = self._probe_plan.stored[:] = 0
-        self.samples: list[Sample] | None = None
-        self._standard_ms = profile.cost.probe_ms or batch_ms(self._fitted, *_probe_size(profile))
+        self._standard_ms = profile.cost.probe_ms or batch_ms(self._fitted, *probe_size(profile))
         self._probe_ms = self.probed_ms = self._standard_ms
         self.bookkeeping_ms = self.service_ms = 0.0
 
@@ -84,83 +68,45 @@ class MeasuredBackend(ManagedBackend):
 
     def snapshot(self) -> Any:
         """Not offered: the pool's contents would have to be copied too."""
-        raise InvalidInputError("Backend 'real' takes no snapshots; replay the same seed on 'modelled' instead.")
+        raise InvalidInputError(
+            f"Backend '{self.name}' takes no snapshots; replay the same seed on 'modelled' instead."
+        )
 
     def _serve(self, targets: NDArray[np.int64]) -> None:
-        with _no_garbage_collection():
-            for node in range(self.spec.nodes):
-                self._serve_node(node, targets[node])
+        for spent in self._serve_nodes(targets):
+            self.bookkeeping_ms += spent.bookkeeping_ms
+            self.service_ms += spent.service_ms
         self.probed_ms = self._probe()
         self._probe_ms += PROBE_SMOOTHING * (self.probed_ms - self._probe_ms)
         self._follow_speed()
 
-    def _serve_node(self, node: int, target: np.int64) -> None:
-        profile, requests, plan, ledger, rules = self.profile, self._requests, self._plan, self._ledger, self.rules
-        unit, engine = Memory._make(array[node] for array in self._memory), self.engines[node]
-        items, budget = self._traffic.items[0], profile.pool.page_moves_per_interval
-        place = self._manage(open_interval, unit, node, target, budget, plan, ledger, rules)
-        engine.move(plan)
-        sums = ledger.sums[node, place]
-        first, count = 0, int(requests.number[node, 0])
-        while first < count:
-            end = self._manage(batch_end, requests, node, first, ledger, profile.max_batch)
-            self._manage(plan_batch, unit, items, requests, node, first, end, plan, ledger, sums, rules)
-            length = requests.length[node, first:end]
-            batch = MicroBatch(
-                length, requests.candidate_count[node, first:end], unit.user_pages[requests.user[node, first:end]]
-            )
-            _, computed, waited = engine.timed_execute(plan, batch)
-            if profile.link.modelled:
-                waited = transfer_ms(plan, rules)
-            self.service_ms += computed + waited
-            self._manage(account, requests, node, first, end, computed, waited, ledger, sums)
-            self._manage(plan_refill, unit, plan, computed + waited, ledger, node, sums, rules)
-            if plan.counts[REFILLS]:
-                engine.refill(plan)
-            if self.samples is not None:
-                new = (length - plan.cached[: end - first] + batch.candidates).astype(np.int64)
-                self.samples.append(Sample(int(new.sum()), int(new @ length), int(length.sum()), computed))
-            first = end
-        ledger.interval[node, 0] += 1
+    def _open_nodes(self, device: str | None) -> None:
+        self.nodes = [Node(self.profile, device) for _ in range(self.spec.nodes)]
+
+    def _serve_nodes(self, targets: NDArray[np.int64]) -> list[Spent]:
+        """Serves the interval of every node, in turn."""
+        items, rules = self._traffic.items[0], self.rules
+        served = []
+        for node, target in zip(range(self.spec.nodes), targets, strict=True):
+            memory, requests, ledger = self._unit(node)
+            served.append(self.nodes[node].serve(memory, items, requests, ledger, target, rules))
+        return served
+
+    def _unit(self, node: int) -> tuple[Memory, Requests, Ledger]:
+        """What ``Node.serve`` takes, as views."""
+        here = slice(node, node + 1)
+        return (
+            Memory._make(array[node] for array in self._memory),
+            Requests._make(array[here] for array in self._requests),
+            Ledger._make(array[here] for array in self._ledger),
+        )
 
     def _probe(self) -> float:
-        """Time (ms) of a request that misses everything and keeps nothing: the mean of a few, as queues see it."""
-        profile = self.profile
-        new, _, context = _probe_size(profile)
-        length, candidates = np.full(1, context, np.int32), np.full(1, new - context, np.int32)
-        batch = MicroBatch(length, candidates, np.full((1, profile.pages_per_user), -1, np.int32))
-        self._probe_plan.counts[TOKENS] = new
-        return sum(self.engines[0].timed_execute(self._probe_plan, batch)[1] for _ in range(PROBES)) / PROBES
+        return self.nodes[0].probe()
 
     def _follow_speed(self) -> None:
         self.speed = self._probe_ms / self._standard_ms
         self._set_rules(_scaled(self._fitted, self.speed, link=self.profile.link.modelled))
-
-    def _manage(self, kernel, *arguments):  # type: ignore[no-untyped-def]  # whatever the kernel takes and returns
-        """Calls a kernel of the memory manager on its own clock."""
-        started = time.thread_time()
-        result = kernel(*arguments)
-        self.bookkeeping_ms += 1e3 * (time.thread_time() - started)
-        return result
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Python collects between intervals, as a server would, and not in the middle of a request's time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _probe_size(profile: Profile) -> tuple[int, int, int]:
-    """New tokens, their product with the history, and history of the request that probes the machine's speed."""
-    length = profile.model.max_history // 4
-    new = length + profile.model.max_candidates
-    return new, new * length, length
 
 
 def _scaled(rules: Rules, speed: float, link: bool) -> Rules:

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from helm_gym.actions import Mode, absolute_action
 from helm_gym.backend import Backend, open_backend
 from helm_gym.control_loop import ControlLoop, Step
-from helm_gym.errors import HelmError, IncompatibleError, UnknownNameError
+from helm_gym.errors import HelmError, UnknownNameError
+from helm_gym.on_ray import check_gpus, connected
 from helm_gym.policy import open_policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
@@ -271,33 +272,22 @@ def _serve_apart(plan: Plan, numbers: Sequence[int]) -> list[pa.Table]:
 
 @contextlib.contextmanager
 def _on_ray(plan: Plan, workers: int) -> Iterator[tuple[Submit, int]]:
-    try:
-        import ray
-    except ImportError as error:
-        raise IncompatibleError("Ray is not installed; install helm-gym[ray], or leave --ray out.") from error
-    started = not ray.is_initialized()
-    try:
-        if started:
-            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-        there = ray.cluster_resources()
-        gpus = float(plan.backend == "real" and plan.profile.device == "cuda")
-        if there.get("GPU", 0.0) < gpus:  # Ray would wait for one
-            raise IncompatibleError(f"Profile '{plan.profile.name}' asks for a GPU, and the Ray cluster has none.")
-        # Ray has a task's libraries use as many threads as it was given processors.
-        task, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_serve_apart), ray.put(plan)
-        width = workers if workers > 1 else int(there.get("CPU", 1))
-        yield lambda numbers: task.remote(shared, numbers).future(), width
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, HelmError):
-            raise HelmError(str(error.cause)) from error
-        raise
-    except (ray.exceptions.RayError, ConnectionError) as error:
-        raise HelmError(
-            f"Ray failed ({str(error).partition(chr(10))[0]}); what was reported is on disk: run the same again."
-        ) from error
-    finally:
-        if started:
-            ray.shutdown()
+    with connected("leave --ray out") as ray:
+        try:
+            gpus = float(plan.backend == "real" and plan.profile.device == "cuda")
+            check_gpus(ray, gpus, plan.profile.name)
+            # Ray has a task's libraries use as many threads as it was given processors.
+            task, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_serve_apart), ray.put(plan)
+            width = workers if workers > 1 else int(ray.cluster_resources().get("CPU", 1))
+            yield lambda numbers: task.remote(shared, numbers).future(), width
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, HelmError):
+                raise HelmError(str(error.cause)) from error
+            raise
+        except ray.exceptions.RayError as error:
+            raise HelmError(
+                f"Ray failed ({str(error).partition(chr(10))[0]}); what was reported is on disk: run the same again."
+            ) from error
 
 
 @functools.cache

@@ -26,7 +26,10 @@ def evaluate(
     ],
     task: Annotated[str, typer.Option(help="A task's name (`helm-gym tasks`).")],
     backend: Annotated[
-        str, typer.Option(help="modelled; surrogate, its learned twin; or real: HSTU runs and is timed.")
+        str,
+        typer.Option(
+            help="modelled; surrogate, its learned twin; real: HSTU runs and is timed; real-ray: on a Ray actor a node."
+        ),
     ] = "modelled",
     profile: Annotated[str | None, typer.Option(help="A profile's name or YAML file; the task's by default.")] = None,
     seeds: Annotated[

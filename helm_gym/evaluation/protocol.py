@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym import profile as profiles
-from helm_gym.backend import Rung, open_backend
+from helm_gym.backend import MEASURED, Rung, open_backend
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.evaluation.machine import describe_machine, versions
@@ -81,7 +81,7 @@ def evaluate(
         HelmError: a policy returned what is no action, or the backend reports no requests.
     """
     profile = profile or profiles.load(task.profile)
-    chosen = tuple(seeds) if seeds is not None else task.seeds[: _MEASURED_SEEDS if backend == "real" else None]
+    chosen = tuple(seeds) if seeds is not None else task.seeds[: _MEASURED_SEEDS if backend in MEASURED else None]
     _check_distinct("seed", chosen)
     _check_distinct("policy", [policy.name for policy in policies], least=0)
     intervals = task.settle + task.horizon
@@ -179,7 +179,7 @@ class _Bench:
 
     def __init__(self, backend: str, case: _Case, meter: _Meter):
         self.backend, self.case, self.meter = backend, case, meter
-        self.lanes = 1 if backend == "real" else min(MAX_LANES, len(case.seeds))
+        self.lanes = 1 if backend in MEASURED else min(MAX_LANES, len(case.seeds))
         self._loops: dict[int, ControlLoop] = {}
         self._done: dict[str, Episodes] = {}
         self._slo_ms: list[float] = []

@@ -22,14 +22,14 @@ class Watched:
 
     def __init__(self, profile: Profile):
         self.backend = MeasuredBackend(profile)
-        self.execute = self.backend.engines[0].timed_execute
-        self.backend.engines[0].timed_execute = self._checked  # type: ignore[method-assign]
+        self.execute = self.backend.nodes[0].engine.timed_execute
+        self.backend.nodes[0].engine.timed_execute = self._checked  # type: ignore[method-assign]
         self.served = self.hits = 0
         self.worst = 0.0
 
     def _checked(self, plan: Plan, batch):
         result = self.execute(plan, batch)
-        if plan is self.backend._probe_plan:
+        if plan is self.backend.nodes[0].probe_plan:
             return result
         scores, backend = result[0].numpy(), self.backend
         read = 0
@@ -37,8 +37,8 @@ class Watched:
             r = self.served % backend.profile.interval.requests
             q, count = backend._requests, int(batch.candidates[b])
             history = backend._traffic.items[0, q.user[0, r], :length]
-            rows = backend.engines[0].table[np.concatenate([history, q.candidates[0, r, :count]])].numpy()
-            expected = naive_scores(backend.engines[0].hstu, rows, int(length))
+            rows = backend.nodes[0].engine.table[np.concatenate([history, q.candidates[0, r, :count]])].numpy()
+            expected = naive_scores(backend.nodes[0].engine.hstu, rows, int(length))
             off = np.abs(scores[read : read + count] - expected).max()
             self.worst = float(np.maximum(self.worst, off))  # unlike max(), lets a NaN through
             read += count

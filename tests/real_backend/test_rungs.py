@@ -8,7 +8,8 @@ import pytest
 from helm_gym.profile import load
 from helm_gym.workload.regimes import make_path
 from real_backend.calibration import _features, _fit, _times
-from real_backend.measured import MeasuredBackend, Sample
+from real_backend.measured import MeasuredBackend
+from real_backend.node import Sample
 
 GRID = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
 WARM, INTERVALS = 20, 40
@@ -34,10 +35,10 @@ def test_modelled_service_is_the_measured_one_on_held_out_requests(regime):
     transfer = dict.fromkeys(backends, 0.0)
     for t in range(WARM + INTERVALS):
         for (seed, alpha), backend in backends.items():
-            backend.samples = []
+            backend.nodes[0].samples = []
             telemetry = backend.step(np.full((1, 1), alpha), paths[seed].at(max(0, t - WARM)))
             if t >= WARM:
-                samples[seed, alpha] += backend.samples
+                samples[seed, alpha] += backend.nodes[0].samples
                 transfer[seed, alpha] += telemetry["transfer_ms"].item()
     cost = _fit([sample for alpha in GRID for sample in samples[FITTED, alpha]])
     measured, modelled = np.zeros(len(GRID)), np.zeros(len(GRID))
