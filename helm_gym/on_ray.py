@@ -28,7 +28,7 @@ def connected(otherwise: str) -> Iterator[Any]:
     if started:
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
-        except (ray.exceptions.RayError, ConnectionError) as error:
+        except (ray.exceptions.RayError, ConnectionError, ValueError) as error:  # ValueError: no address
             raise HelmError(
                 f"Ray could not be reached ({str(error).partition(chr(10))[0]}); see RAY_ADDRESS."
             ) from error

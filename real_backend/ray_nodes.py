@@ -22,13 +22,15 @@ from real_backend.memory.layout import Memory, Rules
 from real_backend.memory.serve import Ledger
 from real_backend.node import Node, Spent
 
+OPENING_S = 300.0  # for a place in Ray's cluster and for imports; those of torch take a minute on a busy machine
 _INSTEAD = "take backend 'real', whose nodes take turns on one device"
 
 
 class _RemoteNode:
     """A node in a process of its own."""
 
-    def __init__(self, profile: Profile, device: str | None):
+    def open(self, profile: Profile, device: str | None) -> None:
+        """Not in the constructor, whose errors Ray reports as an actor's death."""
         self._node = Node(profile, device)
 
     def serve(
@@ -50,7 +52,7 @@ class RayBackend(MeasuredBackend):
 
     Raises:
         IncompatibleError: Ray is not installed, or its cluster has fewer GPUs than nodes.
-        HelmError: no cluster answers; in a step, a node's actor has died.
+        HelmError: no cluster answers, or it has no place for a node; in a step, a node's actor has died.
     """
 
     name: ClassVar[str] = "real-ray"
@@ -76,9 +78,17 @@ class RayBackend(MeasuredBackend):
         gpus, nodes = float((device or self.profile.device) == "cuda"), self.spec.nodes
         check_gpus(self._ray, gpus * nodes, self.profile.name)
         # Where there are fewer processors than nodes they share them: what is timed is a thread's own time.
-        share = np.floor(100 * self._ray.cluster_resources().get("CPU", 0.0) / nodes) / 100
-        remote = self._ray.remote(num_cpus=0.0 if gpus else min(share, 1.0), num_gpus=gpus)(_RemoteNode)
-        self._actors = [remote.remote(self.profile, device) for _ in range(self.spec.nodes)]
+        cpus = float(not gpus and self._ray.cluster_resources().get("CPU", 0.0) >= nodes)
+        remote = self._ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")(_RemoteNode)
+        self._actors = [remote.remote() for _ in range(nodes)]
+        opened = [actor.open.remote(self.profile, device) for actor in self._actors]
+        _, late = self._ray.wait(opened, num_returns=nodes, timeout=OPENING_S)
+        if late:
+            raise HelmError(
+                f"Ray opened {nodes - len(late)} of {nodes} nodes in {OPENING_S:.0f} s; see what else holds its "
+                f"{'GPUs' if gpus else 'processors'} (`ray status`), or {_INSTEAD}."
+            )
+        self._wait(opened)
 
     def _serve_nodes(self, targets: NDArray[np.int64]) -> list[Spent]:
         items, served = self._ray.put(self._traffic.items[0]), []

@@ -6,12 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from helm_gym.backend import open_backend
 from helm_gym.cluster import find_cluster, in_cluster
 from helm_gym.errors import HelmError, IncompatibleError
 from helm_gym.routing import Routing
 from helm_gym.workload.regimes import make_path
+from real_backend import ray_nodes
 from tests.real_backend.test_cluster import SMALL
 
 ROUND_ROBIN = Routing("round-robin", np.ones((1, 3)))
@@ -49,3 +51,22 @@ def test_actors_serve_what_nodes_in_turn_serve_and_one_that_dies_is_named() -> N
         backend.step(split, path.at(0), ROUND_ROBIN)
     backend.close()
     assert not ray.is_initialized()
+
+
+@pytest.mark.long
+def test_what_keeps_nodes_from_opening_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, cluster = pytest.importorskip("ray"), find_cluster("2")
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, logging_level="ERROR")
+    try:
+        with pytest.raises(IncompatibleError, match="asks for 2 GPUs, and the Ray cluster has 1"):
+            ray_nodes.RayBackend(SMALL, cluster=cluster, device="cuda")
+        if not torch.cuda.is_available():
+            with pytest.raises(HelmError, match="asks for cuda, which this machine lacks"):
+                ray_nodes.RayBackend(SMALL, device="cuda")
+        monkeypatch.setattr(ray_nodes, "OPENING_S", 3.0)
+        ray.get(ray.util.placement_group([{"CPU": 1}]).ready())  # holds one of two processors
+        with pytest.raises(HelmError, match=r"Ray opened [01] of 2 nodes in 3 s; see what else holds its processors"):
+            ray_nodes.RayBackend(SMALL, cluster=cluster)
+        assert ray.is_initialized()  # it was not the backend that started it
+    finally:
+        ray.shutdown()
