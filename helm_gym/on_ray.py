@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 from helm_gym.errors import HelmError, IncompatibleError
+
+_CONNECT_S = 10.0
 
 
 @contextlib.contextmanager
@@ -20,6 +24,7 @@ def connected(otherwise: str) -> Iterator[Any]:
         IncompatibleError: Ray is not installed.
         HelmError: no cluster answers.
     """
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
     try:
         import ray
     except ImportError as error:
@@ -37,6 +42,19 @@ def connected(otherwise: str) -> Iterator[Any]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray tries for minutes where nothing listens."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
+    except OSError as error:
+        raise HelmError(
+            f"No Ray cluster answers at RAY_ADDRESS {address} ({error}); start one, or unset it."
+        ) from error
 
 
 def check_gpus(ray: Any, wanted: float, profile: str) -> None:

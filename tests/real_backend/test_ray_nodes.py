@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import numpy as np
@@ -25,6 +26,15 @@ def test_without_ray_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
         IncompatibleError, match=r"Ray is not installed; install helm-gym\[ray\], or take backend 'real'"
     ):
         open_backend("real-ray", SMALL, cluster=find_cluster("2"))
+
+
+def test_an_address_where_nothing_listens_is_an_error_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(HelmError, match=f"No Ray cluster answers at RAY_ADDRESS {address}"):
+            open_backend("real-ray", SMALL, cluster=find_cluster("2"))
 
 
 @pytest.mark.long
