@@ -97,8 +97,8 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
 
     * `reward`: `"team"` (default) or `"node"`.
     * `max_cycles`: truncates episodes earlier; `intervals` in contrast also shortens the workload's path.
-    * `task` or `regime`, `profile`, `backend` (`"modelled"` or `"real"`), `cluster`, `action_mode`, `trace`,
-      `intervals`, `render_mode`: see `ClusterEnv`.
+    * `task` or `regime`, `profile`, `backend`, `cluster`, `action_mode`, `trace`, `intervals`, `render_mode`: see
+      `ClusterEnv`.
 
     `pettingzoo.make("aec", "helm/cluster-v0", ...)` opens the AEC form, made by `parallel_to_aec`.
 
