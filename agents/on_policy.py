@@ -29,8 +29,8 @@ class OnPolicySettings:
         move_price: of the whole pool moved.
         validate_every: rounds between validations.
         cluster: size of the clusters, behind joint routing, whose nodes the lanes are; 0: they are single nodes.
-        backend: that the lanes are of and that validates, ``surrogate`` or ``modelled``, on which a training takes ten
-            times as long.
+        backend: that the lanes are of and that validates, ``surrogate`` or ``modelled``, on which a training takes
+            forty times as long (docs/training.md).
     """
 
     lanes: int = 128

@@ -31,7 +31,9 @@ class Seen:
     def __init__(self, layout: ObservationLayout, settings: Settings):
         self.windows = Windows(layout, settings.windows)
         self.width = self.windows.width + 1
-        self._curve, self._target = layout.column("predicted"), layout.column("target_alpha")
+        curve = layout.column("predicted")
+        assert isinstance(curve, slice)  # it is several columns
+        self._curve, self._target = curve.start, layout.column("target_alpha")
         self._sharpness = settings.sharpness
 
     def initial_state(self, rows: int) -> Floats:
@@ -41,8 +43,7 @@ class Seen:
         older, following = self.windows(observation, state)
         features = np.empty((len(observation), self.width), np.float32)
         features[:, :-1] = older
-        # The type checker cannot know that "predicted", which is several columns, is a slice.
-        _distances(observation, self._curve.start, self._target, self._sharpness, features)  # type: ignore[union-attr]
+        _distances(observation, self._curve, self._target, self._sharpness, features)
         return features, following
 
 
