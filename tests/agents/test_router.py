@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helm_gym.evaluation.clusters import open_pair
 
 from agents import export
 from agents.multi_agent.episodes import Episodes
@@ -16,7 +17,6 @@ from helm_gym import onnx_policy, runs, training
 from helm_gym import profile as profiles
 from helm_gym.cluster_view import RouterLayout
 from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError, UnknownNameError
-from helm_gym.evaluation.clusters import open_pair
 from helm_gym.onnx_policy import OnnxRouter
 from helm_gym.policy import open_policy
 from helm_gym.routing import Router, open_router, weights_of
