@@ -26,6 +26,7 @@ def evaluate(
     horizon: int | None = None,
     trace: str | os.PathLike[str] | Trace | None = None,
     cluster: int | str | Cluster | None = None,
+    references: bool = True,
     clairvoyant: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scores:
@@ -44,6 +45,7 @@ def evaluate(
         horizon: scored intervals of an episode; the task's where not given.
         trace: recorded arrivals or their file, for the task ``trace-v0``.
         cluster: how many nodes, a YAML file's path, or a cluster; None: each node serves alone.
+        references: False leaves out the static splits and oracles that gains are counted from.
         clairvoyant: also runs the limit, which looks ahead; slow.
         progress: told what is under way, and how many intervals are done, of how many.
 
@@ -92,6 +94,7 @@ def evaluate(
             profile=opened,
             seeds=tuple(range(seeds)) if isinstance(seeds, int) else seeds,
             trace=recorded,
+            references=references,
             clairvoyant=clairvoyant,
             progress=progress,
             cluster=nodes,

@@ -27,8 +27,12 @@ def always(evaluation: Evaluation) -> bool:
 
 
 def on_nodes(evaluation: Evaluation) -> bool:
-    """Whether each node serves alone: there is an offline optimum, and references to count gains from."""
+    """Whether each node serves alone, so that there can be references to count gains from."""
     return evaluation.cluster is None
+
+
+def with_optimum(evaluation: Evaluation) -> bool:
+    return evaluation.optimum is not None
 
 
 def in_cluster(evaluation: Evaluation) -> bool:
@@ -106,7 +110,8 @@ def _near(evaluation: Evaluation, episodes: Episodes) -> Values:
     return np.asarray(near_optimal(evaluation.optimum, episodes.alpha).mean(axis=1), np.float64)
 
 
-def _by_seed(key: str, heading: str, doc: str, of: BySeed, **shown: Any) -> Metric:
+def by_seed(key: str, heading: str, doc: str, of: BySeed, **shown: Any) -> Metric:
+    """A metric of one value an episode; ``shown``: the other attributes of ``Metric``."""
     return Metric(key, heading, doc, functools.partial(gains.aggregate, of), of, **shown)
 
 
@@ -115,9 +120,9 @@ def _never(evaluation: Evaluation) -> bool:
 
 
 _PER_EPISODE = (
-    _by_seed("mean_latency_ms", "mean ms", "mean latency, arrival to answer", lambda _, e: e.mean_latency_ms()),
-    _by_seed("p99_ms", "P99 ms", "99th percentile of latency", lambda _, e: e.p99_ms(), digits=1),
-    _by_seed(
+    by_seed("mean_latency_ms", "mean ms", "mean latency, arrival to answer", lambda _, e: e.mean_latency_ms()),
+    by_seed("p99_ms", "P99 ms", "99th percentile of latency", lambda _, e: e.p99_ms(), digits=1),
+    by_seed(
         "slo_satisfaction",
         "SLO %",
         "answers within the SLO",
@@ -126,17 +131,15 @@ _PER_EPISODE = (
         scale=100.0,
         best=max,
     ),
-    _by_seed(
-        "throughput_rps", "answers/s", "answers a second", lambda _, e: _throughput_rps(e), shown=_never, best=max
-    ),
-    _by_seed(
+    by_seed("throughput_rps", "answers/s", "answers a second", lambda _, e: _throughput_rps(e), shown=_never, best=max),
+    by_seed(
         "service_ms",
         "service ms",
         "mean service time",
         lambda _, e: e.over_requests("interval_service_ms").mean(axis=1),
         shown=_never,
     ),
-    _by_seed(
+    by_seed(
         "emb_hit_rate",
         "EMB hit %",
         "row look-ups served from the pool; of a cluster, nodes alive averaged",
@@ -146,7 +149,7 @@ _PER_EPISODE = (
         scale=100.0,
         best=max,
     ),
-    _by_seed(
+    by_seed(
         "kv_hit_rate",
         "KV hit %",
         "requests whose user's KV was there; of a cluster, nodes alive averaged",
@@ -156,7 +159,7 @@ _PER_EPISODE = (
         scale=100.0,
         best=max,
     ),
-    _by_seed(
+    by_seed(
         "utilisation",
         "busy",
         "busy share of time; of a cluster, nodes alive averaged",
@@ -164,7 +167,7 @@ _PER_EPISODE = (
         shown=in_cluster,
         best=None,
     ),
-    _by_seed(
+    by_seed(
         "mean_alpha",
         "alpha",
         "EMB's share of the pool; of a cluster, nodes alive averaged",
@@ -172,32 +175,32 @@ _PER_EPISODE = (
         shown=in_cluster,
         best=None,
     ),
-    _by_seed(
+    by_seed(
         "imbalance",
         "imbalance",
         "standard deviation over nodes of their busy share, over its mean",
         lambda _, e: _imbalance(e),
         exists=in_cluster,
     ),
-    _by_seed(
+    by_seed(
         "alpha_gap",
         "alpha gap",
         "mean distance from the offline optimum alpha*",
         lambda run, e: np.abs(e.alpha - _star(run)).mean(axis=1),
-        exists=on_nodes,
+        exists=with_optimum,
         digits=3,
     ),
-    _by_seed(
+    by_seed(
         "alpha_near_optimal",
         "near alpha*",
         "share of intervals in which alpha costs at most 1% more than alpha*",
         _near,
-        exists=on_nodes,
+        exists=with_optimum,
         shown=_never,
         best=max,
     ),
-    _by_seed("cost", "cost", "the task's cost", lambda _, e: e.cost.mean(axis=1), shown=_never),
-    _by_seed(
+    by_seed("cost", "cost", "the task's cost", lambda _, e: e.cost.mean(axis=1), shown=_never),
+    by_seed(
         "moved_bytes",
         "moved MB",
         "bytes of the pages that changed hands in an episode, all nodes",
@@ -205,7 +208,7 @@ _PER_EPISODE = (
         shown=_never,
         scale=1e-6,
     ),
-    _by_seed(
+    by_seed(
         "h2d_critical_bytes",
         "critical MB",
         "bytes from host to device that requests waited for in an episode, all nodes",
@@ -213,7 +216,7 @@ _PER_EPISODE = (
         shown=_never,
         scale=1e-6,
     ),
-    _by_seed(
+    by_seed(
         "spilled",
         "spilled",
         "share of requests that went elsewhere because a node's load was bounded",
@@ -221,7 +224,7 @@ _PER_EPISODE = (
         exists=in_cluster,
         shown=_never,
     ),
-    _by_seed(
+    by_seed(
         "rerouted",
         "rerouted",
         "requests of lost nodes that others served again",
@@ -229,7 +232,7 @@ _PER_EPISODE = (
         exists=in_cluster,
         digits=0,
     ),
-    _by_seed(
+    by_seed(
         "given_up",
         "given up",
         "requests of lost nodes that found no room elsewhere",
@@ -237,7 +240,7 @@ _PER_EPISODE = (
         exists=in_cluster,
         digits=0,
     ),
-    _by_seed(
+    by_seed(
         "requests", "answers", "answers of an episode", lambda _, e: _answers(e), shown=_never, digits=0, best=None
     ),
 )
@@ -324,3 +327,9 @@ _AGAINST = (
     ),
 )
 METRICS: dict[str, Metric] = {metric.key: metric for metric in (*_PER_EPISODE, *_AGAINST)}
+
+
+def markdown() -> str:
+    """The table of docs/figures.md."""
+    rows = "\n".join(f"| `{metric.key}` | {metric.heading} | {metric.doc} |" for metric in METRICS.values())
+    return f"| JSON key | column | what it is |\n|---|---|---|\n{rows}\n"

@@ -63,7 +63,7 @@ def evaluate(
         profile: the task's where not given.
         seeds: the task's where not given; on the measured rung the first two of them.
         trace: recorded arrivals, for the regime ``trace``.
-        references: False leaves them out, and with them every gain.
+        references: False leaves them out and with them every gain, and the offline optimum unless it is given.
         clairvoyant: also runs the clairvoyant, which takes minutes.
         progress: told what is under way, and how many intervals of all lanes are done, of how many.
         optimum: the offline optimum of these episodes, settling included, where it was found before.
@@ -91,7 +91,7 @@ def evaluate(
     elsewhere = [entrant for entrant in entrants if entrant.name != "clairvoyant"]  # which would take minutes more
     apart = len(statics) + len(elsewhere) + 2 if statics and backend != "modelled" else 0
     runs = {entrant.name for entrant in entrants} | set(limits) | set(() if apart else statics)
-    replays = len(GRID) if optimum is None and cluster is None else 0
+    replays = len(GRID) if optimum is None and scaled else 0
     meter = _Meter(progress, (replays + len(runs) + apart) * len(chosen) * intervals, label="offline optimum")
     case = _Case(task, profile, chosen, path, trace, cluster)
     # Opened before the replay: a backend that this machine cannot have must not cost minutes first.
@@ -244,7 +244,8 @@ class _Bench:
         case, seeds = self.case, self.case.seeds[lanes]
         loop, path, entrant = self._loop(len(seeds), place), cut_path(case.path, lanes), recording.entrant
         if isinstance(entrant.policy, Oracle):
-            assert case.optimum is not None
+            if case.optimum is None:
+                raise InvalidInputError(f"'{entrant.name}' is told the offline optimum; ask for references.")
             star = case.optimum.alpha_star[lanes]
             entrant.policy.prepare(Truth(case.task, case.profile, path, seeds, star))
         watched = Watched(entrant.policy, case.task.settle, seeds, lanes.start, loop.shape[1])

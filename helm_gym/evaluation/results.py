@@ -116,7 +116,7 @@ class Evaluation:
         references: those that only serve to scale gains (static grid or best static, oracle, clairvoyant).
         best_static: the single alpha that is best in hindsight over all lanes, by mean sojourn.
         path: of the scored intervals.
-        optimum: of the scored intervals; None in a cluster, for which there is none.
+        optimum: of the scored intervals; None where it was not looked for, as in a cluster, which has none.
         slo_ms: that violations were counted against on this rung; the mean over episodes where it varies.
         in_turns: whether all policies were served an interval of each in turn, as they are where time is measured: what
             the machine does meanwhile, it does to all of them.

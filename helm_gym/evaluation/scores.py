@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from helm_gym.errors import UnknownNameError
@@ -16,7 +17,12 @@ from helm_gym.evaluation.summary import to_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-_WIDE, _NARROW = 180, 124  # columns that a table needs with intervals beside their values, and below them
+_PRINTED_WIDTH = 124
+_FORMS: tuple[Callable[[str], str], ...] = (  # of "value [low, high]", the widest first
+    lambda text: text,
+    lambda text: text.replace(" ", "\n", 1),
+    lambda text: text.partition(" ")[0],
+)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -55,7 +61,18 @@ class Scores:
         write_report(pathlib.Path(path), [Section(self.evaluation, self.figures)])
 
     def table(self, width: int) -> Table:
-        """The table for so many columns of a terminal: best in bold, references and oracles dimmed."""
+        """The table for so many columns of a terminal: best in bold, references and oracles dimmed.
+
+        Intervals stand beside their values where there is room, below them where there is less, and else not at all.
+        """
+        from rich.console import Console
+
+        measuring = Console(width=10_000)
+        tables = (self._table(form) for form in _FORMS)
+        fitting = (table for table in tables if measuring.measure(table).minimum <= width)
+        return next(fitting, self._table(_FORMS[-1]))
+
+    def _table(self, form: Callable[[str], str]) -> Table:
         from rich.markup import escape
         from rich.table import Table
 
@@ -65,7 +82,7 @@ class Scores:
         best, count, cluster = best_names(section), len(evaluation.seeds), evaluation.cluster
         rung = f"{evaluation.rung} rung" + ", served in turns" * evaluation.in_turns
         caption = f"{rung}, {count} seed{'s' * (count > 1)}, {evaluation.machine}, {evaluation.date}"
-        if width < _NARROW:
+        if form is _FORMS[-1]:
             caption += "; intervals: --json, or a wider window"
         where = evaluation.profile if cluster is None else f"{cluster.size} nodes of {evaluation.profile}"
         table = Table(
@@ -83,18 +100,16 @@ class Scores:
             name = str(row["name"])
             cells = [escape(label(name, self.figures))]
             for column in section.columns:
-                text = column.text(row)
-                if width < _WIDE:
-                    text = text.partition(" ")[0] if width < _NARROW else text.replace(" ", "\n", 1)
-                cells.append(f"[bold]{escape(text)}[/]" if name in best.get(column.key, ()) else escape(text))
+                text = escape(form(column.text(row)))
+                cells.append(f"[bold]{text}[/]" if name in best.get(column.key, ()) else text)
             table.add_row(*cells, style="dim" if reference or is_oracle(name) else "")
         return table
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        out = Console(file=io.StringIO(), width=_NARROW, no_color=True)
-        out.print(self.table(_NARROW))
+        out = Console(file=io.StringIO(), width=_PRINTED_WIDTH, no_color=True)
+        out.print(self.table(_PRINTED_WIDTH))
         return out.file.getvalue().rstrip()  # type: ignore[attr-defined]  # the StringIO above
 
     __repr__ = __str__
