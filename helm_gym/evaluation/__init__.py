@@ -75,6 +75,8 @@ def evaluate(
     if nodes is not None and clairvoyant:
         raise InvalidInputError("There is no clairvoyant for a cluster; leave it out.")
     entrants = open_all(policies, ObservationLayout(opened), nodes is not None)
+    if not entrants:
+        raise InvalidInputError("An evaluation needs at least one policy.")
     if (trace is None) == (found.regime == "trace"):
         raise InvalidInputError(
             f"Task '{found.name}' needs recorded arrivals; give a file with --trace PATH."

@@ -78,7 +78,7 @@ def evaluate(
     chosen = tuple(seeds) if seeds is not None else task.seeds[: _MEASURED_SEEDS if backend in MEASURED else None]
     entrants = [entrant if isinstance(entrant, Entrant) else Entrant(entrant) for entrant in policies]
     _check_distinct("seed", chosen)
-    _check_distinct("policy", [entrant.name for entrant in entrants], least=0 if references and cluster is None else 1)
+    _check_distinct("policy", [entrant.name for entrant in entrants], least=0)
     _check_routed(entrants, cluster)
     intervals = task.settle + task.horizon
     path = path or draw_path(task, profile, chosen, intervals, trace, cluster)
@@ -219,7 +219,7 @@ class _Bench:
 
     def run(self, entrants: Sequence[Entrant]) -> dict[str, Episodes]:
         """Each one's episodes, all seeds, by name."""
-        width = len(entrants) if self.in_turns else 1
+        width = max(1, len(entrants)) if self.in_turns else 1
         found: dict[str, Episodes] = {}
         for first in range(0, len(entrants), width):
             group = entrants[first : first + width]

@@ -69,7 +69,7 @@ class Scores:
 
         measuring = Console(width=10_000)
         tables = (self._table(form) for form in _FORMS)
-        fitting = (table for table in tables if measuring.measure(table).minimum <= width)
+        fitting = (table for table in tables if measuring.measure(table).maximum <= width)
         return next(fitting, self._table(_FORMS[-1]))
 
     def _table(self, form: Callable[[str], str]) -> Table:
@@ -95,7 +95,8 @@ class Scores:
         )
         table.add_column("policy" if cluster is None else "controller+router", no_wrap=True)
         for column in section.columns:
-            table.add_column(column.heading, justify="right", no_wrap=True)
+            heading = column.heading if form is _FORMS[0] else column.heading.replace(" ", "\n")
+            table.add_column(heading, justify="right", no_wrap=True)
         for row, reference in table_rows(self.figures):
             name = str(row["name"])
             cells = [escape(label(name, self.figures))]
