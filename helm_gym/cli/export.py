@@ -52,7 +52,7 @@ def export(
 def _read(path: pathlib.Path) -> Any:
     try:
         judged = json.loads(path.read_text(encoding="utf-8"))
-        if not {"task", "rung", "seeds", "machine", "date"} <= set(judged) or not {"policies", "pairs"} & set(judged):
+        if not {"task", "rung", "seeds", "machine", "date", "policies"} <= set(judged):
             raise ValueError("it lacks what an evaluation has")
     except (OSError, ValueError, TypeError) as error:
         raise InvalidInputError(
