@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helm_gym.errors import InvalidInputError
-from helm_gym.workload.traces import MAX_LINE_BYTES, MAX_TOKENS, Trace, read_trace
+from helm_gym.workload.readers.text_blocks import MAX_LINE_BYTES
+from helm_gym.workload.readers.trace_lines import MAX_TOKENS
+from helm_gym.workload.traces import Trace, read_trace
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 AZURE = [HEADER, "2023-11-16 18:15:46.6805900,374,44", "2023-11-16 18:15:50.9951690,396,109", "2023-11-16 18:15:51,9,1"]
