@@ -40,7 +40,10 @@ def evaluate(
         ),
     ] = None,
     horizon: Annotated[int | None, typer.Option(min=1, help="Scored intervals of an episode.")] = None,
-    trace: Annotated[pathlib.Path | None, typer.Option(help="Recorded arrivals, for trace-v0.")] = None,
+    trace: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Recorded arrivals, for trace-v0: CSV or JSON lines (docs/traces.md), gzip too."),
+    ] = None,
     clairvoyant: Annotated[
         bool, typer.Option("--clairvoyant", help="Also run the limit, which looks ahead (slow).")
     ] = False,
@@ -93,6 +96,8 @@ def evaluate(
     if html is not None:
         check_writable("--html", html)
     recorded = None if trace is None else read_trace(trace)
+    if trace is not None and recorded is not None:
+        Progress(quiet).say(f"Trace {trace.name}: {recorded.summary}.")
     if cluster is not None:
         from helm_gym.cli.clusters import evaluate_cluster
 

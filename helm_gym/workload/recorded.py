@@ -51,7 +51,8 @@ def recorded_path(profile: Profile, seeds: Sequence[int], intervals: int, trace:
                 "so that they have no rate; give one with finer times, or a longer episode."
             )
         gaps *= (1.0 / _rates(profile, x, load)).mean() / gaps.mean()
-        x[:, INDEX["arrival_rate_rps"]] = 1.0 / np.maximum(gaps.mean(1), 1e-9)
+        # All of an interval may have come in one instant, and a rate has an end.
+        x[:, INDEX["arrival_rate_rps"]] = 1.0 / np.maximum(gaps.mean(1), 1.0 / high[INDEX["arrival_rate_rps"]])
     return WorkloadPath(
         values=values.transpose(1, 0, 2),
         gaps_s=gaps_s.transpose(1, 0, 2),

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 THREADS = 2
 _CSV_LINE = 1 << 16  # bytes: Python's reader takes fields of 131,072 characters
 _JSON_DIGITS = 4000  # Python reads no whole number of over 4,300 digits
-_JSON_NESTED = 500  # brackets of one line; Python reads about 990 of them nested
-_NO_SKELETON = bytes(set(range(256)) - set(b"{[]}I\n"))
+_NO_SKELETON = bytes(set(range(256)) - set(b"{[]}I\n"))  # what is left out of text to see how it is nested
 _DIGITS_TO_0 = bytes.maketrans(b"123456789", b"000000000")
 _NONE, _NO_IDS = np.empty(0, np.int32), np.empty(0, np.uint32)
 _FEW = 32  # lines that are read one by one
@@ -227,14 +226,15 @@ def _read_jsonl(block: Lines, layout: Layout) -> Columns | None:
     )
     columns = {name: table[name].combine_chunks() for name in schema}
     blocks = columns.pop(form.blocks)
-    if len(table) != block.count or blocks.null_count or blocks.flatten().null_count:
+    if len(table) != block.count or blocks.null_count:
         return None
-    if any(column.null_count for column in columns.values()):  # a key that a line lacks, or null
-        return None
+    # to_numpy raises where there is a null, which stands for a key that a line lacks, too.
     tokens, output = columns[form.tokens].to_numpy(), columns[form.output].to_numpy()
     if not _in_range(tokens, MAX_TOKENS) or not _in_range(output, MAX_TOKENS):
         return None
     count = columns[form.time].to_numpy()
+    if any(columns[key].null_count for key in form.tells):
+        return None
     if form.whole and (count != np.floor(count)).any():
         return None
     time_ns = _count_ns(count, UNITS[layout.unit][1])
@@ -248,20 +248,16 @@ def _read_jsonl(block: Lines, layout: Layout) -> Columns | None:
 
 
 def _lines_are_objects(text: bytes, lines: int) -> bool:
-    """Whether each line is one object, if there are as many objects as lines, and Python's parser reads them, too.
+    """Whether each line is an object with one list and nothing nested, or else is no JSON to Arrow either.
 
-    Arrow reads objects that follow one another, whatever the lines. Besides, it reads brackets of any depth, whole
-    numbers of any length and ``Inf``, in keys that nobody looks at.
+    Arrow reads objects that follow one another, whatever the lines, and crashes on ``null{}``. Besides, it reads
+    brackets of any depth, whole numbers of any length and ``Inf`` in keys that nobody looks at; Python does not.
     """
-    if not longest_within(text, _JSON_DIGITS) and b"0" * _JSON_DIGITS in text.translate(_DIGITS_TO_0):
-        return False
-    skeleton = text.translate(None, _NO_SKELETON)
-    if skeleton == b"{[]}\n" * lines:  # no line has two objects, so none can have a part of one
-        return True
-    if b"Inf" in text:
-        return False
-    # Else each line begins and ends as an object does: no bracket closes just before another opens inside an object.
-    end = b"\r\n" if b"\r" in text else b"\n"
-    if not (text.startswith(b"{") and text.endswith(b"}" + end) and text.count(b"}" + end + b"{") == lines - 1):
-        return False
-    return longest_within(skeleton, 2 * _JSON_NESTED)
+    end = b"}\r\n" if b"\r" in text else b"}\n"
+    return (
+        text.translate(None, _NO_SKELETON) == b"{[]}\n" * lines
+        and text.startswith(b"{")
+        and text.endswith(end)
+        and text.count(end + b"{") == lines - 1
+        and (longest_within(text, _JSON_DIGITS) or b"0" * _JSON_DIGITS not in text.translate(_DIGITS_TO_0))
+    )
