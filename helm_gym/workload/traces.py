@@ -20,8 +20,8 @@ from helm_gym.workload.readers.text_blocks import MAX_LINE_BYTES, NOT_UTF8, TOO_
 from helm_gym.workload.readers.trace_blocks import Columns, LineError, read_blocks
 from helm_gym.workload.readers.trace_formats import Layout, detect
 
-MAX_REQUESTS = 50_000_000  # 2 GB while it is read; Azure's largest recording has 27,303,999
-MAX_IDS = 200_000_000  # of blocks, 2 GB while they are read
+MAX_REQUESTS = 50_000_000  # 2 GB while they are read; the largest published recording has 27,303,999
+MAX_IDS = 100_000_000  # of blocks, 2 GB while they are read
 MAX_GAP_S = 2 * 86_400
 MAX_RATE_RPS, RATE_FROM = 100_000, 100  # mean rate, of so many requests at least
 
@@ -165,19 +165,22 @@ def _first_lines(path: pathlib.Path, head: Lines) -> list[str]:
 
 
 def _apart(path: pathlib.Path, time_ns: NDArray[np.int64]) -> tuple[NDArray[np.int64], str]:
-    """Times of whole seconds spread over their second, and what was done about them.
+    """Times of a clock that counts seconds, spread over them, and what was done about them.
 
-    A clock that counts whole seconds says that all requests of a second came at its beginning, in a burst that there
-    was not. Evenly is the least that can be said: k requests of one second are put 1/k s apart.
+    Such a clock says that all requests of a second came at its beginning, in a burst that there was not. Evenly is the
+    least that can be said: k requests of one second are put 1/k s apart.
     """
-    at_once = np.flatnonzero(np.diff(time_ns) == 0)
-    if not len(at_once) or (time_ns % _S).any():
+    since = time_ns - time_ns[0]
+    shared = (since[1:] == since[:-1]).any()
+    if not shared or (since[:1000] % _S).any() or (since % _S).any():
         return time_ns, ""
-    if not (time_ns % (60 * _S)).any():
+    step_s = int(np.gcd.reduce(since // _S))
+    if step_s % 60 == 0:
         raise InvalidInputError(
-            f"{path}: all times are whole minutes and {len(at_once) + 1:,} requests share theirs with others; give a "
-            "recording with seconds."
+            f"{path}: has times of whole minutes alone, and several requests in one; give a recording with seconds."
         )
+    if step_s > 1:  # no clock's unit: what recorded them wrote them in batches, as Mooncake's did
+        return time_ns, f" (in steps of {step_s} s, kept as they are)"
     first = np.concatenate([[0], np.flatnonzero(np.diff(time_ns)) + 1])
     count = np.diff(first, append=len(time_ns))
     rank = np.arange(len(time_ns)) - np.repeat(first, count)

@@ -98,7 +98,7 @@ def test_a_block_is_what_its_lines_are(file: tuple[Layout, bytes]) -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=30_000)
+@settings(max_examples=10_000)
 @given(damaged())
 def test_a_block_is_what_its_lines_are_at_length(file: tuple[Layout, bytes]) -> None:
     test_a_block_is_what_its_lines_are.hypothesis.inner_test(file)

@@ -142,6 +142,8 @@ def test_one_column_of_times(tmp_path: pathlib.Path, lines: list[str], format: s
         (["2023-11-16 18:15:46", "2023-02-29 18:15:46"], "'2023-02-29 18:15:46', not a date from 1970 to 2200"),
         (["0001-01-01 00:00:00", "0001-01-01 00:00:01"], ", line 1: timestamp is '0001-01-01 00:00:00', not a date"),
         (["2023-11-16 18:15:46", "9999-12-31 23:59:59"], "'9999-12-31 23:59:59', not a date from 1970 to 2200"),
+        (["[", '{"timestamp": 0}', "]"], "write JSON as one object a line, without brackets around them"),
+        (["arrival_s", "0", '"1,000"'], "arrival_s is '1,000', not a number of seconds"),
         (["TIMESTAMP;ContextTokens;GeneratedTokens"], "write commas between its columns in place of ';'"),
         (["TIMESTAMP\tContextTokens\tGeneratedTokens"], "write commas between its columns in place of tabs"),
         (["0,1.3,8.59,Weibull,0.37,0.39"], "it holds ServeGen's rates, and no arrivals; write those with its save_"),

@@ -230,8 +230,11 @@ def test_requests_of_whole_seconds_are_spread_over_them(file: pathlib.Path) -> N
     assert "whole seconds" not in finer.summary
     apart = read_lines(file, azure_at("2023-11-16 18:15:46", "2023-11-16 18:16:00", "2023-11-16 18:17:00"))
     assert apart.arrival_s.tolist() == [0, 14, 74]
+    batches = read_lines(file, azure_at(*(f"2023-11-16 18:15:{second:02d}" for second in (46, 46, 49, 49, 49, 55))))
+    assert batches.arrival_s.tolist() == [0, 0, 3, 3, 3, 9]
+    assert "in steps of 3 s, kept as they are" in batches.summary
     minutes = fault(file, azure_at("2023-11-16 18:15:00", "2023-11-16 18:15:00", "2023-11-16 18:16:00"))
-    assert "all times are whole minutes and 2 requests share theirs with others" in minutes
+    assert "has times of whole minutes alone, and several requests in one" in minutes
 
 
 @pytest.mark.parametrize(

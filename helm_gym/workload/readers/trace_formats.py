@@ -250,6 +250,8 @@ def _hint(head: str, header: Sequence[str]) -> str:
     for separator, called in ((";", "';'"), ("\t", "tabs")):
         if separator in head and "," not in head:
             return f"write commas between its columns in place of {called}"
+    if head.startswith("["):
+        return "write JSON as one object a line, without brackets around them"
     if re.fullmatch(r"[0-9]+,[0-9.]+,[0-9.]+,(Gamma|Weibull|),[0-9.]+,[0-9.]+", head):
         return "it holds ServeGen's rates, and no arrivals; write those with its save_requests_to_csv"
     if len(header) > 1 and all(unit_of(field) for field in header):

@@ -125,6 +125,9 @@ def _from_json(text: str, layout: Layout) -> Request:
     for key in (form.tokens, form.output):
         if type(record[key]) is not int or not 0 <= record[key] <= MAX_TOKENS:
             raise ValueError(f"{key} is {short(record[key])}, not a whole number from 0 to {MAX_TOKENS}")
-    if type(blocks) is not list or not all(type(block) is int and 0 <= block <= MAX_ID for block in blocks):
-        raise ValueError(f"{form.blocks} is {short(blocks)}, not a list of whole numbers from 0 to {MAX_ID}")
+    if type(blocks) is not list:
+        raise ValueError(f"{form.blocks} is {short(blocks)}, not a list of whole numbers")
+    wrong = [block for block in blocks if type(block) is not int or not 0 <= block <= MAX_ID]
+    if wrong:
+        raise ValueError(f"{form.blocks} holds {short(wrong[0])}, not a whole number from 0 to {MAX_ID}")
     return Request(to_ns(float(time), scale), record[form.tokens], blocks)
