@@ -25,7 +25,7 @@ UNITS = {
 DATES = ("date", "date and zone")  # the units besides: a date in UTC, and one that names its offset from UTC
 EARLIEST_S, LATEST_S = 631_152_000, 7_258_118_400  # 1990 and 2200: what a count since 1970 may be
 MAX_COLUMNS = 1000
-COUNTED = ("arrival_s", "arrival_ms", "arrival_us", "arrival_ns")
+COUNTED = tuple(f"arrival_{unit}" for unit in UNITS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     *(
         Format(f"arrival times in {UNITS[unit][0]}", "csv", f"arrival_{unit}", unit, alone=True)
-        for unit in ("s", "ms", "us", "ns")
+        for unit in UNITS
     ),
     # Its header may be absent: then the first line is a time.
     Format("arrival times", "csv", "timestamp", "either", alone=True),
