@@ -128,10 +128,7 @@ FORMATS: tuple[Format, ...] = (
         whole=True,
         source="github.com/kvcache-ai/Mooncake: FAST25-release/traces/*.jsonl",
     ),
-    *(
-        Format(f"arrival times in {UNITS[unit][0]}", "csv", f"arrival_{unit}", unit, alone=True)
-        for unit in UNITS
-    ),
+    *(Format(f"arrival times in {UNITS[unit][0]}", "csv", f"arrival_{unit}", unit, alone=True) for unit in UNITS),
     # Its header may be absent: then the first line is a time.
     Format("arrival times", "csv", "timestamp", "either", alone=True),
 )
