@@ -33,7 +33,10 @@ def evaluate(
         ),
     ] = None,
     horizon: Annotated[int | None, typer.Option(min=1, help="Scored intervals of an episode.")] = None,
-    trace: Annotated[pathlib.Path | None, typer.Option(help="Recorded arrivals, for trace-v0.")] = None,
+    trace: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Recorded arrivals, for trace-v0: CSV or JSON lines (docs/traces.md), gzip too."),
+    ] = None,
     clairvoyant: Annotated[
         bool, typer.Option("--clairvoyant", help="Also run the limit, which looks ahead (slow).")
     ] = False,

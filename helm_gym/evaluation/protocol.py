@@ -137,6 +137,7 @@ def _result(
         versions=versions(),
         date=datetime.date.today().isoformat(),
         in_turns=bench.in_turns,
+        trace="" if case.trace is None else f"{case.trace.name}: {case.trace.summary}",
         cluster=case.cluster,
     )
 

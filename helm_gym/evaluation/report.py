@@ -92,6 +92,7 @@ def where_and_when(evaluation: Evaluation) -> dict[str, str]:
         "Task": f"{evaluation.task.name} – {evaluation.task.doc}",
         "Rung": evaluation.rung + (", served in turns" if evaluation.in_turns else ""),
         **cluster,
+        **({"Trace": evaluation.trace} if evaluation.trace else {}),
         "Profile": evaluation.profile,
         "Episodes": f"{evaluation.path.intervals} scored control intervals of each seed",
         "Seeds": f"{seeds[0]}–{seeds[-1]}" if run else ", ".join(map(str, seeds)),

@@ -123,6 +123,7 @@ class Evaluation:
         cluster: whose nodes served; None where a node served alone.
         modelled: the same policies and seeds on the modelled rung, where this is another and references were run; what
             the gain loses from there to here is reported.
+        trace: of recorded arrivals, what was read: file, format, requests and their rate.
         machine: what it ran on; versions: of Python and the libraries; date: ISO, day.
     """
 
@@ -142,6 +143,7 @@ class Evaluation:
     in_turns: bool = False
     cluster: Cluster | None = None
     modelled: Evaluation | None = None
+    trace: str = ""
 
     def provenance(self) -> dict[str, Any]:
         """What every figure made of these episodes names, as JSON has it."""
@@ -149,6 +151,7 @@ class Evaluation:
             "rung": self.rung,
             "profile": self.profile,
             "seeds": list(self.seeds),
+            **({"trace": self.trace} if self.trace else {}),
             "machine": self.machine,
             "versions": self.versions,
             "date": self.date,

@@ -82,6 +82,8 @@ class Scores:
         best, count, cluster = best_names(section), len(evaluation.seeds), evaluation.cluster
         rung = f"{evaluation.rung} rung" + ", served in turns" * evaluation.in_turns
         caption = f"{rung}, {count} seed{'s' * (count > 1)}, {evaluation.machine}, {evaluation.date}"
+        if evaluation.trace:
+            caption = f"Trace {evaluation.trace}; {caption}"
         if form is _FORMS[-1]:
             caption += "; intervals: --json, or a wider window"
         where = evaluation.profile if cluster is None else f"{cluster.size} nodes of {evaluation.profile}"

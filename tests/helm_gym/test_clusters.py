@@ -109,6 +109,7 @@ def test_the_command_takes_a_recording(tmp_path: pathlib.Path):
     assert "Error: Task 'trace-v0' needs recorded arrivals" in CliRunner().invoke(app, asked).stderr
     shown = CliRunner().invoke(app, [*asked, "--trace", str(trace)])
     assert shown.exit_code == 0 and "static:0.5+joint" in shown.stdout and "trace-v0" in shown.stdout
+    assert "Trace trace: Azure LLM inference CSV, 200 requests over" in " ".join(shown.stdout.split())
 
 
 @pytest.fixture
