@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from helm_gym.errors import HelmError, RefusedError
+from helm_gym.errors import HelmError
 from helm_gym.observation import ObservationLayout
 from helm_gym.onnx_check import DELTA, OUTPUTS, ROUTING, check, first_line, read_file
 from helm_gym.onnx_check.rules import naming, shown

@@ -1,4 +1,4 @@
-"""The operators that a policy may use, by how they move, repeat and choose values, and those that make shapes."""
+"""The operators that a policy may use: those that move, repeat and choose values, and those that make shapes."""
 
 from __future__ import annotations
 

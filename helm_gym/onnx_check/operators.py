@@ -1,4 +1,4 @@
-"""The operators that a policy may use, by the arithmetic that they do; those that move values are in ``layout_operators``."""
+"""The operators that a policy may use: those that compute. Those that move values are in ``layout_operators``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trying a policy before it decides anything: whether its answers are finite, repeatable, of a row's own, and in time."""
+"""Trying a policy before it decides anything: are its answers finite, repeatable, of each row's own, and in time."""
 
 from __future__ import annotations
 
@@ -44,39 +44,35 @@ def probe(session: Any, walked: Walked, low: Floats, high: Floats) -> Probed:
         RefusedError: it fails, takes too long, is not finite, or answers a row in more than one way.
     """
     before = _resident_bytes()
-    rows = _observations(low, high)
+    observation = _observations(low, high)
     with _deadline() as options:
 
-        def decide(observation: Floats, state: Floats) -> tuple[Floats, Floats]:
+        def decide(seen: Floats, state: Floats) -> tuple[Floats, Floats]:
             try:
-                action, following = session.run(OUTPUTS, {"obs": observation, "state": state}, options)
+                action, following = session.run(OUTPUTS, {"obs": seen, "state": state}, options)
             except Exception as error:  # onnxruntime's have no base of their own
                 if options.terminate:
                     refuse("time", f"the decisions that were tried took more than {PROBE_SECONDS:g} seconds.")
                 refuse("runtime", f"its graph fails ({first_line(error)}).")
             for name, found, width in (("action", action, walked.actions), ("state_out", following, walked.state)):
-                if found.shape != (len(observation), width) or found.dtype != np.float32:
-                    refuse("signature", f"its output '{name}' has shape {found.shape} for {len(observation)} rows.")
+                if found.shape != (len(seen), width) or found.dtype != np.float32:
+                    refuse("signature", f"its output '{name}' has shape {found.shape} for {len(seen)} rows.")
                 if not np.isfinite(found).all():
-                    refuse(
-                        "finite", f"its output '{name}' is {found[~np.isfinite(found)][0]} on an observation in bounds."
-                    )
+                    refuse("finite", f"its output '{name}' is {found[~np.isfinite(found)][0]} on an observation.")
             return action, following
 
         state = np.zeros((_ROWS, walked.state), np.float32)
-        observation = rows
         for number in range(_DECISIONS):
-            observation = np.roll(rows, number, axis=0)
-            before_last, (action, state) = state, decide(observation, state)
-        again = decide(observation, before_last)
-        if any((one != other).any() for one, other in zip(again, (action, state), strict=True)):
+            state = decide(np.roll(observation, number, axis=0), state)[1]
+        first, again = decide(observation, state), decide(observation, state)
+        if any((one != other).any() for one, other in zip(first, again, strict=True)):
             refuse("deterministic", "it answers the same observation and state in two ways.")
-        _check_rows(decide, observation, before_last, (action, state))
-        row_ms = min(_timed_ms(decide, observation[:1], before_last[:1]) for _ in range(3))
+        _check_rows(decide, observation, state, first)
+        row_ms = min(_timed_ms(decide, observation[:1], state[:1]) for _ in range(3))
         if row_ms > MAX_ROW_MS:
             refuse("time", f"a decision of one row takes {row_ms:.0f} ms here; {MAX_ROW_MS:g} are allowed.")
         many = np.resize(np.arange(_ROWS), _MANY)
-        decide(observation[many], before_last[many])
+        decide(observation[many], state[many])
     grown = max(0, _resident_bytes() - before)
     if grown > MAX_PROBE_BYTES:
         refuse(

@@ -43,14 +43,14 @@ RULES = {
     "control-flow": "No branches and loops: a decision is one pass through the graph.",
     "training": "No training information, and no operator in training mode.",
     "external-data": "All weights are inside the file.",
-    "types": "Tensors of float32, float64, int32, int64 and bool only; nothing sparse, no strings, sequences, optionals.",
+    "types": "Tensors of float32, float64, int32, int64 and bool; nothing sparse, no strings, sequences, optionals.",
     "constants": "Each constant has as much data as its shape says, and no NaN.",
     "domain": "Operators of the default domain, and functions that are inside the file.",
     "random": "No operator that draws random numbers.",
     "operator": "Operators of the list in docs/policies.md.",
     "schema": "Nodes are as the ONNX standard describes them.",
-    "signature": "Inputs obs [lanes, D] and state [lanes, S], outputs action [lanes, A] and state_out [lanes, S], float32; "
-    "S is at most 16,384.",
+    "signature": "Inputs obs [lanes, D] and state [lanes, S], outputs action [lanes, A] and state_out [lanes, S], "
+    "float32; S is at most 16,384.",
     "fixed-batch": "Any number of lanes is taken.",
     "across-lanes": "No operator joins values of different lanes.",
     "lane-count": "The number of lanes shapes tensors and enters no value.",

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from helm_gym.onnx_check.rules import MAX_AXIS, MAX_RANK, refuse
 from helm_gym.onnx_check.values import DTYPES, FLOATS
 
-_LISTS = {
+_LISTS: dict[int, str] = {
     TensorProto.FLOAT: "float_data",
     TensorProto.DOUBLE: "double_data",
     TensorProto.INT32: "int32_data",

@@ -1,4 +1,4 @@
-"""What is known of a value of a graph before it runs: its type and shape, which axis the lanes are, and small constants.
+"""What is known of a value before its graph runs: its type and shape, which axis the lanes are, and small constants.
 
 The number of lanes is a symbol. A tensor has it along one axis at most, and whatever stands at a lane's place depends
 on that lane alone: operators that would break this are refused. So a graph that passes decides for each row by itself.

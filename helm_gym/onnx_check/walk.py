@@ -122,7 +122,8 @@ def _inputs(graph: onnx.GraphProto) -> dict[str, Value]:
             )
         if not dims[1].HasField("dim_value"):
             refuse(
-                "signature", f"the width of its input '{value.name}' is '{dims[1].dim_param[:40]}'; a number is needed."
+                "signature",
+                f"the width of its input '{value.name}' is {quoted(dims[1].dim_param)}; a number is needed.",
             )
         if not 0 <= dims[1].dim_value <= MAX_STATE:
             refuse("signature", f"its input '{value.name}' is {dims[1].dim_value} wide; 0 to {MAX_STATE} can be.")
