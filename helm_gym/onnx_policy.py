@@ -8,7 +8,7 @@ weights), and a checksum of everything else. What a file must be to be opened is
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import Self
 
 import numpy as np
 
@@ -34,10 +34,19 @@ class OnnxPolicy:
     action = DELTA
 
     def __init__(self, path: pathlib.Path, layout: ObservationLayout):
-        self.name = str(path)
         with naming(path):
-            self.checked = check(read_file(path), layout, self.action)
-        self._session: Any = self.checked.session
+            self._open(read_file(path), layout, str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, layout: ObservationLayout, name: str) -> Self:
+        """The policy of a file's bytes, with the same checks."""
+        policy = cls.__new__(cls)
+        policy._open(content, layout, name)
+        return policy
+
+    def _open(self, content: bytes, layout: ObservationLayout, name: str) -> None:
+        self.name, self.checked = name, check(content, layout, self.action)
+        self._session = self.checked.session
 
     def initial_state(self, rows: int) -> Floats:
         return np.zeros((rows, self.checked.walked.state), np.float32)

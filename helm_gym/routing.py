@@ -154,11 +154,12 @@ def open_router(text: str, layout: ObservationLayout) -> Router:
 
 
 def _open_path(text: str, layout: ObservationLayout) -> Any:
-    from helm_gym import onnx_policy, runs  # both of them speak of routing
+    from helm_gym import onnx_policy, policy, runs  # all of them speak of routing
 
     path = pathlib.Path(text)
     if path.suffix == ".onnx":
         return onnx_policy.OnnxRouter(path, layout)
+    policy.refuse_file(path)
     if path.is_dir():
         return runs.open_run(path, layout, routes=True)
     if os.sep in text:

@@ -192,11 +192,9 @@ def _elements(node: Node) -> Value:
     value.off_lanes(axis)
     if value.rank != indices.rank or value.lane != indices.lane:
         refuse("across-lanes", f"{node.op} from {value.text()} by {indices.text()} joins values of different lanes.")
-    pairs = zip(value.shape, indices.shape, strict=True)
-    if any(
-        theirs > mine or (n == value.lane and theirs != mine) for n, (mine, theirs) in enumerate(pairs) if n != axis
-    ):
-        refuse("shape", f"{node.op} from {value.text()} by {indices.text()} cannot be.")
+    for number, (mine, theirs) in enumerate(zip(value.axes(), indices.axes(), strict=True)):
+        if number != axis and (theirs[0] > mine[0] or (mine[1] and theirs != mine)):
+            refuse("shape", f"{node.op} from {value.text()} by {indices.text()} cannot be.")
     if node.op == "GatherElements":
         return value.with_axes(indices.axes())
     if node.input(2).axes() != indices.axes():
