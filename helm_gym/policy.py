@@ -168,8 +168,8 @@ def refuse_file(path: pathlib.Path) -> None:
     else:
         raise InvalidInputError(f"Policy {found[-200:]} is no policy; give a run folder, an .onnx file or a name.")
     raise InvalidInputError(
-        f"Policy {found[-200:]} is {kind}: it is pickled, and what is pickled is not loaded. Write it with torch.onnx.export, "
-        "then `helm-gym export FILE.onnx --out policy.onnx`; docs/policies.md shows how."
+        f"Policy {found[-200:]} is {kind}: it is pickled, and what is pickled is not loaded. Write it with "
+        "torch.onnx.export, then `helm-gym export FILE.onnx --out policy.onnx`; docs/policies.md shows how."
     )
 
 

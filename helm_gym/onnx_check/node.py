@@ -24,8 +24,8 @@ class Node:
         scratch: bytes beside its results.
     """
 
-    def __init__(self, proto: onnx.NodeProto, inputs: Sequence[Value | None], opset: int):
-        self.op, self.outputs, self.inputs, self.opset = proto.op_type, len(proto.output), inputs, opset
+    def __init__(self, proto: onnx.NodeProto, inputs: Sequence[Value | None]):
+        self.op, self.outputs, self.inputs = proto.op_type, len(proto.output), inputs
         self.work: int | None = None
         self.scratch = 0
         self._attributes = {attribute.name: attribute for attribute in proto.attribute}
@@ -54,7 +54,7 @@ class Node:
 
     def lengths(self, number: int) -> list[Length]:
         """An input as the numbers of a shape, which must follow from the file and the number of lanes."""
-        value = self.fixed(number)
+        value = self.input(number)
         if value.data is None or value.dtype not in INTEGERS:
             refuse("shape", f"Input {number} of {self.op} decides a shape and is not known before the graph runs.")
         self._sizes.add(number)

@@ -43,7 +43,7 @@ def _where(node: Node) -> Value:
 def _division(node: Node) -> Value:
     """onnxruntime ends the process where it divides the least integer by -1."""
     if node.input(0).dtype in INTEGERS:
-        by = node.fixed(1).data
+        by = node.input(1).data
         numbers = [] if by is None else [n for n in by.reshape(-1).tolist() if isinstance(n, int)]
         if by is None or 0 in numbers or -1 in numbers:
             refuse("integer-division", f"{node.op} of integers needs a constant divisor that is neither 0 nor -1.")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.onnx_check.rules import MAX_PROBE_BYTES, MAX_ROW_MS, PROBE_SECONDS, refuse, shown
+from helm_gym.onnx_check.rules import MAX_PROBE_BYTES, MAX_ROW_MS, PROBE_SECONDS, first_line, refuse
 from helm_gym.onnx_check.walk import OUTPUTS, Walked
 
 Floats = NDArray[np.float32]
@@ -130,7 +130,3 @@ def _timed_ms(decide: Any, observation: Floats, state: Floats) -> float:
 def _resident_bytes() -> int:
     pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * 4096
-
-
-def first_line(error: Exception) -> str:
-    return shown(str(error).strip().partition("\n")[0], 200)

@@ -83,6 +83,11 @@ def quoted(name: str) -> str:
     return f"'{shown(name)}'"
 
 
+def first_line(error: Exception) -> str:
+    """What a library says of a file, as it can be shown."""
+    return shown(str(error).strip().partition("\n")[0], 200)
+
+
 @contextlib.contextmanager
 def naming(path: pathlib.Path) -> Iterator[None]:
     """Puts the file's name before a refusal and its rule behind it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NoReturn
 
 import onnx
 from onnx import TensorProto
@@ -18,6 +19,7 @@ from helm_gym.onnx_check.rules import (
     MAX_ROW_BYTES,
     MAX_ROW_OPERATIONS,
     MAX_STATE,
+    first_line,
     quoted,
     refuse,
 )
@@ -56,34 +58,52 @@ def walk(model: onnx.ModelProto) -> Walked:
         RefusedError: anything that breaks a rule on operators, shapes, lanes or costs.
     """
     graph = model.graph
-    opset = model.opset_import[0].version
-    values = _inputs(graph)
+    for proto in graph.node:
+        if proto.op_type not in OPERATORS:
+            _refuse_operator(proto.op_type)
+    inputs = _inputs(graph)
+    try:  # attributes are of their types from here on
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        refuse("schema", f"onnx refuses its graph ({first_line(error)}).")
+    values, costs = follow_graph(graph, inputs)
+    action, following = (_check_output(values, name) for name in OUTPUTS)
+    obs, state = (inputs[name] for name in INPUTS)
+    if following.shape != state.shape:
+        refuse("signature", f"'state_out' is {following.text()} and 'state' {state.text()}; both must be the same.")
+    operations, size = costs[True]
+    return Walked(obs.shape[1], state.shape[1], action.shape[1], len(graph.node), operations, size)
+
+
+def follow_graph(
+    graph: onnx.GraphProto, inputs: dict[str, Value]
+) -> tuple[dict[str, Value], dict[bool, tuple[int, int]]]:
+    """What is known of every value of a checked graph, and its costs.
+
+    Returns:
+        Values by name; multiply-adds and bytes a row (True), and of what depends on no row (False).
+    """
+    values = dict(inputs)
     for tensor in graph.initializer:
         array = array_of(tensor, f"weight {quoted(tensor.name)}")
         _add(values, tensor.name, Value(tensor.data_type, array.shape, data=array if array.size <= MAX_KNOWN else None))
-    work, size = {True: 0, False: 0}, {True: 0, False: 0}
+    costs = {True: (0, 0), False: (0, 0)}
     for number, proto in enumerate(graph.node):
-        if proto.op_type not in OPERATORS:
-            _refuse_operator(proto.op_type)
-        node = Node(proto, [_find(values, name, number) if name else None for name in proto.input], opset)
+        node = Node(proto, [_find(values, name, number) if name else None for name in proto.input])
         results = _follow(node)
         if len(proto.output) > len(results):
             refuse("schema", f"{proto.op_type} has {len(proto.output)} outputs; it can have {len(results)}.")
+        if any(value.dtype not in DTYPES for value in results):
+            refuse("types", f"{proto.op_type} makes a value of a type that no policy needs.")
         for name, value in zip(proto.output, results, strict=False):
-            if value.dtype not in DTYPES:
-                refuse("types", f"{proto.op_type} makes a value of a type that no policy needs.")
             if name:
                 _add(values, name, value)
         by_row = any(value.lane is not None for value in (*results, *filter(None, node.inputs)))
-        made = sum(value.size for value in results)
-        work[by_row] += _OPERATIONS_AN_ELEMENT * made if node.work is None else node.work
-        size[by_row] += node.scratch + sum(value.size * DTYPES[value.dtype].itemsize for value in results)
-        _check_costs(node, work, size)
-    obs, state = values[INPUTS[0]], values[INPUTS[1]]
-    action, following = (_check_output(graph, values, name) for name in OUTPUTS)
-    if following.shape != state.shape:
-        refuse("signature", f"'state_out' is {following.text()} and 'state' {state.text()}; both must be the same.")
-    return Walked(obs.shape[1], state.shape[1], action.shape[1], len(graph.node), work[True], size[True])
+        work = _OPERATIONS_AN_ELEMENT * sum(value.size for value in results) if node.work is None else node.work
+        size = node.scratch + sum(value.size * DTYPES[value.dtype].itemsize for value in results)
+        costs[by_row] = costs[by_row][0] + work, costs[by_row][1] + size
+        _check_costs(node.op, by_row, *costs[by_row])  # at once: nothing large is followed any further
+    return values, costs
 
 
 def _follow(node: Node) -> tuple[Value, ...]:
@@ -131,7 +151,7 @@ def _inputs(graph: onnx.GraphProto) -> dict[str, Value]:
     return values
 
 
-def _check_output(graph: onnx.GraphProto, values: dict[str, Value], name: str) -> Value:
+def _check_output(values: dict[str, Value], name: str) -> Value:
     value = values.get(name)
     if value is None:
         refuse("schema", f"nothing computes its output '{name}'.")
@@ -154,7 +174,7 @@ def _add(values: dict[str, Value], name: str, value: Value) -> None:
     values[name] = value
 
 
-def _refuse_operator(name: str) -> None:
+def _refuse_operator(name: str) -> NoReturn:
     if name in RANDOM:
         refuse("random", f"{name} draws random numbers; a decision follows from observation and state alone.")
     if name in ("If", "Loop", "Scan", "SequenceMap"):
@@ -162,15 +182,10 @@ def _refuse_operator(name: str) -> None:
     refuse("operator", f"operator {quoted(name)} is not in the list of those that a policy may use.")
 
 
-def _check_costs(node: Node, work: dict[bool, int], size: dict[bool, int]) -> None:
-    """Looked at after every node, so that nothing large is followed any further."""
-    for rule, unit, found, limits in (
-        ("operations", "multiply-adds", work, (MAX_ROW_OPERATIONS, MAX_FIXED_OPERATIONS)),
-        ("memory", "bytes of values", size, (MAX_ROW_BYTES, MAX_FIXED_BYTES)),
-    ):
-        for by_row, limit in zip((True, False), limits, strict=True):
-            if found[by_row] > limit:
-                whose = "a row" if by_row else "beside the rows"
-                refuse(
-                    rule, f"its graph takes {found[by_row]:.3g} {unit} {whose} up to {node.op}; {limit} are allowed."
-                )
+def _check_costs(op: str, by_row: bool, operations: int, size: int) -> None:
+    whose = "a row" if by_row else "beside the rows"
+    most, largest = (MAX_ROW_OPERATIONS, MAX_ROW_BYTES) if by_row else (MAX_FIXED_OPERATIONS, MAX_FIXED_BYTES)
+    if size > largest:
+        refuse("memory", f"its graph takes {size:.3g} bytes of values {whose} up to {op}; {largest} are allowed.")
+    if operations > most:
+        refuse("operations", f"its graph takes {operations:.3g} multiply-adds {whose} up to {op}; {most} are allowed.")
