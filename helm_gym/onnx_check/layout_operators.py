@@ -172,8 +172,19 @@ def _slice(node: Node) -> Value:
         elif isinstance(end, Lanes):
             refuse("lane-count", "Slice ends at the number of lanes along another axis.")
         else:
-            found[axis] = len(range(*slice(start, end, step).indices(length))), 0
+            found[axis] = len(sliced(length, start, end, step)), 0
     return value.with_axes(found)
+
+
+def sliced(length: int, start: int, end: int, step: int) -> range:
+    """What Slice takes of an axis; backwards as onnxruntime does, which Python does not."""
+    if step > 0:
+        return range(*slice(start, end, step).indices(length))
+    if not length or end >= _TO_THE_END:  # onnxruntime goes to the front, and the standard nowhere
+        refuse("shape", "Slice goes backwards from nothing, or to the largest number.")
+    first = min(max(start + length if start < 0 else start, 0), length - 1)
+    last = max(end + length if end < 0 else end, -1)
+    return range(first, last, step)
 
 
 def _gather(node: Node) -> Value:
@@ -243,17 +254,10 @@ def _constant_of_shape(node: Node) -> Value:
 
 
 def _range(node: Node) -> Value:
-    start, limit, delta = (node.fixed(n).data for n in range(3))
-    if start is None or limit is None or delta is None or not start.size == limit.size == delta.size == 1:
-        refuse("shape", "Range's bounds are not known before the graph runs.")
-    node.check_lane_count()
-    first, last, step = (array.reshape(-1)[0].item() for array in (start, limit, delta))
-    if not all(abs(n) <= MAX_AXIS for n in (first, last)) or not 0 < abs(step) <= MAX_AXIS:
-        refuse("shape", f"Range from {first:.6g} to {last:.6g} by {step:.6g} cannot be.")
-    count = max(0.0, (last - first) / step)
-    if count > MAX_AXIS:
-        refuse("shape", f"Range of {count:.3g} numbers is longer than {MAX_AXIS}.")
-    return Value(node.fixed(0).dtype, (math.ceil(count),))
+    first, last, step = (node.integer(n) for n in range(3))
+    if max(abs(first), abs(last), abs(step)) > MAX_AXIS or not step:
+        refuse("shape", f"Range from {first} to {last} by {step} cannot be.")
+    return Value(node.input(0).dtype, (len(range(first, last, step)),))
 
 
 def _pad(node: Node) -> Value:

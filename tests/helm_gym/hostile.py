@@ -457,4 +457,5 @@ hostile("infinite_at_the_bounds", "finite",
               node("Log", ["p"], ["x"]), weights=[weight("one_f", 1.0)]))  # fmt: skip
 hostile("index_out_of_range", "runtime",
         with_(node("Cast", ["mean"], ["k"], to=7), node("Add", ["k", "far"], ["l"]),
-              node("Gather", ["row", "l"], ["x"]), weights=[weight("far", 1000, np.int64), weight("row", [1.0, 2.0])]))  # fmt: skip
+              node("Gather", ["row", "l"], ["x"]),
+              weights=[weight("far", 1000, np.int64), weight("row", [1.0, 2.0])]))  # fmt: skip
