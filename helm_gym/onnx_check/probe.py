@@ -19,7 +19,7 @@ from helm_gym.onnx_check.walk import OUTPUTS, Walked
 
 Floats = NDArray[np.float32]
 
-_ROWS, _DECISIONS, _MANY = 32, 6, 256
+_ROWS, _DECISIONS, _MANY = 32, 16, 256
 _TOLERANCE = 1e-4  # a matrix product of one row adds up in another order than that of many
 _STRAYS = 1  # rows that may differ: where two choices are worth the same, rounding decides
 
