@@ -18,7 +18,7 @@ from helm_gym.cluster_view import RouterLayout
 from helm_gym.observation import ObservationLayout
 from helm_gym.onnx_check.expansion import expand
 from helm_gym.onnx_check.metadata import DELTA, ROUTING, check_checksum, check_purpose, checksum, facts_of
-from helm_gym.onnx_check.probe import Probed, probe
+from helm_gym.onnx_check.probing import Probed, probe
 from helm_gym.onnx_check.reading import parse, read_file
 from helm_gym.onnx_check.rules import RULES, first_line, refuse
 from helm_gym.onnx_check.walk import INPUTS, OPERATORS, OUTPUTS, Walked, walk

@@ -7,7 +7,8 @@ import pathlib
 import stat
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto
 
 from helm_gym.onnx_check.rules import (
@@ -17,6 +18,7 @@ from helm_gym.onnx_check.rules import (
     MAX_METADATA_ENTRIES,
     MAX_NODES,
     MAX_OPSET,
+    MAX_PARTS,
     MAX_VALUES,
     MIN_IR,
     MIN_OPSET,
@@ -76,6 +78,10 @@ def parse(content: bytes) -> onnx.ModelProto:
     if not model.HasField("graph"):
         refuse("format", "it is no ONNX file: it holds no graph.")
     _check_counts(model)  # first: what follows looks at each part
+    try:
+        _check_parts(model)
+    except UnicodeDecodeError:  # as protobuf says of texts in a list; a text alone it returns as bytes
+        refuse("format", "it has names that are no text: it is no ONNX file, or a broken one.")
     if not MIN_IR <= model.ir_version <= MAX_IR:
         refuse("format", f"its IR version is {model.ir_version}; {MIN_IR} to {MAX_IR} can be read.")
     _check_metadata(model)
@@ -116,6 +122,24 @@ def _check_counts(model: onnx.ModelProto) -> None:
     nodes = [*graph.node, *(node for function in functions for node in function.node)]
     if sum(len(n.input) + len(n.output) + len(n.attribute) for n in nodes) > MAX_VALUES:
         refuse("nodes", f"its nodes have more than {MAX_VALUES} inputs, outputs and attributes.")
+
+
+def _check_parts(model: onnx.ModelProto) -> None:
+    """Counts the messages that a model is made of, and reads every text in them."""
+    parts: list[Message] = [model]
+    seen = 0
+    while parts:
+        for field, value in parts.pop().ListFields():
+            several = not isinstance(value, str | bytes | int | float | Message)
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                parts.extend(value if several else [value])
+            elif field.type == FieldDescriptor.TYPE_STRING:
+                for text in value if several else [value]:
+                    if not isinstance(text, str):
+                        refuse("format", "it has names that are no text: it is no ONNX file, or a broken one.")
+        seen += 1
+        if seen + len(parts) > MAX_PARTS:
+            refuse("nodes", f"it is made of more than {MAX_PARTS} parts.")
 
 
 def _check_opsets(model: onnx.ModelProto) -> None:

@@ -14,15 +14,16 @@ MAX_METADATA_ENTRIES, MAX_METADATA_BYTES = 64, 64 * 2**10  # shipped: 14 entries
 MAX_NODES = 5_000  # functions expanded; onnxruntime takes half a microsecond a node and decision
 MAX_FUNCTION_DEPTH = 8  # exporters nest functions three deep
 MAX_VALUES = 50_000  # names that nodes read or write, and attributes that they have
+MAX_PARTS = 200_000  # messages of protobuf in all, so that looking at each takes a fraction of a second
 MAX_STATE = 16_384  # floats a row; 350 past observations
 MAX_RANK, MAX_AXIS = 8, 2**24  # axes of a tensor, and the length of one
 MAX_KNOWN = 1_024  # elements of a constant whose values are followed: shapes, axes, indices
 MAX_ROW_OPERATIONS = 50_000_000  # multiply-adds a row and decision; 5 ms on one core
-MAX_ROW_BYTES = 2**20  # of all intermediate values of a row: 1,024 rows stay below 1 GiB
+MAX_ROW_BYTES = 2**19  # of all intermediate values of a row: 1,024 rows take 1 GiB as onnxruntime rounds up
 MAX_FIXED_OPERATIONS = 50_000_000  # the same of what depends on no row, which is computed on opening
 MAX_FIXED_BYTES = 32 * 2**20
 MAX_ROW_MS = 50.0  # measured; an interval of 50 requests lasts about 150 ms
-PROBE_SECONDS = 5.0  # after which the decisions that are tried are cut off
+PROBE_SECONDS = 10.0  # after which the decisions that are tried are cut off
 MAX_PROBE_BYTES = 512 * 2**20  # that the process may grow by while they are tried
 MIN_OPSET, MAX_OPSET = 13, 25  # of the default domain: 13 made axes inputs; onnx 1.21 and onnxruntime know 25
 MIN_IR, MAX_IR = 4, 13  # before 4 every weight had to be an input, too
@@ -38,7 +39,7 @@ RULES = {
     "made-for": "Made for the observation layout, clock and profile that are used.",
     "action": "Its action is the one that its place needs: a node's or a router's.",
     "opset": "One version, 13 to 25, of the default operator set.",
-    "nodes": "At most 5,000 nodes, functions expanded, and 50,000 names and attributes of them.",
+    "nodes": "At most 5,000 nodes, functions expanded, 50,000 names and attributes of them, and 200,000 parts in all.",
     "functions": "Functions nest at most eight deep, never call themselves and use the model's own operator set.",
     "control-flow": "No branches and loops: a decision is one pass through the graph.",
     "training": "No training information, and no operator in training mode.",
@@ -57,12 +58,12 @@ RULES = {
     "shape": "Every shape follows from the file and the number of lanes; at most eight axes, each of at most 2^24.",
     "integer-division": "Integers are divided by constants only, and never by 0 or -1.",
     "operations": "At most 50 million multiply-adds a row, and as many that depend on no row.",
-    "memory": "Intermediate values take at most 1 MiB a row, and 32 MiB where they depend on no row.",
+    "memory": "Intermediate values take at most 512 KiB a row, and 32 MiB where they depend on no row.",
     "runtime": "onnxruntime opens the graph and runs it without an error.",
     "finite": "Actions and states are finite, also on extreme observations.",
     "deterministic": "The same observation and state give the same action and state.",
     "batch": "A row gets the same action alone, among others and in any order.",
-    "time": "A decision of one row takes at most 50 ms; those that are tried on opening at most five seconds.",
+    "time": "A decision of one row takes at most 50 ms; those that are tried on opening at most ten seconds.",
 }
 
 

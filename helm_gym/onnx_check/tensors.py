@@ -29,7 +29,7 @@ def array_of(tensor: onnx.TensorProto, what: str) -> NDArray[Any]:
         RefusedError: data elsewhere, of a type that is not allowed, of another size than claimed, or NaN.
     """
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        refuse("external-data", f"{what} keeps its weights in another file; export the model with all of them inside.")
+        refuse("external-data", f"{what} keeps its weights in another file; export with external_data=False.")
     if tensor.data_type not in DTYPES:
         refuse(
             "types", f"{what} is of type {_type_name(tensor.data_type)}; float32, float64, int32, int64, bool can be."

@@ -94,6 +94,12 @@ def summed(value: str) -> list[onnx.NodeProto]:
 NOUGHT = weight("nought", 0.0)
 
 
+def _edited(edit: Callable[[onnx.ModelProto], Any], made: onnx.ModelProto | None = None) -> onnx.ModelProto:
+    made = made or model()
+    edit(made)
+    return made
+
+
 # What is not to be read
 
 
@@ -193,6 +199,11 @@ hostile("claimed_overflow", "shape", _claimed(2**62, 2**62))
 hostile("claimed_product", "constants", _claimed(*[2**24] * 8))
 hostile("negative_dims", "shape", _claimed(-1, -1))
 hostile("many_messages", "nodes", _many_messages())
+hostile(
+    "many_parts", "nodes", _edited(lambda m: [m.graph.value_info.add() for _ in range(300_000)]).SerializeToString()
+)
+hostile("names_of_bytes", "format", stamped(model()).replace(b"hostile", b"\xff\xfe\xfd\xfc\xff\xff\xff"))
+hostile("metadata_of_bytes", "format", stamped(model(), note="abcdef").replace(b"abcdef", b"\xff\xfe\xfd\xfc\xff\xff"))
 hostile("many_inputs", "nodes", with_(node("Sum", ["mean"] * 60_000, ["x"])))
 hostile("many_metadata", "metadata", stamped(model(), **{f"k{k}": "v" for k in range(100)}))
 hostile("enormous_metadata", "metadata", stamped(model(), note="x" * 5_000_000))
@@ -257,12 +268,6 @@ bomb("data_decides", "shape", node("Cast", ["state"], ["k"], to=7), node("Consta
 
 
 # What is not allowed
-
-
-def _edited(edit: Callable[[onnx.ModelProto], Any], made: onnx.ModelProto | None = None) -> onnx.ModelProto:
-    made = made or model()
-    edit(made)
-    return made
 
 
 def _external(location: str) -> onnx.ModelProto:
