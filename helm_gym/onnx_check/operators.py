@@ -155,8 +155,8 @@ def _batch_norm(node: Node) -> Value:
     if node.attribute("training_mode", 0):
         refuse("training", "BatchNormalization in training mode joins lanes; export the model in evaluation mode.")
     value.off_lanes(value.axis(1))
-    for number in range(1, 5):
-        node.fixed(number)
+    if any(node.fixed(number).shape != (value.shape[1],) for number in range(1, 5)):
+        refuse("shape", f"BatchNormalization's figures do not go with {value.text()}.")
     return value.like()
 
 
@@ -216,13 +216,14 @@ def _recurrent(gates: int) -> Rule:
             refuse("shape", f"{node.op}'s weights {weights.text()} do not go with {value.text()}.")
         rows = value.axes()[1]
         last = value.with_axes([(directions, 0), rows, (units, 0)])
-        if node.has(3):
-            node.fixed(3)
+        sizes = {3: (directions, 2 * gates * units), 7: (directions, 3 * units)}
+        if any(node.has(number) and node.fixed(number).shape != size for number, size in sizes.items()):
+            refuse("shape", f"{node.op}'s biases or peepholes do not go with its weights {weights.text()}.")
+        if node.attribute("hidden_size", units) != units or recurrent.shape != (directions, gates * units, units):
+            refuse("shape", f"{node.op}'s hidden_size does not go with its weights {weights.text()}.")
         for number in (5, 6):
             if node.has(number) and node.input(number).axes() != last.axes():
                 refuse("shape", f"{node.op} starts with {node.input(number).text()}; {last.text()} is needed.")
-        if node.has(7):
-            node.fixed(7)
         steps = value.shape[0]
         node.work = steps * rows[0] * directions * gates * units * (value.shape[2] + units + 10)
         node.scratch = 8 * steps * rows[0] * directions * (gates + 2) * units
@@ -251,8 +252,8 @@ def _convolution(node: Node) -> Value:
         (value.shape[2 + k] + pads[k] + pads[spatial + k] - dilations[k] * (kernel[k] - 1) - 1) // strides[k] + 1
         for k in range(spatial)
     ]
-    if node.has(2):
-        node.fixed(2)
+    if node.has(2) and node.fixed(2).shape != (weights.shape[0],):
+        refuse("shape", f"Conv's biases do not go with its weights {weights.text()}.")
     found = value.with_axes([value.axes()[0], (weights.shape[0], 0), *((n, 0) for n in lengths)])
     node.work = found.size * math.prod(weights.shape[1:])
     node.scratch = 8 * value.shape[0] * math.prod(lengths) * value.shape[1] * math.prod(kernel)

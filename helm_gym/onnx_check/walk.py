@@ -24,7 +24,7 @@ from helm_gym.onnx_check.rules import (
     refuse,
 )
 from helm_gym.onnx_check.tensors import array_of
-from helm_gym.onnx_check.values import DTYPES, Value
+from helm_gym.onnx_check.values import DTYPES, INTEGERS, Value
 
 INPUTS, OUTPUTS = ("obs", "state"), ("action", "state_out")
 OPERATORS = ARITHMETIC | LAYOUT
@@ -91,6 +91,7 @@ def follow_graph(
     for number, proto in enumerate(graph.node):
         node = Node(proto, [_find(values, name, number) if name else None for name in proto.input])
         results = _follow(node)
+        _check_filled(node, results)
         if len(proto.output) > len(results):
             refuse("schema", f"{proto.op_type} has {len(proto.output)} outputs; it can have {len(results)}.")
         if any(value.dtype not in DTYPES for value in results):
@@ -180,6 +181,15 @@ def _refuse_operator(name: str) -> NoReturn:
     if name in ("If", "Loop", "Scan", "SequenceMap"):
         refuse("control-flow", "it has branches or loops; a decision is one pass through its graph.")
     refuse("operator", f"operator {quoted(name)} is not in the list of those that a policy may use.")
+
+
+def _check_filled(node: Node, results: tuple[Value, ...]) -> None:
+    """Refuses tensors without elements, of which some end onnxruntime's process; not an empty shape or state."""
+    if node.op in ("Constant", "Identity"):
+        return
+    for value in (*filter(None, node.inputs), *results):
+        if not value.size and (value.rank != 1 or value.dtype not in INTEGERS):
+            refuse("shape", f"{node.op} takes or makes a tensor of shape {value.text()}, which holds nothing.")
 
 
 def _check_costs(op: str, by_row: bool, operations: int, size: int) -> None:

@@ -443,6 +443,13 @@ across("least_integer", "integer-division", node("Cast", ["mean"], ["k"], to=7),
 across("integer_by_data", "integer-division", node("Cast", ["mean"], ["k"], to=7), node("Mod", ["k", "k"], ["q"]),
        node("Cast", ["q"], ["x"], to=1))  # fmt: skip
 
+# So does a recurrent operator over nothing
+across("empty_recurrence", "shape", node("Slice", ["obs", "one", "zero", "one"], ["none"]),
+       node("Unsqueeze", ["none", "zero"], ["steps"]),
+       node("ConstantOfShape", ["w_shape"], ["w"]), node("ConstantOfShape", ["r_shape"], ["r"]),
+       node("LSTM", ["steps", "w", "r"], ["y", "h"], hidden_size=1), node("Squeeze", ["h", "zero"], ["x"]),
+       w_shape=[1, 4, 0], r_shape=[1, 4, 1])  # fmt: skip
+
 
 # What only shows when it runs
 
