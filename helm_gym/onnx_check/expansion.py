@@ -54,16 +54,15 @@ class _Expansion:
         self,
         nodes: Iterable[onnx.NodeProto],
         graph: onnx.GraphProto,
-        names: Mapping[str, str] | None,
+        names: Mapping[str, str],
         attributes: Mapping[str, onnx.AttributeProto],
         callers: tuple[Key, ...],
     ) -> None:
         """Appends ``nodes`` to ``graph``; inside of a function with names of its own and the call's attributes."""
         prefix = f"call{self.calls}/" if callers else ""
-        known = dict(names or {})
 
         def renamed(name: str) -> str:
-            return known.get(name, f"{prefix}{name}") if name and callers else name
+            return names.get(name, f"{prefix}{name}") if name and callers else name
 
         for node in nodes:
             self.nodes += 1

@@ -89,7 +89,7 @@ def _flatten(node: Node) -> Value:
 
 def _squeeze(node: Node) -> Value:
     value, axes = node.input(0), node.axes()
-    if axes is None:
+    if not axes:
         if value.lane is not None:
             refuse("fixed-batch", f"Squeeze of {value.text()} names no axes; with one lane it would drop theirs.")
         axes = [axis for axis, length in enumerate(value.shape) if length == 1]
@@ -144,6 +144,8 @@ def _split(node: Node) -> tuple[Value, ...]:
     axis = value.axis(node.attribute("axis", 0))
     value.off_lanes(axis)
     length, count = value.shape[axis], node.outputs
+    if node.attribute("num_outputs", count) != count:
+        refuse("schema", f"Split has {count} outputs and says another number of them.")
     if node.has(1):
         parts = node.integers(1)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -129,4 +130,4 @@ def _timed_ms(decide: Any, observation: Floats, state: Floats) -> float:
 
 def _resident_bytes() -> int:
     pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * 4096
+    return int(pages) * resource.getpagesize()

@@ -32,15 +32,18 @@ MAX_SENTENCE = 360  # characters of a refusal, without the file's name
 # id -> what must hold; docs/policies.md has the same table
 RULES = {
     "file": "The path is a regular file that can be read, or a link to one.",
-    "size": "The file has at most 8 MiB.",
-    "format": "The file is one whole ONNX model of IR version 4 to 13, without fields that this version does not know.",
-    "metadata": "At most 64 entries and 64 KiB of metadata, each key once, saying what `helm-gym export` writes.",
+    "size": f"The file has at most {MAX_FILE_BYTES >> 20} MiB.",
+    "format": f"One whole ONNX model of IR version {MIN_IR} to {MAX_IR}, without fields that are not known here.",
+    "metadata": f"At most {MAX_METADATA_ENTRIES} entries and {MAX_METADATA_BYTES >> 10} KiB of metadata, each key "
+    "once, saying what `helm-gym export` writes.",
     "checksum": "The checksum in the metadata is that of the rest of the file.",
     "made-for": "Made for the observation layout, clock and profile that are used.",
     "action": "Its action is the one that its place needs: a node's or a router's.",
-    "opset": "One version, 13 to 25, of the default operator set.",
-    "nodes": "At most 5,000 nodes, functions expanded, 50,000 names and attributes of them, and 200,000 parts in all.",
-    "functions": "Functions nest at most eight deep, never call themselves and use the model's own operator set.",
+    "opset": f"One version, {MIN_OPSET} to {MAX_OPSET}, of the default operator set.",
+    "nodes": f"At most {MAX_NODES:,} nodes, functions expanded, {MAX_VALUES:,} names and attributes of them, and "
+    f"{MAX_PARTS:,} parts in all.",
+    "functions": f"Functions nest at most {MAX_FUNCTION_DEPTH} deep, never call themselves and use the model's own "
+    "operator set.",
     "control-flow": "No branches and loops: a decision is one pass through the graph.",
     "training": "No training information, and no operator in training mode.",
     "external-data": "All weights are inside the file.",
@@ -51,19 +54,23 @@ RULES = {
     "operator": "Operators of the list in docs/policies.md.",
     "schema": "Nodes are as the ONNX standard describes them.",
     "signature": "Inputs obs [lanes, D] and state [lanes, S], outputs action [lanes, A] and state_out [lanes, S], "
-    "float32; S is at most 16,384.",
+    f"float32; S is at most {MAX_STATE:,}.",
     "fixed-batch": "Any number of lanes is taken.",
     "across-lanes": "No operator joins values of different lanes.",
     "lane-count": "The number of lanes shapes tensors and enters no value.",
-    "shape": "Every shape follows from the file and the number of lanes; at most eight axes, each of at most 2^24.",
+    "shape": "Every shape follows from the file and the number of lanes and holds something; at most "
+    f"{MAX_RANK} axes, each of at most {MAX_AXIS:,}.",
     "integer-division": "Integers are divided by constants only, and never by 0 or -1.",
-    "operations": "At most 50 million multiply-adds a row, and as many that depend on no row.",
-    "memory": "Intermediate values take at most 512 KiB a row, and 32 MiB where they depend on no row.",
+    "operations": f"At most {MAX_ROW_OPERATIONS:,} multiply-adds a row, and {MAX_FIXED_OPERATIONS:,} that depend on "
+    "no row.",
+    "memory": f"Intermediate values take at most {MAX_ROW_BYTES >> 10} KiB a row, and {MAX_FIXED_BYTES >> 20} MiB "
+    "where they depend on no row.",
     "runtime": "onnxruntime opens the graph and runs it without an error.",
     "finite": "Actions and states are finite, also on extreme observations.",
     "deterministic": "The same observation and state give the same action and state.",
     "batch": "A row gets the same action alone, among others and in any order.",
-    "time": "A decision of one row takes at most 50 ms; those that are tried on opening at most ten seconds.",
+    "time": f"A decision of one row takes at most {MAX_ROW_MS:g} ms; those that are tried on opening at most "
+    f"{PROBE_SECONDS:g} seconds.",
 }
 
 

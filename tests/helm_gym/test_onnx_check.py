@@ -402,7 +402,7 @@ def test_changed_bytes_end_in_one_sentence(data: st.DataObject) -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=4000, suppress_health_check=CHECKS)
+@settings(max_examples=2000, suppress_health_check=CHECKS)
 @given(st.data())
 def test_many_more_changed_bytes_end_in_one_sentence(data: st.DataObject) -> None:
     _mutate(data)

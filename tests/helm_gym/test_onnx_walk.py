@@ -31,6 +31,9 @@ class Drawn:
             ("c0", np.linspace(-1, 1, 6, dtype=np.float32)),
             ("c1", np.linspace(-2, 1, 6, dtype=np.float32).reshape(3, 2)),
             ("c2", np.ones((1, 2, 1), np.float32)),
+            ("two", np.array([0, 1], np.float32)),
+            ("f1", np.linspace(-1, 1, 4, dtype=np.float32).reshape(2, 1, 2)),
+            ("f2", np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 2, 2)),
         ):
             self.weights.append(numpy_helper.from_array(array, name))
 
@@ -60,6 +63,10 @@ class Drawn:
         except RefusedError:
             del self.nodes[-len(nodes) :], self.weights[weights:]
 
+    def few(self, low: int = -3, high: int = 3) -> str:
+        """None, one or two numbers."""
+        return self.numbers(*self.draw(st.lists(st.integers(low, high), max_size=2)))
+
     def plain(self, kind: str) -> list[onnx.NodeProto]:
         return [NODE(kind, [self.pick()], [self.new()])]
 
@@ -78,7 +85,8 @@ def _gemm(d: Drawn, kind: str) -> list[onnx.NodeProto]:
 
 
 def _reduce(d: Drawn, kind: str) -> list[onnx.NodeProto]:
-    return [NODE(kind, [d.pick(), d.numbers(d.draw(SMALL))], [d.new()], keepdims=d.draw(st.integers(0, 1)))]
+    flags = {name: d.draw(st.integers(0, 1)) for name in ("keepdims", "noop_with_empty_axes")}
+    return [NODE(kind, [d.pick(), d.few()], [d.new()], **flags)]
 
 
 def _arg(d: Drawn, kind: str) -> list[onnx.NodeProto]:
@@ -115,7 +123,7 @@ def _reshape_like(d: Drawn, kind: str) -> list[onnx.NodeProto]:
 
 
 def _axes(d: Drawn, kind: str) -> list[onnx.NodeProto]:
-    return [NODE(kind, [d.pick(*OPEN), d.numbers(d.draw(SMALL))], [d.new()])]
+    return [NODE(kind, [d.pick(*OPEN), d.few()], [d.new()])]
 
 
 def _concat(d: Drawn, kind: str) -> list[onnx.NodeProto]:
@@ -142,7 +150,38 @@ def _chosen(d: Drawn, kind: str) -> list[onnx.NodeProto]:
 
 def _split(d: Drawn, kind: str) -> list[onnx.NodeProto]:
     new = d.new()
-    return [NODE(kind, [d.pick()], [f"{new}a", f"{new}b"], axis=d.draw(SMALL), num_outputs=2)]
+    return [NODE(kind, [d.pick()], [f"{new}a", f"{new}b"], axis=d.draw(SMALL), num_outputs=d.draw(st.integers(2, 3)))]
+
+
+def _part_of_shape(d: Drawn, kind: str) -> list[onnx.NodeProto]:
+    return [NODE(kind, [d.pick(*OPEN)], [d.new()], start=d.draw(SMALL), end=d.draw(SMALL))]
+
+
+def _filled(d: Drawn, kind: str) -> list[onnx.NodeProto]:
+    known = [name for name, value in d.values.items() if value.dtype == TensorProto.INT64]
+    return [NODE(kind, [d.draw(st.sampled_from([d.few(0), *known]))], [d.new()])]
+
+
+def _replaced(d: Drawn, kind: str) -> list[onnx.NodeProto]:
+    new, axis = d.new(), d.draw(SMALL)
+    first = NODE("ArgMax", [d.pick()], [f"{new}i"], axis=axis, keepdims=1)
+    second = NODE("GatherElements", [d.pick(), f"{new}i"], [f"{new}u"], axis=axis)
+    return [first, second, NODE(kind, [d.pick(), f"{new}i", f"{new}u"], [new], axis=d.draw(st.sampled_from([axis, 0])))]
+
+
+def _one_hot(d: Drawn, kind: str) -> list[onnx.NodeProto]:
+    new = d.new()
+    first = NODE("ArgMax", [d.pick()], [f"{new}i"], axis=d.draw(SMALL), keepdims=d.draw(st.integers(0, 1)))
+    return [first, NODE(kind, [f"{new}i", d.numbers(d.draw(st.integers(1, 3))), "two"], [new], axis=d.draw(SMALL))]
+
+
+def _convolution(d: Drawn, kind: str) -> list[onnx.NodeProto]:
+    """Along the last axis, of what a Reshape has made three axes."""
+    new = d.new()
+    how = {name: [d.draw(st.integers(1, 2))] for name in ("strides", "dilations")}
+    pads = [d.draw(st.integers(0, 2)) for _ in range(2)]
+    first = NODE("Reshape", [d.pick(), d.numbers(-1, d.draw(st.integers(1, 2)), 3)], [f"{new}r"])
+    return [first, NODE(kind, [f"{new}r", d.draw(st.sampled_from(["f1", "f2"]))], [new], pads=pads, **how)]
 
 
 def _tile(d: Drawn, kind: str) -> list[onnx.NodeProto]:
@@ -152,7 +191,8 @@ def _tile(d: Drawn, kind: str) -> list[onnx.NodeProto]:
 
 def _pad(d: Drawn, kind: str) -> list[onnx.NodeProto]:
     pads = [d.draw(st.integers(-1, 2)) for _ in range(2)]
-    return [NODE(kind, [d.pick(), d.numbers(*pads), "", d.numbers(d.draw(SMALL))], [d.new()])]
+    mode = d.draw(st.sampled_from(["constant", "edge", "reflect"]))
+    return [NODE(kind, [d.pick(), d.numbers(*pads), "", d.numbers(d.draw(SMALL))], [d.new()], mode=mode)]
 
 
 def _cumsum(d: Drawn, kind: str) -> list[onnx.NodeProto]:
@@ -202,8 +242,13 @@ KINDS_MADE: dict[str, Any] = {
     "Where": _where,
     "Einsum": _einsum,
     "LayerNormalization": _norm,
+    "Shape": _part_of_shape,
+    "ConstantOfShape": _filled,
+    "ScatterElements": _replaced,
+    "OneHot": _one_hot,
+    "Conv": _convolution,
 }
-KINDS = [*KINDS_MADE, "Shape", "Size", "Trilu", "Tanh", "Identity"]
+KINDS = [*KINDS_MADE, "Size", "Trilu", "Tanh", "Identity"]
 
 
 def _lane(array: Any, value: Value, lane: int, lanes: int) -> Any:
@@ -269,7 +314,7 @@ def test_what_passes_keeps_lanes_apart_and_has_the_shapes_foretold(data: st.Data
 
 
 @pytest.mark.long
-@settings(max_examples=5000, suppress_health_check=CHECKS)
+@settings(max_examples=2000, suppress_health_check=CHECKS)
 @given(st.data())
 def test_the_same_of_many_more_graphs(data: st.DataObject) -> None:
     _drawn(data)
