@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,22 +10,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from helm_gym import onnx_policy, runs, training
-from helm_gym.backend import open_backend
-from helm_gym.cluster import Cluster, Node
-from helm_gym.cluster_view import RouterLayout
-from helm_gym.control_loop import ControlLoop
+from helm_gym import onnx_export, runs, training
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.observation import ObservationLayout
+from helm_gym.onnx_check.rules import naming
 from helm_gym.onnx_policy import OnnxPolicy, OnnxRouter
-from helm_gym.policy import Floats, Policy
-from helm_gym.routing import Routing, weights_of
+from helm_gym.policy import Policy
 from helm_gym.runs import Run
-from helm_gym.tasks import TASKS
 
 TOLERANCE = 1e-5
-CHECK_SEEDS = (40_000, 40_001)  # of the recorded episodes
-CHECK_INTERVALS = 120
 
 
 def export(folder: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
@@ -34,7 +26,7 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
 
     Raises:
         InvalidInputError: no run, one without a policy, or an agent that is no graph.
-        HelmError: graph and policy differ by more than 1e-5.
+        HelmError: graph and policy differ by more than 1e-5, or the graph breaks a rule of ``onnx_check``.
     """
     run = runs.read_run(folder)
     layout = ObservationLayout(runs.open_profile(folder, run))
@@ -46,7 +38,7 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
     tensors = runs.policy_tensors(folder, run)
     policy = training.build(agent, layout, settings, tensors, f"Run {folder}")
     model = agent.graph(layout, settings, tensors)
-    facts = dataclasses.asdict(run.origin) | {
+    facts = onnx_export.origin_facts(layout, agent.routes) | {
         "agent": run.agent,
         "task": run.task,
         "run": folder.resolve().name,
@@ -54,25 +46,14 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
         "steps": run.steps,
         "settings": json.dumps(run.settings),
         "date": run.date,
-        "action": onnx_policy.ROUTING if agent.routes else onnx_policy.ACTION,
     }
-    if agent.routes:
-        facts[onnx_policy.ROUTER_LAYOUT] = RouterLayout().version
-    onnx.helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
-    facts["checksum"] = onnx_policy.checksum(model)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = "checksum", facts["checksum"]
     onnx.checker.check_model(model, full_check=True)
-
-    beside = out.with_name(f".{out.stem}.check.onnx")
-    runs.write(beside, model.SerializeToString())
-    try:
-        exported = (OnnxRouter if agent.routes else OnnxPolicy)(beside, layout)
-        facts["largest_difference"] = check(policy, exported, layout, run.task)
-        beside.replace(out)
-    finally:
-        beside.unlink(missing_ok=True)
-    return facts
+    content = onnx_export.stamp(model, facts)
+    with naming(out):
+        exported = (OnnxRouter if agent.routes else OnnxPolicy).from_bytes(content, layout, str(out))
+    difference = check(policy, exported, layout, run.task)
+    runs.write(out, content)
+    return facts | {"checksum": exported.checked.facts["checksum"], "largest_difference": difference}
 
 
 def check(policy: Policy, exported: Policy, layout: ObservationLayout, task: str) -> float:
@@ -82,9 +63,9 @@ def check(policy: Policy, exported: Policy, layout: ObservationLayout, task: str
         HelmError: it is more than 1e-5.
     """
     largest = 0.0
-    states = [p.initial_state(len(CHECK_SEEDS)) for p in (policy, exported)]
-    record = _record_routed if isinstance(exported, OnnxRouter) else _record
-    for number, observation in enumerate(record(policy, layout, task)):
+    states = [p.initial_state(len(onnx_export.CHECK_SEEDS)) for p in (policy, exported)]
+    seen = onnx_export.record(policy, layout, task, isinstance(exported, OnnxRouter))
+    for number, observation in enumerate(seen):
         decided = [p.act(observation, state) for p, state in zip((policy, exported), states, strict=True)]
         states = [following for _, following in decided]
         (action, state), (action_, state_) = decided
@@ -96,36 +77,6 @@ def check(policy: Policy, exported: Policy, layout: ObservationLayout, task: str
             )
         largest = max(largest, float(apart))
     return largest
-
-
-def _record(policy: Policy, layout: ObservationLayout, task: str) -> list[Floats]:
-    """Observations of episodes that the policy controls on the modelled rung, and the bounds of what can be seen."""
-    lanes = len(CHECK_SEEDS)
-    loop = ControlLoop(TASKS[task], open_backend("modelled", layout.profile, lanes), intervals=CHECK_INTERVALS)
-    step, state = loop.reset(CHECK_SEEDS), policy.initial_state(lanes)
-    seen = [step.observation[:, 0]]
-    while not step.done:
-        action, state = policy.act(seen[-1], state)
-        step = loop.step(action[:, None])
-        seen.append(step.observation[:, 0])
-    loop.backend.close()
-    return [*seen, *(np.tile(bound, (lanes, 1)) for bound in (layout.low, layout.high, layout.low))]
-
-
-def _record_routed(router: Policy, layout: ObservationLayout, task: str) -> list[Floats]:
-    """The same of a router in front of two nodes that hold their split."""
-    lanes, cluster, bounds = len(CHECK_SEEDS), Cluster((Node(2),)), RouterLayout()
-    loop = ControlLoop(TASKS[task], open_backend("modelled", layout.profile, lanes, cluster), intervals=CHECK_INTERVALS)
-    step, state = loop.reset(CHECK_SEEDS), router.initial_state(lanes)
-    seen: list[Floats] = []
-    while step.cluster is not None:
-        seen.append(step.cluster.router)
-        if step.done:
-            break
-        action, state = router.act(seen[-1], state)
-        step = loop.step(np.zeros((lanes, cluster.size, 1)), Routing("score", weights_of(action)))
-    loop.backend.close()
-    return [*seen, *(np.tile(bound, (lanes, 1)) for bound in (bounds.low, bounds.high, bounds.low))]
 
 
 def write_card(folder: pathlib.Path, out: pathlib.Path, scores: Sequence[Mapping[str, Any]], facts: Any) -> Run:

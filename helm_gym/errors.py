@@ -26,3 +26,19 @@ class InvalidInputError(HelmError):
 
 class IncompatibleError(HelmError):
     """Libraries, profiles or layouts that do not go together."""
+
+
+class RefusedError(InvalidInputError):
+    """A policy's file that breaks a rule.
+
+    Attributes:
+        rule: the rule's id, a key of ``helm_gym.onnx_check.RULES``.
+    """
+
+    def __init__(self, rule: str, sentence: str):
+        super().__init__(sentence)
+        self.rule = rule
+
+
+class UnfitPolicyError(RefusedError, IncompatibleError):
+    """A policy's file that was made for another layout, clock or profile."""

@@ -133,16 +133,46 @@ def open_policy(text: str, layout: ObservationLayout) -> Policy:
 
 
 def _open_path(text: str, layout: ObservationLayout) -> Policy:
-    from helm_gym import onnx_policy, runs  # both of them speak of policies
+    from helm_gym import runs  # which speaks of policies, as onnx_policy does
 
     path = pathlib.Path(text)
     if path.suffix == ".onnx":
-        return onnx_policy.OnnxPolicy(path, layout)
+        from helm_gym.onnx_policy import OnnxPolicy  # with onnx, which takes a third of a second
+
+        return OnnxPolicy(path, layout)
+    refuse_file(path)
     if path.is_dir():
         return runs.open_run(path, layout)
     if os.sep in text:
         raise InvalidInputError(f"Policy '{text}' is no folder or file; give a run folder, an .onnx file or a name.")
     raise UnknownNameError("policy", text, policy_names())
+
+
+def refuse_file(path: pathlib.Path) -> None:
+    """Says what a file that is no policy is and what to do; nothing of it is unpickled.
+
+    Raises:
+        InvalidInputError: there is a file of this name, or of the name with the ``.zip`` that Stable-Baselines3 adds.
+    """
+    found = next((file for file in (str(path), f"{path}.zip") if os.path.isfile(file)), None)
+    if found is None or os.path.isdir(path):
+        return
+    try:
+        with open(found, "rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise InvalidInputError(f"Policy {found[-200:]} cannot be read: {error.strerror}.") from error
+    first = head[30:] if head.startswith(b"PK\x03\x04") else b""  # the name of an archive's first member
+    if first.startswith(b"data"):
+        kind = "a model of Stable-Baselines3"
+    elif b"/data.pkl" in first or b"/byteorder" in first:
+        kind = "a file of torch.save"
+    else:
+        raise InvalidInputError(f"Policy {found[-200:]} is no policy; give a run folder, an .onnx file or a name.")
+    raise InvalidInputError(
+        f"Policy {found[-200:]} is {kind}: it is pickled, and what is pickled is not loaded. Write it with "
+        "torch.onnx.export, then `helm-gym export FILE.onnx --out policy.onnx`; docs/policies.md shows how."
+    )
 
 
 def _number(text: str, argument: str) -> float:

@@ -1,4 +1,4 @@
-"""``helm-gym export``: a run as one ONNX file."""
+"""``helm-gym export``: a run, or an ONNX file from elsewhere, as a policy in one ONNX file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,27 @@ WRITE_CARD = "agents.export:write_card"
 
 
 def export(
-    run: Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="A folder that `helm-gym train` or `tune` made.")],
+    run: Annotated[
+        pathlib.Path,
+        typer.Argument(
+            metavar="RUN|FILE.onnx", help="A folder that `helm-gym train` or `tune` made, or an ONNX file of your own."
+        ),
+    ],
     out: Annotated[pathlib.Path, typer.Option(help="The ONNX file.")],
+    task: Annotated[
+        str | None, typer.Option(help="For a FILE: on which task's observations it is checked (mixed-v0).")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="For a FILE: which profile it is made for; the task's by default.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="For a FILE: what its metadata call it.")] = None,
     card: Annotated[
-        bool, typer.Option("--card", help="Also write card.json and the weights beside it, as shipped policies have.")
+        bool,
+        typer.Option(
+            "--card",
+            help="Also write card.json and the weights beside it, as shipped policies have; for a FILE, put the new "
+            "checksum on the card that is there.",
+        ),
     ] = False,
     scores: Annotated[
         list[pathlib.Path] | None,
@@ -27,11 +44,15 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a run's policy as one ONNX file, checked against the one that acts in Python.
+    """Write a policy as one ONNX file, checked: a run against the one that acts in Python, a file by all rules.
+
+    An ONNX file of your own has inputs obs [lanes, D] and state [lanes, S] and outputs action [lanes, 1] and
+    state_out [lanes, S], float32; docs/policies.md has examples and the rules.
 
     \b
     Examples:
       helm-gym export runs/ppo --out policy.onnx
+      helm-gym export mine.onnx --out policy.onnx
       helm-gym evaluate policy.onnx --task burst-v0
       helm-gym export runs/ppo --out runs/card/policy.onnx --card --scores burst.json
     """
@@ -39,6 +60,13 @@ def export(
         raise InvalidInputError(f"--out {out} must end in .onnx.")
     if scores and not card:
         raise InvalidInputError("--scores go on the card; add --card.")
+    if not run.is_dir() and (run.suffix == ".onnx" or run.exists()):
+        if scores:
+            raise InvalidInputError("--scores are of a run; leave them out for a file.")
+        return _export_file(run, out, task or "mixed-v0", profile, name or "", card, as_json)
+    for option, given in (("--task", task), ("--profile", profile), ("--name", name)):
+        if given is not None:
+            raise InvalidInputError(f"{option} is for an ONNX file; a run knows its own.")
     judged = [_read(path) for path in scores or []]
     check_writable("--out", out)
     facts = open_by_name(EXPORT)(run, out)
@@ -47,6 +75,27 @@ def export(
     if as_json:
         return print_json(facts | {"file": str(out)})
     typer.echo(f"{out}: the graph of {run} differs from it by at most {facts['largest_difference']:.1g}.")
+
+
+def _export_file(
+    file: pathlib.Path, out: pathlib.Path, task: str, profile: str | None, name: str, card: bool, as_json: bool
+) -> None:
+    from helm_gym import onnx_export
+    from helm_gym import profile as profiles
+    from helm_gym.observation import ObservationLayout
+    from helm_gym.policy import refuse_file
+    from helm_gym.tasks import find_task
+
+    if file.suffix != ".onnx":
+        refuse_file(file)
+    layout = ObservationLayout(profiles.load(profile or find_task(task).profile))
+    check_writable("--out", out)
+    facts = onnx_export.export_file(file, out, layout, task, name)
+    if card:
+        onnx_export.update_card(out, facts["checksum"])
+    if as_json:
+        return print_json(facts | {"file": str(out)})
+    typer.echo(f"{out}: {file} keeps every rule and is a policy for profile {layout.profile.name}.")
 
 
 def _read(path: pathlib.Path) -> Any:
