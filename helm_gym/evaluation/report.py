@@ -13,7 +13,7 @@ import pathlib
 import string
 from collections.abc import Mapping, Sequence
 
-from helm_gym.errors import InvalidInputError
+from helm_gym import runs
 from helm_gym.evaluation import plots
 from helm_gym.evaluation.metrics import METRICS, Metric, Row
 from helm_gym.evaluation.results import Evaluation
@@ -113,18 +113,12 @@ def write_report(path: pathlib.Path, sections: Sequence[Section], title: str = "
 
 
 def save(path: pathlib.Path, text: str) -> None:
-    """Writes a page's text.
+    """Writes a page's text, whole or not at all.
 
     Raises:
         InvalidInputError: the path cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInputError(
-            f"Report {path} cannot be written: {error.strerror}; give a file in a folder that can be."
-        ) from error
+    runs.write(path, text)
 
 
 def render(sections: Sequence[Section], title: str = "", lead: str = "") -> str:
