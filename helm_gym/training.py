@@ -274,9 +274,7 @@ def train(
     with alone(out, f"Another process is training into {out}; wait for it to end."):
         if run.status == "done" and wanted.steps <= run.steps:
             return run
-        notes = [f"{total} steps"]
-        if size > 1:
-            notes = [f"{wanted.steps} steps in whole rounds of {size}: {total} steps"]
+        notes = [f"{total} steps" + (f", {total // size} whole rounds of {size}" if size > 1 else "")]
         told = progress or (lambda done, total, words: None)
         training = Training(out, task, profile, layout, settings, seed, total, told)
         if wanted.steps > run.steps:

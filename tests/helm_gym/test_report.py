@@ -182,6 +182,25 @@ def test_bold_marks_the_best_that_is_no_oracle(text: str) -> None:
     assert best["mean_latency_ms"] == {"miss-ratio-curve"} and best["alpha_gap"] == {"miss-ratio-curve"}
 
 
+def test_a_gain_that_is_no_plain_number_has_a_note() -> None:
+    """An oracle that gains next to nothing makes a share of it unbounded: such a number says no more than its sign."""
+    made = figures(evaluation())
+    plain = {**made, "policies": [row for row in made["policies"] if row["gain_captured"]["value"] is not None]}
+    assert report.notes(plain) == []
+    row = next(row for row in made["policies"] if row["name"] == "pid")
+    row["gain_captured"] = {"value": -1911.85, "low": -2e4, "high": 0.5}
+    row["gain_captured_p99"] = {"value": -9.0, "low": -12.0, "high": 12.5}
+    gains = {column.key: column.text(row[column.key]) for column in report.columns(made) if "gain" in column.key}
+    assert gains == {"gain_captured": "<-10 [<-10, 0.50]", "gain_captured_p99": "-9.00 [<-10, >10]"}
+    beyond, none = report.notes(made)
+    assert beyond.startswith("<-10: it loses more than ten times what") and none.startswith(
+        "–: the regime oracle gains"
+    )
+    page = Page(report.render([report.Section(evaluation(), made)]))
+    shown = " ".join(page.texts)
+    assert beyond in shown and none in shown and "-1911.85" not in shown
+
+
 @pytest.mark.parametrize("regime", ["steady", "trend"])
 def test_other_regimes_render(regime: str) -> None:
     page = Page(report.render([section(regime=regime)]))
