@@ -131,6 +131,8 @@ def _sentence(place: str, what: str, error: BaseException) -> str:
     reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
     reason = reason.strip().partition("\n")[0].rstrip(" .")[:_LONGEST_REASON]
     todo = "move the file away, or give another --storage"
+    if isinstance(cause, OSError) or re.search("readonly|unable to open|disk is full", reason):
+        todo = "give a --storage that can be read and written"
     if not is_journal(place):
         url = sqlalchemy.make_url(place)
         if url.password:
