@@ -269,8 +269,8 @@ def shorten() -> None:
     def short_task(name: str) -> tasks.Task:
         return dataclasses.replace(tasks.find_task(name), warmup=4, settle=4, horizon=12)
 
-    table3.find_task = short_task  # type: ignore[attr-defined]  # in a process of its own
-    table3.METHODS = ("static:0.5", "miss-ratio-curve", "pid", "oracle")  # type: ignore[assignment]
+    table3.find_task = short_task  # in a process of its own
+    table3.METHODS = ("static:0.5", "miss-ratio-curve", "pid", "oracle")
 
 
 def test_reproduce(commands: killing.Commands, folder: Folder) -> None:

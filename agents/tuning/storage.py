@@ -12,7 +12,7 @@ import re
 import sqlite3
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from optuna.exceptions import StorageInternalError
@@ -259,7 +259,7 @@ class _Journal(JournalFileBackend):
         super().__init__(str(path))
         self._path = path
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override] # a generator
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         with self._naming():
             yield from super().read_logs(log_number_from)
 

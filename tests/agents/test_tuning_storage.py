@@ -64,8 +64,8 @@ def test_a_relative_path_is_of_the_folder_where_it_was_given(
     assert there.user_attrs == {"kept": True} and not any((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize("folder", ["what?", "50%", "a b#c", "{x}", "Größe", "a:b@c"])
-def test_a_run_folder_may_have_any_name(folder: str, tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
+def test_a_run_folder_may_have_any_name(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
+    folder = "what? 50% of a:b@c #{x} Größe"
     plan = make_plan(tmp_path / folder, trials=1, storage="")
     search.search(plan)
     assert [path.name for path in (tmp_path / folder).iterdir()] == ["study.db"] and len(tried(plan)) == 1
@@ -163,7 +163,7 @@ def test_a_database_of_another_program_is_left_as_it_is(tmp_path: pathlib.Path) 
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.97])
+@pytest.mark.parametrize("kept", [0.3, 0.97])
 def test_a_database_cut_short_is_a_sentence(tmp_path: pathlib.Path, kept: float, bowl: type[Bowl]) -> None:
     plan = make_plan(tmp_path, trials=3)
     search.search(plan)
@@ -244,6 +244,7 @@ def test_a_wrong_password_and_a_server_that_is_down_are_sentences(server: postgr
     assert 'database "nowhere" does not exist' in refusal(missing)
 
 
+@pytest.mark.long
 def test_a_server_that_stops_meanwhile_is_a_sentence_and_the_search_goes_on_later(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bowl: type[Bowl]
 ) -> None:
