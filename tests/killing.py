@@ -51,8 +51,9 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL for its whole group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        for kill in (os.kill, os.killpg):  # itself first: it may not have a group yet
+            with contextlib.suppress(ProcessLookupError):
+                kill(self.pid, signal.SIGKILL)
         assert self.wait(30)
 
     @property
@@ -89,6 +90,7 @@ class Commands:
         """Runs ``helm-gym ARGUMENTS`` in ``folder``; ``setup`` is a ``module:function`` that is called before."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
+        log.touch()
         order = {"arguments": list(arguments), "folder": str(folder), "log": str(log), "setup": setup}
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(order) + "\n")
@@ -159,8 +161,9 @@ def _wait_for_writing(process: Process, folder: pathlib.Path) -> bool:
     while time.monotonic() < end:
         if process.wait(0):
             return True
-        if any(next(folder.rglob(pattern), None) for pattern in _UNFINISHED):
-            return False
+        with contextlib.suppress(FileNotFoundError):  # a folder that has just been removed
+            if any(next(folder.rglob(pattern), None) for pattern in _UNFINISHED):
+                return False
     return False
 
 
@@ -199,7 +202,7 @@ def _run(arguments: list[str], folder: str, log: str, setup: str) -> None:
 
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(log, os.O_WRONLY | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (file, 1), (file, 2)):
         os.dup2(source, target)
