@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agents.network import Mlp, Windows
-from agents.on_policy import OnPolicySettings
+from agents.on_policy import OnPolicySettings, on_policy
 from helm_gym.envs.discrete import action_values, allowed
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
 from helm_gym.runs import Tensors
-from helm_gym.training import Trainable, Training
+from helm_gym.training import Training
 
 if TYPE_CHECKING:
     import onnx
@@ -83,6 +83,4 @@ def _train(training: Training) -> Tensors:
     )
 
 
-MASKABLE_PPO = Trainable(
-    "maskable-ppo", Settings, steps=2_000_000, train=_train, policy=MaskablePpoPolicy, graph=_graph
-)
+MASKABLE_PPO = on_policy("maskable-ppo", Settings, _train, MaskablePpoPolicy, _graph)

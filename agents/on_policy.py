@@ -1,12 +1,20 @@
-"""The hyper-parameters that all on-policy agents have."""
+"""What all on-policy agents have: hyper-parameters, rounds, and a learning rate that falls over all steps."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from helm_gym.errors import InvalidInputError
+from helm_gym.observation import ObservationLayout
+from helm_gym.policy import Policy
+from helm_gym.runs import Tensors
 from helm_gym.search import Trial
+from helm_gym.training import Trainable, Training
+
+if TYPE_CHECKING:
+    import onnx
 
 BACKENDS = ("surrogate", "modelled")  # that have lanes by the hundred
 
@@ -72,6 +80,11 @@ class OnPolicySettings:
         if self.lanes * self.n_steps < 2:
             raise InvalidInputError("lanes x n_steps is 1; an update needs at least 2 decisions.")
 
+    @property
+    def round(self) -> int:
+        """Decisions of a round: an episode in every lane."""
+        return self.lanes * self.episode
+
     @staticmethod
     def space(trial: Trial) -> dict[str, Any]:
         """What decides whether an agent learns, and what it learns from; sizes stay as they are."""
@@ -84,3 +97,24 @@ class OnPolicySettings:
             "slo_price": trial.suggest_float("slo_price", 0.0, 2.0),
             "move_price": trial.suggest_float("move_price", 0.1, 10.0, log=True),
         }
+
+
+def on_policy(
+    name: str,
+    settings: type[OnPolicySettings],
+    train: Callable[[Training], Tensors],
+    policy: Callable[[ObservationLayout, Any, Tensors], Policy],
+    graph: Callable[[ObservationLayout, Any, Tensors], onnx.ModelProto],
+) -> Trainable:
+    """An agent that agents/sb3.py trains."""
+    return Trainable(
+        name,
+        settings,
+        steps=2_000_000,
+        train=train,
+        policy=policy,
+        graph=graph,
+        round=lambda chosen, task: chosen.round,
+        continues=True,
+        schedule="The learning rate",
+    )

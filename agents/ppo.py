@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agents.network import Mlp, Windows
-from agents.on_policy import OnPolicySettings
+from agents.on_policy import OnPolicySettings, on_policy
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
 from helm_gym.runs import Tensors
-from helm_gym.training import Trainable, Training
+from helm_gym.training import Training
 
 if TYPE_CHECKING:
     import onnx
@@ -57,4 +57,4 @@ def _train(training: Training) -> Tensors:
     return train_on_policy(training, env, make_ppo, mlp_actor, lambda tensors: PpoPolicy(layout, settings, tensors))
 
 
-PPO = Trainable("ppo", Settings, steps=2_000_000, train=_train, policy=PpoPolicy, graph=_graph)
+PPO = on_policy("ppo", Settings, _train, PpoPolicy, _graph)

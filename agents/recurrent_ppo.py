@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agents.on_policy import OnPolicySettings
+from agents.on_policy import OnPolicySettings, on_policy
 from helm_gym.errors import InvalidInputError
 from helm_gym.lstm import LstmCell
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
 from helm_gym.runs import Tensors
-from helm_gym.training import Trainable, Training
+from helm_gym.training import Training
 
 if TYPE_CHECKING:
     import onnx
@@ -89,6 +89,4 @@ def _train(training: Training) -> Tensors:
     )
 
 
-RECURRENT_PPO = Trainable(
-    "recurrent-ppo", Settings, steps=2_000_000, train=_train, policy=RecurrentPpoPolicy, graph=_graph
-)
+RECURRENT_PPO = on_policy("recurrent-ppo", Settings, _train, RecurrentPpoPolicy, _graph)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +25,6 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from agents.node_lanes import NodeLanes
 from agents.training_env import TrainingEnv
@@ -33,6 +34,7 @@ from helm_gym.envs.vector import LanesVectorEnv
 from helm_gym.errors import HelmError
 from helm_gym.policy import Policy
 from helm_gym.runs import Tensors
+from helm_gym.scalars import open_scalars
 from helm_gym.training import Checkpoint, Training
 
 _NETWORK, _SURVEY, _ROUNDS = 1, 2, 3  # purposes of a training's generators; agents/training_env.py has another
@@ -139,7 +141,8 @@ def train_on_policy(
 def _learn(model: OnPolicyAlgorithm, rounds: _Rounds) -> None:
     """Raises HelmError where the training diverges."""
     try:
-        model.learn(rounds.total - model.num_timesteps, callback=rounds, reset_num_timesteps=False)
+        remaining = rounds.total - model.num_timesteps
+        model.learn(remaining, callback=rounds, reset_num_timesteps=False, log_interval=sys.maxsize)  # _Rounds logs
     except ValueError as error:  # torch's distributions refuse a mean that is not finite, or no spread
         largest = max(
             float(weights.detach().abs().max().nan_to_num(torch.inf)) for weights in model.policy.parameters()
@@ -153,10 +156,10 @@ def _learn(model: OnPolicyAlgorithm, rounds: _Rounds) -> None:
 
 
 class _TensorBoard(KVWriter):
-    """SB3's scalars for TensorBoard; those behind ``step`` will come again and are not shown twice."""
+    """SB3's scalars for TensorBoard, of a training that goes on behind ``step``."""
 
     def __init__(self, folder: pathlib.Path, step: int):
-        self._writer = SummaryWriter(str(folder), purge_step=step or None)
+        self._writer = open_scalars(folder, step)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         for name, value in key_values.items():
@@ -196,7 +199,7 @@ class Validation:
 
 
 class _Rounds(BaseCallback):
-    """Between rounds: validates, keeps the best policy, saves a checkpoint, and seeds what comes."""
+    """Between updates: logs. Between rounds: validates, keeps the best policy, saves a checkpoint, seeds the next."""
 
     def __init__(
         self,
@@ -209,11 +212,12 @@ class _Rounds(BaseCallback):
         super().__init__()
         self.training, self.env = training, env
         self._acting, self._to_policy, self._validate = acting, to_policy, validate
-        self.per_round = env.num_envs * env.settings.episode
+        self.per_round = env.settings.round
         self.rounds = -(-training.steps // self.per_round)
         self.total = self.rounds * self.per_round
         self._before, self._started = 0.0, time.perf_counter()
         self._behind = -1  # the round whose end was seen to
+        self._logged = 0  # the step whose scalars are written
         self._words = ""
 
     @property
@@ -228,6 +232,10 @@ class _Rounds(BaseCallback):
     def resume(self, facts: dict[str, float]) -> None:
         self._before, self.env.seconds = facts["seconds"], facts["env_seconds"]
         self._behind = self.env.round = int(facts["round"])
+        self._logged = (self._behind + 1) * self.per_round
+
+    def _on_training_start(self) -> None:
+        self.model.ep_info_buffer = deque(maxlen=self.env.num_envs)  # a round's episodes: all end with it
 
     def _on_rollout_start(self) -> None:
         self._between()
@@ -241,28 +249,37 @@ class _Rounds(BaseCallback):
         return True
 
     def _between(self) -> None:
-        """The end of a round, if this is one; SB3 has updated its weights with the round's last decisions."""
-        assert isinstance(self.model, OnPolicyAlgorithm)
-        over, within = divmod(self.model.num_timesteps, self.per_round)
-        if within:
-            return
-        if over - 1 > self._behind:
-            self._finish(over - 1)
-        set_random_seed(int(self.training.generator(_ROUNDS, over).integers(2**31)))
+        """The end of an update, perhaps of a round; SB3 has updated its weights with the last decisions."""
+        model = self.model
+        assert isinstance(model, OnPolicyAlgorithm)
+        over, within = divmod(model.num_timesteps, self.per_round)
+        ended = not within and over - 1 > self._behind
+        if ended:
+            self._validate_round(over - 1)
+        if model.num_timesteps > self._logged:
+            self._logged = model.num_timesteps
+            model.dump_logs()
+        if ended:  # after its scalars: a training that goes on from here writes those that come later
+            self._save_round(over - 1)
+        if not within:
+            set_random_seed(int(self.training.generator(_ROUNDS, over).integers(2**31)))
 
-    def _finish(self, number: int) -> None:
+    def _validate_round(self, number: int) -> None:
         assert isinstance(self.model, OnPolicyAlgorithm)
-        self._behind, step = number, self.model.num_timesteps
         if (number + 1) % self.env.settings.validate_every == 0 or number + 1 == self.rounds:
             tensors = self._acting(self.model)
             cost = self._validate(self._to_policy(tensors))
-            best = self.training.report_policy(step, cost, tensors)
+            best = self.training.report_policy(self.model.num_timesteps, cost, tensors)
             self.logger.record("validation/cost", cost)
             self._words = f"cost {cost:.4f}{', the best so far' * best}"
+
+    def _save_round(self, number: int) -> None:
+        assert isinstance(self.model, OnPolicyAlgorithm) and self.model.ep_info_buffer is not None
+        self._behind = number
+        self.model.ep_info_buffer.clear()
         facts: dict[str, float] = {"round": number, "updates": self.model._n_updates}
         facts |= {"seconds": self.seconds, "env_seconds": self.env.seconds}
-        self.training.save(step, _state(self.model), facts)
-        self.logger.dump(step)
+        self.training.save(self.model.num_timesteps, _state(self.model), facts)
 
 
 def _state(model: OnPolicyAlgorithm) -> Tensors:

@@ -76,4 +76,12 @@ def _serve(loop: ControlLoop, policy: Static, seeds: list[int]) -> float:
     return float(np.mean(served[loop.task.settle :], axis=0).sum())
 
 
-BEST_STATIC = Trainable("best-static", Settings, steps=32 * 520, train=_train, policy=_policy, graph=_graph)
+BEST_STATIC = Trainable(
+    "best-static",
+    Settings,
+    steps=32 * 520,
+    train=_train,
+    policy=_policy,
+    graph=_graph,
+    round=lambda settings, task: task.settle + task.horizon,  # an episode
+)

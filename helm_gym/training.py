@@ -6,17 +6,16 @@ An agent is a ``Trainable``. Its ``train`` gets a ``Training`` and may be killed
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import importlib
 import inspect
 import json
 import math
 import pathlib
 import re
+import shutil
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,8 @@ from numpy.typing import NDArray
 
 from helm_gym import profile as profiles
 from helm_gym import runs
-from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
+from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.locks import alone
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
 from helm_gym.profile import Profile
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import onnx
 
 Report = Callable[[int, int, str], None]  # steps done, of how many, what is known of them
+
+TOTAL, EXTENDED = "total_steps", "extended_at"  # facts: steps in whole rounds; where it was given more of them
 
 # name -> where its Trainable is
 TRAINABLE: dict[str, str] = {
@@ -67,6 +69,11 @@ class Trainable:
         policy: layout, settings and tensors to what acts.
         graph: the same as an ONNX graph ``obs, state -> action, state_out``; None for what runs in Python only.
         routes: whether it is a router of a cluster (helm_gym.routing.Router) and no policy of nodes.
+        round: decisions that a training takes at a time, of its settings and task: it takes whole rounds.
+        continues: whether a training that is given more steps goes on from its last checkpoint; otherwise more steps
+            are more examples, and it is fitted to them anew.
+        schedule: what depends on the number of all steps, so that a training that is given more of them is not the
+            same as one that had them from the beginning; empty if nothing does.
     """
 
     name: str
@@ -76,6 +83,9 @@ class Trainable:
     policy: Callable[[ObservationLayout, Any, Tensors], Policy]
     graph: Callable[[ObservationLayout, Any, Tensors], onnx.ModelProto] | None = None
     routes: bool = False
+    round: Callable[[Any, Task], int] = lambda settings, task: 1
+    continues: bool = False
+    schedule: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +104,7 @@ class Training:
     Attributes:
         task: the task to train for; its public seeds are never trained on.
         settings: an instance of the trainable's ``settings``.
-        steps: to train for, in decisions of one lane.
+        steps: to train for, in decisions of one lane; whole rounds.
         progress: told how many steps are done, of how many, and a few words.
         facts: what the training has to say of itself; ends in run.json.
     """
@@ -227,12 +237,16 @@ def train(
     steps: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     progress: Report | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Run:
     """Trains an agent into the folder ``out``, or goes on where the same training was interrupted.
 
+    With more ``steps`` than it was given before, it goes on to these, finished or not.
+
     Args:
-        steps: decisions of one lane; the agent's own where not given.
+        steps: decisions of one lane, as many as make whole rounds; the agent's own where not given.
         overrides: hyper-parameters that differ from the defaults, as texts or as JSON has them.
+        say: told before it begins how many steps it will take, and what else is to be known.
 
     Raises:
         UnknownNameError: an unknown agent or hyper-parameter.
@@ -252,18 +266,28 @@ def train(
         seed=seed,
         steps=agent.steps if steps is None else steps,
     )
+    size = agent.round(settings, task)
+    total = -(-wanted.steps // size) * size
+    if agent.steps:
+        wanted.facts = {TOTAL: total}
     run = _begin(out, wanted, profile)
-    with _alone(out):
-        if run.status == "done":
+    with alone(out, f"Another process is training into {out}; wait for it to end."):
+        if run.status == "done" and wanted.steps <= run.steps:
             return run
+        notes = [f"{total} steps" + (f", {total // size} whole rounds of {size}" if size > 1 else "")]
         told = progress or (lambda done, total, words: None)
-        training = Training(out, task, profile, layout, settings, seed, wanted.steps, told)
+        training = Training(out, task, profile, layout, settings, seed, total, told)
+        if wanted.steps > run.steps:
+            notes += _extend(run, agent, training, wanted.steps)
+        if say is not None and agent.steps:
+            say(". ".join(notes) + ".")
         tensors = agent.train(training)
         build(agent, layout, settings, tensors, f"Run {out}")  # what cannot be opened again is no result
         path = out / runs.POLICY
         if tensors and not path.is_file():
             runs.write_tensors(path, tensors)
-        run.facts, run.status = training.facts, "done"
+        kept = {name: run.facts[name] for name in (TOTAL, EXTENDED) if name in run.facts}
+        run.facts, run.status = kept | training.facts, "done"
         runs.write_run(out, run)
     return run
 
@@ -283,6 +307,8 @@ def _begin(folder: pathlib.Path, wanted: Run, profile: Profile) -> Run:
     ours, theirs = (json.loads(json.dumps(run.to_json())) for run in (wanted, there))
     ours, theirs = ({**v.pop("settings"), **v} for v in (ours, theirs))
     left = {"status", "facts", "scores", "machine", "versions", "date"}
+    if ours["steps"] > theirs["steps"]:  # ``train`` extends it
+        left.add("steps")
     differs = [
         f"{key} {theirs.get(key)} there and {ours.get(key)} here"
         for key in dict.fromkeys([*theirs, *ours])
@@ -293,12 +319,30 @@ def _begin(folder: pathlib.Path, wanted: Run, profile: Profile) -> Run:
     return there
 
 
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a folder's lock; a process that ends, however it does, lets go of it."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise HelmError(f"Another process is training into {folder}; wait for it to end.") from error
-        yield
+def _extend(run: Run, agent: Trainable, training: Training, steps: int) -> list[str]:
+    """Makes of a run one of more steps; returns what is to be said of it. A kill in between leaves one or the other.
+
+    Raises:
+        InvalidInputError: it has ended, and what it would go on from has been removed.
+    """
+    folder, there, notes = training.folder, training.restore() if agent.continues else None, list[str]()
+    if agent.continues and there is None and run.status == "done":
+        raise InvalidInputError(
+            f"Run {folder} holds no checkpoint to go on from; give another --out to train for {steps} steps."
+        )
+    run.status, run.scores = "training", {}
+    if there is not None:
+        notes = [f"It goes on from step {there.step}"]
+        if agent.schedule:
+            notes.append(
+                f"{agent.schedule} follows the number of all steps, so that the result is not that of a training that "
+                f"had {training.steps} from the beginning"
+            )
+            run.facts.setdefault(EXTENDED, []).append(there.step)
+    elif not agent.continues:
+        runs.write_run(folder, run)
+        shutil.rmtree(folder / runs.CHECKPOINTS, ignore_errors=True)
+        (folder / runs.POLICY).unlink(missing_ok=True)
+    run.steps, run.facts[TOTAL] = steps, training.steps
+    runs.write_run(folder, run)
+    return notes

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as save_tensors
 
+from helm_gym import runs
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
 
@@ -66,14 +68,15 @@ def find(text: str | None, profile: Profile, kind: str = "") -> pathlib.Path:
 
 
 def save(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
-    """Writes weights and card; a reader finds the former pair or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.tensors.items()}
-    save_file(tensors, folder / f"{WEIGHTS}.tmp")
-    card = folder / f"{CARD}.tmp"
-    card.write_text(json.dumps(checkpoint.card, indent=2) + "\n", encoding="utf-8")
-    (folder / f"{WEIGHTS}.tmp").replace(folder / WEIGHTS)
-    card.replace(folder / CARD)
+    """Writes weights and card. A kill leaves the former pair, the new one, or no card: never one with other weights.
+
+    Raises:
+        InvalidInputError: the folder cannot be written.
+    """
+    weights = save_tensors({name: np.ascontiguousarray(value) for name, value in checkpoint.tensors.items()})
+    (folder / CARD).unlink(missing_ok=True)
+    runs.write(folder / WEIGHTS, weights)
+    runs.write(folder / CARD, json.dumps(checkpoint.card, indent=2) + "\n")
 
 
 def load(folder: pathlib.Path, profile: Profile) -> Checkpoint:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from helm_gym.errors import InvalidInputError
+from helm_gym.locks import lock
 
 
 class Claim:
@@ -51,18 +51,8 @@ def take(path: pathlib.Path, wait: bool = False) -> Claim | None:
     """Claims a file; None where it is another's, unless it is waited for."""
     unfinished = path.with_suffix(".tmp")
     with writing(unfinished):
-        while True:
-            file = os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                if os.path.samestat(os.fstat(file.fileno()), unfinished.stat()):
-                    return Claim(path, unfinished, file)
-            except BlockingIOError:
-                file.close()
-                return None
-            except FileNotFoundError:
-                pass  # it was finished or let go of between its opening and its lock
-            file.close()
+        file = lock(unfinished, wait)
+    return None if file is None else Claim(path, unfinished, file)
 
 
 @contextlib.contextmanager

@@ -169,8 +169,9 @@ def collect(
                     claim.write(log.to_parquet(table))
                     added += 1
                     finished(number, table.num_rows)
-            if missing and not serving and not done:
-                time.sleep(_LOOK_EVERY_S)  # all that is missing is another collection's
+            if missing and not serving and not done:  # all that is missing is another collection's
+                report(episodes - len(missing), episodes, 0)
+                time.sleep(_LOOK_EVERY_S)
     return added
 
 

@@ -20,6 +20,7 @@ import helm_gym
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
+from helm_gym.scalars import open_scalars
 from surrogate_backend import checkpoint, dataset
 from surrogate_backend.dataset import WINDOWED, Dataset, window
 from surrogate_backend.layout import CACHE_FIELDS, ENDS, LEVELS, RUNGS, Sizes
@@ -187,13 +188,11 @@ def train(
     loss_of: Loss,
 ) -> dict[str, float]:
     """Trains in place and leaves the weights of the best held-out loss; returns the losses there."""
-    from torch.utils.tensorboard import SummaryWriter
-
     generator = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam(net.parameters(), lr=settings.rate)
     best, kept, since = float("inf"), copy.deepcopy(net.state_dict()), 0
     found: dict[str, float] = {}
-    with SummaryWriter(str(out / "tensorboard")) as board:
+    with open_scalars(out / "tensorboard", 0) as board:
         for step in range(1, settings.steps + 1):
             warm = min(1.0, step / 50)
             decay = 0.5 + 0.5 * np.cos(np.pi * step / settings.steps)

@@ -70,6 +70,11 @@ class Settings:
                 "validate_every, and an elite of 1 to the number of candidates."
             )
 
+    @property
+    def round(self) -> int:
+        """Decisions of a round: every candidate's episodes."""
+        return self.candidates * self.episodes * self.intervals
+
 
 def columns(layout: RouterLayout, settings: Settings) -> list[int]:
     """Where the columns that the weights follow stand.

@@ -19,6 +19,7 @@ from helm_gym import runs
 from helm_gym.cluster_view import RouterLayout
 from helm_gym.routing import WEIGHTS
 from helm_gym.runs import Tensors
+from helm_gym.scalars import open_scalars
 from helm_gym.training import Trainable, Training
 
 _LEAST_SEED = 2**32  # of training episodes; tasks publish small seeds, and validation uses small ones
@@ -56,9 +57,9 @@ class _Search:
         self.mean[:, 0] = self.start[1:]
         self.spread = np.full_like(self.mean, s.spread / 3)
         self.spread[:, 0] = s.spread
-        per_round = s.candidates * s.episodes * s.intervals
-        self.rounds = -(-training.steps // per_round)
-        self.total, self.per_round = self.rounds * per_round, per_round
+        self.per_round = s.round
+        self.rounds = -(-training.steps // s.round)
+        self.total = self.rounds * s.round
         self.round, self.before, self.started = 0, 0.0, time.perf_counter()
 
     @property
@@ -74,9 +75,7 @@ class _Search:
             self.mean, self.spread = there.tensors["search.mean"], there.tensors["search.spread"]
             self.scaling = {name: there.tensors[name] for name in ("mean", "scale")}
             self.round, self.before = int(there.facts["round"]), there.facts["seconds"]
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(self.training.folder / runs.TENSORBOARD), purge_step=self.round or None) as board:
+        with open_scalars(self.training.folder / runs.TENSORBOARD, self.round * self.per_round) as board:
             while self.round < self.rounds:
                 self._round(board)
         tensors, kept = self.training.best_policy()
@@ -128,6 +127,7 @@ class _Search:
             board.add_scalar(name, value, step)
         if self.round % s.validate_every == 0 or self.round == self.rounds:
             board.add_scalar("cost/validation", self._validate(), step)
+        board.flush()
         found = {"search.mean": self.mean, "search.spread": self.spread, **self.scaling}
         self.training.save(step, found, {"round": self.round, "seconds": self.seconds})
 
@@ -148,4 +148,14 @@ class _Search:
         return [self.episodes.play(router, nodes, seed).cost for nodes, seed in zip(sizes, seeds, strict=True)]
 
 
-ROUTER = Trainable("router", Settings, steps=4_800, train=_train, policy=LearnedRouter, graph=graph_of, routes=True)
+ROUTER = Trainable(
+    "router",
+    Settings,
+    steps=4_800,
+    train=_train,
+    policy=LearnedRouter,
+    graph=graph_of,
+    routes=True,
+    round=lambda chosen, task: chosen.round,
+    continues=True,
+)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from agents.on_policy import on_policy
 from agents.three_layer_ppo.graph import draw
 from agents.three_layer_ppo.policy import Seen, ThreeLayerPolicy
 from agents.three_layer_ppo.settings import Settings
 from helm_gym.runs import Tensors
-from helm_gym.training import Trainable, Training
+from helm_gym.training import Training
 
 
 def _train(training: Training) -> Tensors:
@@ -20,6 +21,4 @@ def _train(training: Training) -> Tensors:
     return train_on_policy(training, env, make_ppo, mlp_actor, lambda tensors: ThreeLayerPolicy(layout, alone, tensors))
 
 
-THREE_LAYER_PPO = Trainable(
-    "three-layer-ppo", Settings, steps=2_000_000, train=_train, policy=ThreeLayerPolicy, graph=draw
-)
+THREE_LAYER_PPO = on_policy("three-layer-ppo", Settings, _train, ThreeLayerPolicy, draw)

@@ -17,13 +17,15 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from agents.tuning import study as studies
+from agents.tuning import storage
 from agents.tuning.objective import Objective, blocks, reference_name
 from agents.tuning.search import Candidates, Plan, Progress, search
 from helm_gym import profile as profiles
 from helm_gym import runs
+from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.evaluation.statistics import bootstrap
+from helm_gym.locks import alone
 from helm_gym.runs import Origin, Run
 
 TUNE = "tune.json"
@@ -67,7 +69,21 @@ def tune(plan: Plan, workers: int = 1, progress: Progress | None = None) -> dict
         HelmError: as ``search``.
     """
     tick = progress or (lambda what, done, total: None)
-    found = search(plan, workers, tick)
+    _check_out(plan.out)
+    with storage.naming(plan.place):
+        found = search(plan, workers, tick)
+        # Of several commands that take part, one at a time leaves what came out.
+        with alone(plan.out, "", lambda: tick(f"waiting for another process at {plan.out}", 1, 1)):
+            return _finish(plan, found, tick)
+
+
+def _check_out(folder: pathlib.Path) -> None:
+    """Raises InvalidInputError where the folder holds a training, whose run would be lost."""
+    if runs.is_run(folder) and "tuning" not in runs.read_run(folder).facts:
+        raise InvalidInputError(f"--out {folder} holds a training; give another folder.")
+
+
+def _finish(plan: Plan, found: optuna.Study, tick: Progress) -> dict[str, Any]:
     tried = _try_again(plan, found, tick)
     best = min(tried, key=lambda candidate: candidate.cost)
     trials = found.get_trials(deepcopy=False)
@@ -78,7 +94,7 @@ def tune(plan: Plan, workers: int = 1, progress: Progress | None = None) -> dict
         "profile": plan.profile.name,
         "rung": {"trials": plan.backend, "fresh": plan.judge},
         "objective": f"mean over seeds of the episode's cost over that of {reference_name(plan.task)}",
-        "storage": studies.hide_password(plan.storage),
+        "storage": storage.hide_password(plan.place),
         "study": plan.study,
         "budget": {"trials": plan.trials, "seeds_a_trial": plan.seeds, "steps": plan.steps},
         "trials": counts,
@@ -145,6 +161,7 @@ def _describe(candidate: Candidate, began: Candidate) -> dict[str, Any]:
 
 def _write(plan: Plan, best: Candidate, figures: dict[str, Any], found: optuna.Study) -> None:
     """The run folder of the best, tune.json and the plots."""
+    (plan.out / runs.RUN).unlink(missing_ok=True)  # a kill leaves no run rather than one with another's weights
     facts = {key: figures[key] for key in ("objective", "rung", "budget", "trials", "seeds", "fresh_seeds")}
     facts |= {key: figures["best"][key] for key in ("fresh", "fresh_less_than_began_with")}
     steps = 0

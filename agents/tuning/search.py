@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import BaseTrial, Trial, TrialState
 
+from agents.tuning import storage as storages
 from agents.tuning import study as studies
 from agents.tuning.objective import BACKENDS, Objective, blocks, reference_name
 from helm_gym import training
@@ -43,7 +46,7 @@ class Plan:
         agent: a name of ``training.TRAINABLE`` whose settings declare a ``space``.
         backend: that trials are served by, ``modelled`` or ``surrogate``, which takes a tenth of the time.
         judge: that the best are tried again on.
-        storage: a database's URL, or a journal file.
+        storage: a database's URL, or a journal file; SQLite in ``out`` where empty.
         study: the study's name in it.
         trials: that count, pruned ones among them: the budget.
         seeds: episodes of a trial that is not pruned; the same in every trial.
@@ -70,6 +73,11 @@ class Plan:
     fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     steps: int | None = None
     seed: int = 0
+
+    @property
+    def place(self) -> str:
+        """Of the storage, with no path that depends on the folder that a process runs in."""
+        return storages.locate(self.storage) if self.storage else storages.beside(self.out)
 
     @property
     def trial_seeds(self) -> range:
@@ -167,7 +175,7 @@ def search(plan: Plan, workers: int = 1, progress: Progress | None = None) -> op
         HelmError: what ``Candidates`` raises; all workers died.
     """
     tick = progress or (lambda what, done, total: None)
-    found = _open(plan)
+    found = _open(plan, tick)
     if workers == 1:
         work(plan, tick)
         return found
@@ -203,42 +211,65 @@ def work(plan: Plan, progress: Progress, parent: int | None = None) -> None:
 
     Args:
         parent: the process without which there is no use in going on.
+
+    Raises:
+        HelmError: the first trial failed, a storage or a disk did, or another search is in the study.
     """
-    candidates, found = Candidates(plan), _open(plan)
+    candidates, found = Candidates(plan), _open(plan, progress)
     objective = Objective(plan.task, plan.profile, plan.backend)
     try:
         studies.check_reference(found, float(objective.reference_costs(next(blocks(plan.trial_seeds))).mean()))
         while len(studies.over(found)) < plan.trials:
             _tell(found, plan, progress)
+            _end_with(parent)
             trial = studies.take(found, plan.trials)
             if trial is None:  # the last ones are other processes': one of those may die
+                _tell(found, plan, progress, ", the last of them with other processes")
                 time.sleep(_LOOK_EVERY_S)
-            else:
-                try:
-                    _run(trial, found, candidates, objective, parent)
-                except BaseException as error:
-                    # A training may diverge, and others still be good; if the first fails, something else is wrong.
-                    if not isinstance(error, HelmError) or not studies.over(found):
-                        studies.give_back(found, trial.number)
-                        raise
-                    trial.set_user_attr(studies.ERROR, str(error))
-                    studies.finish(found, trial, state=TrialState.PRUNED)
+                continue
+            try:
+                _run(trial, found, candidates, objective, parent)
+            except UpdateFinishedTrialError:
+                continue  # this process was silent for so long that another took it for dead: the retry counts
+            except BaseException as error:
+                # A training may diverge, and others still be good; if the first fails, something else is wrong.
+                if not _is_of_settings(error) or not studies.over(found):
+                    studies.give_back(found, trial.number)
+                    raise
+                trial.set_user_attr(studies.ERROR, str(error))
+                studies.finish(found, trial, state=TrialState.PRUNED)
         _tell(found, plan, progress)
     finally:
         objective.close()
 
 
+def _is_of_settings(error: BaseException) -> bool:
+    """Whether a trial failed for what it tried, and not for a storage or a disk that fails, or for want of time."""
+    own = isinstance(error, HelmError) and not isinstance(error, storages.StorageError)
+    return own and not isinstance(error.__cause__, OSError)
+
+
+def _end_with(parent: int | None) -> None:
+    """Ends this process if it is a worker whose parent was killed: nobody waits for what it does."""
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
 def _work_there(plan: Plan, parent: int) -> None:
     try:
-        work(plan, lambda what, done, total: None, parent)
+        with storages.naming(plan.place):
+            work(plan, lambda what, done, total: None, parent)
     except HelmError as error:
         raise SystemExit(f"Error: {error}") from error
 
 
-def _open(plan: Plan) -> optuna.Study:
-    candidates = Candidates(plan)
-    searched = dataclasses.asdict(candidates.default)
-    return studies.open_study(plan.storage, plan.study, plan.describe(), searched, plan.seed)
+def _open(plan: Plan, progress: Progress) -> optuna.Study:
+    first = dataclasses.asdict(Candidates(plan).default)
+
+    def waiting() -> None:
+        progress(f"waiting for the process that made study '{plan.study}'", 0, plan.trials)
+
+    return studies.open_study(plan.place, plan.study, plan.describe(), first, plan.seed, waiting)
 
 
 def _run(trial: Trial, found: optuna.Study, candidates: Candidates, objective: Objective, parent: int | None) -> None:
@@ -246,8 +277,7 @@ def _run(trial: Trial, found: optuna.Study, candidates: Candidates, objective: O
     plan = candidates.plan
 
     def alive() -> None:
-        if parent is not None and os.getppid() != parent:
-            os._exit(1)  # the parent was killed; nobody waits for the result, and its retry is the next command's
+        _end_with(parent)
         studies.give_sign(trial)
 
     settings = candidates.propose(trial)
@@ -256,6 +286,8 @@ def _run(trial: Trial, found: optuna.Study, candidates: Candidates, objective: O
     for seeds in blocks(plan.trial_seeds):
         alive()
         costs = objective.relative_costs(policy, seeds)
+        if not np.isfinite(costs).all():  # a trial without a value would be tried for ever
+            raise HelmError(f"Trial {trial.number} has a cost that is not finite, with {settings}.")
         for seed, cost in zip(seeds, costs, strict=True):
             trial.report(float(cost), step=seed)
         total += float(costs.sum())
@@ -264,8 +296,8 @@ def _run(trial: Trial, found: optuna.Study, candidates: Candidates, objective: O
     studies.finish(found, trial, total / plan.seeds)
 
 
-def _tell(found: optuna.Study, plan: Plan, progress: Progress) -> None:
+def _tell(found: optuna.Study, plan: Plan, progress: Progress, more: str = "") -> None:
     ended = studies.over(found)
     values = [trial.value for trial in ended if trial.state is TrialState.COMPLETE and trial.value is not None]
     best = f", least cost {min(values):.4f} of {reference_name(plan.task)}'s" if values else ""
-    progress(f"{len(ended)} of {plan.trials} trials{best}", len(ended), plan.trials)
+    progress(f"{len(ended)} of {plan.trials} trials{best}{more}", len(ended), plan.trials)

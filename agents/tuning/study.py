@@ -1,16 +1,18 @@
-"""The Optuna study behind a search: its storage, its draws, and the trials of processes that died.
+"""The Optuna study behind a search: its draws, and the trials of processes that died.
 
 It is a plain study: optuna-dashboard and Optuna's own commands work on it.
 """
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import os
 import pathlib
 import socket
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,77 +20,46 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from agents.tuning.storage import open_storage
 from helm_gym.errors import InvalidInputError
 
-PLAN, REFERENCE = "plan", "reference"  # attributes of a study
+PLAN, FIRST, REFERENCE = "plan", "first", "reference"  # attributes of a study
 OWNER, SEEN, RANK, ERROR = "owner", "seen", "rank", "error"  # attributes of a trial
-_JOURNAL = (".journal", ".log")
+_FIXED = "fixed_params"  # Optuna's own attribute of a trial that was put into the queue
 _SILENT_S = 900.0  # after which a process on another machine counts as dead
 _SIGN_EVERY_S = 30.0
+_TAKE_S = 20.0  # that a process has from taking a trial to saying that it has it
 _INITIALISE_S = 10.0  # that the process which made the study has to describe it
 _SAME_COST = 1e-4  # relative; machines differ in the last digits
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED)
 _COUNTED = (*_OVER, TrialState.RUNNING)
 
 
-def open_storage(url: str) -> BaseStorage:
-    """A database by its URL (``sqlite:///tune.db``, ``postgresql://...``), or a journal file by its path.
-
-    Raises:
-        InvalidInputError: it cannot be opened, or a library is missing.
-    """
-    import sqlalchemy.exc
-
-    try:
-        if "://" not in url and pathlib.Path(url).suffix in _JOURNAL:
-            pathlib.Path(url).parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(url))
-        if url.startswith("sqlite:///"):
-            pathlib.Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            # Several processes write: one waits for the other's transaction rather than fail.
-            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-        return RDBStorage(url)
-    except ImportError as error:
-        raise InvalidInputError(
-            f"--storage {hide_password(url)} needs a library that is missing ({error}); for PostgreSQL install "
-            "helm-gym[postgres]."
-        ) from error
-    except (sqlalchemy.exc.SQLAlchemyError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InvalidInputError(
-            f"--storage {hide_password(url)} cannot be opened ({reason}); give a URL such as sqlite:///tune.db, or a "
-            "file that ends in .journal."
-        ) from error
-
-
-def hide_password(url: str) -> str:
-    """The URL as it may be shown and kept."""
-    import sqlalchemy
-
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url
-
-
-def open_study(url: str, name: str, plan: Mapping[str, Any], first: Mapping[str, Any], seed: int) -> Study:
+def open_study(
+    place: str,
+    name: str,
+    plan: Mapping[str, Any],
+    first: Mapping[str, Any],
+    seed: int,
+    waiting: Callable[[], None] | None = None,
+) -> Study:
     """The study of that name, made if it is not there.
 
     Args:
+        place: of its storage (storage.py).
         plan: what is searched and how, as JSON has it; a study of another plan is not gone on with.
         first: the settings that the first trial tries: the search is not to end worse than it began.
         seed: of the draws.
+        waiting: called now and then while another process, which has just made the study, describes it.
 
     Raises:
         InvalidInputError: no storage, or a study of another plan.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(url)
+    storage = open_storage(place)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         # Trials are compared seed by seed with the best one, which asks for few seeds: they are paired.
@@ -98,14 +69,14 @@ def open_study(url: str, name: str, plan: Mapping[str, Any], first: Mapping[str,
         study, made = optuna.create_study(**use), True
     except DuplicatedStudyError:
         study, made = optuna.load_study(**use), False
-    deadline = time.monotonic() + (0.0 if made else _INITIALISE_S)
-    while PLAN not in study.user_attrs:
-        if time.monotonic() >= deadline:
-            if made or not study.trials:  # its maker died at once, or it is ours
-                _enqueue(study, dict(first))
-            study.set_user_attr(PLAN, dict(plan))
-        else:
-            time.sleep(0.1)
+    deadline = time.monotonic() + _INITIALISE_S
+    while not made and PLAN not in study.user_attrs and time.monotonic() < deadline:
+        if waiting is not None:
+            waiting()
+        time.sleep(0.1)
+    if PLAN not in study.user_attrs:  # it is ours, or its maker died at once
+        study.set_user_attr(FIRST, dict(first))
+        study.set_user_attr(PLAN, dict(plan))
     _check_plan(study, plan)
     return study
 
@@ -146,23 +117,49 @@ def over(study: Study) -> list[FrozenTrial]:
 def take(study: Study, wanted: int) -> Trial | None:
     """The next trial, this process's own; None while all that are wanted are over or under way.
 
-    However many processes take trials of a study, exactly ``wanted`` come to an end: what one asks for beyond is
-    failed at once, and failed ones do not count.
+    A trial is put into the queue with its rank before it is taken from there. Processes that do so at once may choose
+    the same rank: then the trial that was queued first has it. So, however many processes take trials of a study,
+    exactly ``wanted`` come to an end, each of another rank; what is one too many is failed, and does not count.
     """
     retry_abandoned(study)
-    if len(study.get_trials(deepcopy=False, states=_COUNTED)) >= wanted:
+    trials = study.get_trials(deepcopy=False)
+    if sum(trial.state in _COUNTED for trial in trials) >= wanted:
         return None
-    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        _enqueue(study, {})  # so that it has an owner from the first moment: a kill may come before the next line
-    trial = study.ask()
-    trial.set_user_attr(OWNER, _identity(os.getpid()))
-    trial.set_user_attr(SEEN, time.time())
-    if RANK not in trial.user_attrs:
-        trial.set_user_attr(RANK, _rank(study, trial.number))
-    if _rank(study, trial.number) >= wanted:
-        finish(study, trial, state=TrialState.FAIL)
+    waiting, rank = [trial for trial in trials if trial.state is TrialState.WAITING], _free_rank(trials)
+    if rank < wanted and not any(_is_for_us(trial) for trial in waiting):
+        _enqueue(study, {} if rank else study.user_attrs.get(FIRST, {}), {RANK: rank})
+    try:
+        trial = study.ask()
+        trial.set_user_attr(OWNER, _identity(os.getpid()))
+        trial.set_user_attr(SEEN, time.time())
+        trials = study.get_trials(deepcopy=False)
+        if RANK not in trial.user_attrs and _FIXED in trials[trial.number].system_attrs:  # put there by hand
+            trial.set_user_attr(RANK, _free_rank(trials))
+        if not _has_its_rank(study, trial, wanted):
+            finish(study, trial, state=TrialState.FAIL)
+            return None
+    except UpdateFinishedTrialError:  # another process took it for one whose taker had died
         return None
     return trial
+
+
+def _is_for_us(trial: FrozenTrial) -> bool:
+    """Whether a trial in the queue is not there for another process, which is about to take it."""
+    return trial.user_attrs.get(OWNER) == _identity(os.getpid()) or _is_abandoned(trial)
+
+
+def _free_rank(trials: Sequence[FrozenTrial]) -> int:
+    """The least rank that no trial has, but for those that failed."""
+    held = {trial.user_attrs.get(RANK) for trial in trials if trial.state is not TrialState.FAIL}
+    return next(rank for rank in itertools.count() if rank not in held)
+
+
+def _has_its_rank(study: Study, trial: Trial, wanted: int) -> bool:
+    """Whether a trial has a rank that is wanted and that none before it has; found no queue, it has no rank."""
+    rank = trial.user_attrs.get(RANK, wanted)
+    before = study.get_trials(deepcopy=False)[: trial.number]
+    same = (other for other in before if other.user_attrs.get(RANK) == rank and other.state is not TrialState.FAIL)
+    return rank < wanted and not any(same)
 
 
 def give_sign(trial: Trial) -> None:
@@ -190,15 +187,17 @@ def retry_abandoned(study: Study) -> None:
 def give_back(study: Study, number: int) -> None:
     """Fails a running trial and has another take its rank; nothing if another process has done so.
 
-    It draws what this one drew, unless other trials have ended since.
+    It draws what this one drew, unless other trials have ended since. Should this process die in between, the rank is
+    free, and the next trial has it.
     """
     try:
         study.tell(number, state=TrialState.FAIL)
     except (ValueError, UpdateFinishedTrialError):
         return
     trial = study.trials[number]
-    rank = trial.user_attrs.get(RANK, _rank(study, number))
-    _enqueue(study, trial.system_attrs.get("fixed_params", {}), {"retry_of": number, RANK: rank})
+    if RANK in trial.user_attrs:
+        tried = trial.system_attrs.get(_FIXED, {})
+        _enqueue(study, tried, {"retry_of": number, RANK: trial.user_attrs[RANK]})
 
 
 def _enqueue(study: Study, tried: dict[str, Any], attributes: Mapping[str, Any] | None = None) -> None:
@@ -207,13 +206,17 @@ def _enqueue(study: Study, tried: dict[str, Any], attributes: Mapping[str, Any] 
 
 
 def _is_abandoned(trial: FrozenTrial) -> bool:
-    owner = trial.user_attrs.get(OWNER)
-    if owner is None:  # put there by hand, and its taker died before it could say so
+    owner, silent_s = trial.user_attrs.get(OWNER), time.time() - trial.user_attrs.get(SEEN, 0.0)
+    if owner is None and trial.datetime_start is not None:  # no process's, or its taker is about to say so
+        return (datetime.datetime.now() - trial.datetime_start).total_seconds() > _TAKE_S
+    if owner is None:
         return True
     here = _identity(owner["pid"])
+    if owner == here and owner["pid"] == os.getpid():  # put there by this process, which is at none, for another
+        return silent_s > _TAKE_S
     if owner["machine"] == here["machine"]:
         return bool(owner["born"] != here["born"])
-    return bool(time.time() - trial.user_attrs.get(SEEN, 0.0) > _SILENT_S)
+    return bool(silent_s > _SILENT_S)
 
 
 def _identity(pid: int) -> dict[str, Any]:
@@ -225,15 +228,10 @@ def _identity(pid: int) -> dict[str, Any]:
         born = ""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        space = os.readlink("/proc/self/ns/pid")  # containers of one machine number their processes alike
     except OSError:
-        boot = ""
-    return {"machine": f"{socket.gethostname()} {boot}".strip(), "pid": pid, "born": born}
-
-
-def _rank(study: Study, number: int) -> int:
-    """How many trials that count come before trial ``number``."""
-    trials = study.get_trials(deepcopy=False)
-    return sum(trial.number < number and trial.state is not TrialState.FAIL for trial in trials)
+        boot = space = ""
+    return {"machine": f"{socket.gethostname()} {boot} {space}".strip(), "pid": pid, "born": born}
 
 
 class _Repeatable(BaseSampler):
@@ -247,7 +245,7 @@ class _Repeatable(BaseSampler):
         self._tpe = TPESampler(seed=seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        rank = trial.user_attrs.get(RANK, _rank(study, trial.number))
+        rank = trial.user_attrs.get(RANK, trial.number)
         self._tpe = TPESampler(seed=int(np.random.SeedSequence([self._seed, rank]).generate_state(1)[0]))
         self._tpe.before_trial(study, trial)
 

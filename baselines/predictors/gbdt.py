@@ -227,4 +227,12 @@ def _train(training: Training) -> Tensors:
     return tensors
 
 
-GBDT = Trainable("gbdt", Settings, steps=8 * BLOCK, train=_train, policy=GbdtPolicy, graph=_graph)
+GBDT = Trainable(
+    "gbdt",
+    Settings,
+    steps=8 * BLOCK,
+    train=_train,
+    policy=GbdtPolicy,
+    graph=_graph,
+    round=lambda settings, task: BLOCK,
+)

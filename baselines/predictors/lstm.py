@@ -126,4 +126,12 @@ def _train(training: Training) -> Tensors:
     return tensors
 
 
-LSTM = Trainable("lstm", Settings, steps=8 * BLOCK, train=_train, policy=LstmPolicy, graph=_graph)
+LSTM = Trainable(
+    "lstm",
+    Settings,
+    steps=8 * BLOCK,
+    train=_train,
+    policy=LstmPolicy,
+    graph=_graph,
+    round=lambda settings, task: BLOCK,
+)

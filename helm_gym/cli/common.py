@@ -10,6 +10,7 @@ import math
 import pathlib
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Protocol
@@ -58,14 +59,14 @@ def print_json(value: Any) -> None:
 
 def check_writable(option: str, path: pathlib.Path) -> None:
     """Makes the folder; raises InvalidInputError before the work, not behind it, where ``path`` cannot be written."""
-    there = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
+        if path.exists():
+            path.open("a").close()
+        else:  # a file without a name: a kill must not leave an empty one
+            tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise InvalidInputError(f"{option} {path} cannot be written: {error.strerror}; give another path.") from error
-    if not there:
-        path.unlink()
 
 
 def console() -> Console:

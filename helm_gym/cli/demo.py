@@ -36,7 +36,7 @@ def demo(
       helm-gym demo --out runs/demo
     """
     check_writable("--out", out / "report.html")
-    from helm_gym import evaluation
+    from helm_gym import evaluation, runs
     from helm_gym import profile as profiles
     from helm_gym.cli.calibrate import fit, on_this_machine
     from helm_gym.evaluation.report import Section, write_report
@@ -94,7 +94,7 @@ def demo(
         "change": {"policy": best, "static": static, "measured": change.to_json(), "modelled": predicted},
         "learned": learned,
     }
-    (out / "results.json").write_text(to_json(results) + "\n", encoding="utf-8")
+    runs.write(out / "results.json", to_json(results) + "\n")
     typer.echo(f"\n{learned}\n\nReport: {out / 'report.html'}\nFigures: {out / 'results.json'}")
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from helm_gym.cli.common import Json, Profile, Progress, Quiet, check_writable, open_by_name, print_json, print_table
+from helm_gym.locks import alone
 
 FIT = "surrogate_backend.fit:fit"  # opened by name: helm_gym imports no backend
 SETTINGS = "surrogate_backend.fit:Settings"
@@ -30,6 +31,8 @@ def fit(
 ) -> None:
     """Fit a surrogate to logs of one profile, of either rung or both; or that of clusters, to logs of clusters.
 
+    Killed, the same command begins again, and ends with the same checkpoint.
+
     \b
     Examples:
       helm-gym fit logs/train logs/more --out runs/surrogate
@@ -46,7 +49,8 @@ def fit(
     settings = (
         dataclasses.replace(open_by_name(OF_CLUSTERS), **chosen) if of_clusters else open_by_name(SETTINGS)(**chosen)
     )
-    with Progress(quiet).stage(f"fit {opened.name}", "steps") as tick:
+    busy = f"Another process fits into {out}; wait for it to end, or give another --out."
+    with alone(out, busy), Progress(quiet).stage(f"fit {opened.name}", "steps") as tick:
 
         def progress(done: int, total: int, losses: dict[str, float]) -> None:
             finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}

@@ -10,6 +10,7 @@ import typer
 from helm_gym import profile as profiles
 from helm_gym.cli.common import Json, Profile, Progress, Quiet, check_writable, print_json, to_json
 from helm_gym.errors import UnknownNameError
+from helm_gym.locks import alone
 
 
 def reproduce(
@@ -48,8 +49,10 @@ def reproduce(
         raise UnknownNameError("figure", figure, paper.FIGURES)
     folder = out or pathlib.Path("runs") / figure
     check_writable("--out", folder / f"{figure}.json")
-    made = paper.reproduce(figure, profiles.load(profile), seeds, Progress(quiet).stage, folder)
-    paths = paper.save(made, figure, folder, to_json)
+    opened = profiles.load(profile)
+    with alone(folder, f"Another process reproduces into {folder}; wait for it to end, or give another --out."):
+        made = paper.reproduce(figure, opened, seeds, Progress(quiet).stage, folder)
+        paths = paper.save(made, figure, folder, to_json)
     if as_json:
         return print_json(made.figures)
     typer.echo(made.markdown)

@@ -30,12 +30,13 @@ def train(
 ) -> None:
     """Train an agent into a run folder: checkpoints, TensorBoard, and the policy that validated best.
 
-    Killed at any moment, the same command goes on from the last checkpoint.
+    Killed at any moment, the same command goes on from the last checkpoint; with more --steps, so does a finished one.
 
     \b
     Examples:
       helm-gym train ppo --task mixed-v0 --out runs/ppo
       helm-gym train ppo --out runs/wide --set hidden=128 --set gamma=0.95 --seed 1
+      helm-gym train ppo --out runs/ppo --steps 4000000  # goes on to these, though it had ended
       helm-gym train ppo --settings
       tensorboard --logdir runs/ppo/tensorboard
       helm-gym evaluate runs/ppo --task burst-v0
@@ -60,12 +61,22 @@ def train(
     opened = profiles.load(profile or where.profile)
     check_writable("--out", out / "run.json")
 
-    with Progress(quiet).stage(f"train {agent}", "steps") as tick:
+    progress = Progress(quiet)
+    with progress.stage(f"train {agent}", "steps") as tick:
         run = training.train(
-            agent, where, opened, out, seed, steps, chosen, lambda done, total, words: tick(words, done, total)
+            agent,
+            where,
+            opened,
+            out,
+            seed,
+            steps,
+            chosen,
+            lambda done, total, words: tick(words, done, total),
+            lambda text: progress.say(f"train {agent}: {text}"),
         )
     if as_json:
         return print_json(run.to_json() | {"folder": str(out)})
     facts = {name: value for name, value in run.facts.items() if isinstance(value, int | float)}
     facts |= run.facts.get("validation", {})
-    typer.echo(f"Run {out}: {', '.join(f'{name} {value:.4g}' for name, value in facts.items())}.")
+    said = ", ".join(f"{name} {value:.7g}" for name, value in facts.items())
+    typer.echo(f"Run {out}{said and f': {said}'}.")

@@ -71,7 +71,7 @@ def tune(
         agent=agent,
         task=where if horizon is None else dataclasses.replace(where, horizon=horizon),
         profile=opened,
-        storage=storage or f"sqlite:///{out / 'study.db'}",
+        storage=storage or "",
         study=study or f"{agent}-{task}",
         out=out,
         backend=backend,

@@ -20,6 +20,8 @@ from helm_gym.evaluation.optimum import near_optimal
 from helm_gym.evaluation.results import Episodes, Evaluation, Values
 
 Row = Mapping[str, Any]
+NO_VALUE = "–"  # in a table
+_EXACT_GAIN = 10.0
 
 
 def always(evaluation: Evaluation) -> bool:
@@ -58,6 +60,7 @@ class Metric:
         shown: in which of them tables have it as a column.
         digits, scale: of the column's numbers.
         best: which end is good.
+        exact: a number beyond it, either way, is shown as beyond it, since it says no more than that.
     """
 
     key: str
@@ -70,14 +73,21 @@ class Metric:
     digits: int = 2
     scale: float = 1.0
     best: Callable[[Iterable[float]], float] | None = min
+    exact: float = math.inf
 
     def text(self, row: Row) -> str:
         """``value [low, high]`` of a row of the JSON object; a dash where there is none."""
         value, low, high = (self.number(row, end) for end in ("value", "low", "high"))
         if not math.isfinite(value):
-            return "–"
-        interval = f" [{low:.{self.digits}f}, {high:.{self.digits}f}]" if math.isfinite(low + high) else ""
-        return f"{value:.{self.digits}f}{interval}"
+            return NO_VALUE
+        shown, *ends = map(self._form, (value, low, high))
+        known = math.isfinite(low + high) and (abs(value) <= self.exact or ends != [shown, shown])
+        return f"{shown} [{', '.join(ends)}]" if known else shown
+
+    def _form(self, number: float) -> str:
+        if abs(number) > self.exact:
+            return f"<-{self.exact:g}" if number < 0 else f">{self.exact:g}"
+        return f"{number:.{self.digits}f}"
 
     def number(self, row: Row, end: str = "value") -> float:
         """A figure's value or an end of its interval, scaled for the column; NaN where there is none."""
@@ -265,9 +275,16 @@ _AGAINST = (
         gains.gain_captured,
         exists=on_nodes,
         best=max,
+        exact=_EXACT_GAIN,
     ),
     Metric(
-        "gain_captured_p99", "gain, P99", "the same on P99 latency", gains.gain_captured_p99, exists=on_nodes, best=max
+        "gain_captured_p99",
+        "gain, P99",
+        "the same on P99 latency",
+        gains.gain_captured_p99,
+        exists=on_nodes,
+        best=max,
+        exact=_EXACT_GAIN,
     ),
     Metric(
         "gain_of_clairvoyant",
@@ -293,6 +310,7 @@ _AGAINST = (
         "gain on the modelled rung, same seeds, less that here",
         functools.partial(gains.lost, gains.gain_captured),
         exists=replayed,
+        exact=_EXACT_GAIN,
     ),
     Metric(
         "gain_captured_p99_modelled",
@@ -309,6 +327,7 @@ _AGAINST = (
         "the same on P99 latency",
         functools.partial(gains.lost, gains.gain_captured_p99),
         exists=replayed,
+        exact=_EXACT_GAIN,
     ),
     Metric(
         "decision_us_p50",

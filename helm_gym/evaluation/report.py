@@ -13,9 +13,9 @@ import pathlib
 import string
 from collections.abc import Mapping, Sequence
 
-from helm_gym.errors import InvalidInputError
+from helm_gym import runs
 from helm_gym.evaluation import plots
-from helm_gym.evaluation.metrics import METRICS, Metric, Row
+from helm_gym.evaluation.metrics import METRICS, NO_VALUE, Metric, Row
 from helm_gym.evaluation.results import Evaluation
 from helm_gym.evaluation.summary import columns
 
@@ -43,6 +43,18 @@ class Section:
     def columns(self) -> list[Metric]:
         """Of its table."""
         return columns(self.evaluation, [row for row, _ in table_rows(self.figures)])
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of gains in its table that are no plain numbers; the JSON has them exactly."""
+        gains = [column for column in self.columns if math.isfinite(column.exact)]
+        texts = [column.text(row) for row, _ in table_rows(self.figures) for column in gains]
+        found = []
+        if any(sign in text for text in texts for sign in "<>"):
+            found.append("<-10, >10: more than ten times what the regime oracle gains over the best static split")
+        if NO_VALUE in texts:
+            found.append(f"{NO_VALUE}: the regime oracle gains too little over the best static split for a share of it")
+        return found
 
 
 def table_rows(figures: Row) -> list[tuple[Row, bool]]:
@@ -113,18 +125,12 @@ def write_report(path: pathlib.Path, sections: Sequence[Section], title: str = "
 
 
 def save(path: pathlib.Path, text: str) -> None:
-    """Writes a page's text.
+    """Writes a page's text, whole or not at all.
 
     Raises:
         InvalidInputError: the path cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInputError(
-            f"Report {path} cannot be written: {error.strerror}; give a file in a folder that can be."
-        ) from error
+    runs.write(path, text)
 
 
 def render(sections: Sequence[Section], title: str = "", lead: str = "") -> str:
@@ -206,6 +212,7 @@ def _table(section: Section) -> str:
     caption = (
         f"{html.escape(section.evaluation.task.name)}, {section.evaluation.rung} rung. Small figures: 95% intervals "
         "over seeds. Bold: the best that is no oracle. Grey rows only serve as references."
+        + html.escape("".join(f" {note}." for note in section.notes))
     )
     return (
         f'<div class="scroll"><table><caption>{caption}</caption><thead><tr><th scope="col">policy</th>{head}</tr>'
@@ -214,7 +221,7 @@ def _table(section: Section) -> str:
 
 
 def _cell(column: Metric, row: Row, best: bool) -> str:
-    value, _, interval = column.text(row).partition(" ")
+    value, _, interval = html.escape(column.text(row)).partition(" ")
     small = f"<small>{interval}</small>" if interval else ""
     return f"<td>{f'<b>{value}</b>' if best else value}{small}</td>"
 

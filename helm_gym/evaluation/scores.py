@@ -86,6 +86,7 @@ class Scores:
             caption = f"Trace {evaluation.trace}; {caption}"
         if form is _FORMS[-1]:
             caption += "; intervals: --json, or a wider window"
+        caption = "\n".join((caption, *section.notes))
         where = evaluation.profile if cluster is None else f"{cluster.size} nodes of {evaluation.profile}"
         table = Table(
             title=f"{evaluation.task.name} on {where}",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import pathlib
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from helm_gym import runs
 from helm_gym.errors import UnknownNameError
 from helm_gym.profile import Profile
 
@@ -71,12 +73,18 @@ def reproduce(name: str, profile: Profile, seeds: int, stage: Stage, folder: pat
 
 
 def save(made: Reproduction, name: str, folder: pathlib.Path, to_json: Callable[[Any], str]) -> list[pathlib.Path]:
-    """Writes ``name``.svg, .png, .md and .json into ``folder`` and drops the parts; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{ending}" for ending in ("svg", "png", "md", "json")]
-    for path in paths[:2]:
-        made.picture.savefig(path, dpi=160)
-    paths[2].write_text(made.markdown, encoding="utf-8")
-    paths[3].write_text(to_json(made.figures) + "\n", encoding="utf-8")
+    """Writes ``name``.svg, .png, .md and .json into ``folder`` and drops the parts; returns the paths.
+
+    A kill leaves each file as it was or as it should be, and the parts as long as one is to be written.
+    """
+    contents: dict[str, str | bytes] = {}
+    for ending in ("svg", "png"):
+        image = io.BytesIO()
+        made.picture.savefig(image, format=ending, dpi=160)
+        contents[ending] = image.getvalue()
+    contents |= {"md": made.markdown, "json": to_json(made.figures) + "\n"}
+    paths = {ending: folder / f"{name}.{ending}" for ending in contents}
+    for ending, content in contents.items():
+        runs.write(paths[ending], content)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
-    return paths
+    return list(paths.values())

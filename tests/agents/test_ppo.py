@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import pathlib
+import shutil
 import time
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.network import Windows
 from agents.ppo import PpoPolicy, Settings
@@ -20,7 +20,7 @@ from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy, open_policy
 from helm_gym.runs import Run
 from helm_gym.training import Training
-from tests.agents.trainings import SMALL, STEPS, short_task, train_and_tell, train_small
+from tests.agents.trainings import SMALL, STEPS, scalars_of, short_task, train_and_tell, train_small
 from tests.conformance.policy import PolicyConformance, make_layout, observations
 
 LAYOUT = make_layout()
@@ -61,12 +61,12 @@ def test_a_run_says_what_it_was(folder: pathlib.Path, run: Run) -> None:
 
 
 def test_the_policy_kept_is_the_one_that_validated_best(folder: pathlib.Path, run: Run) -> None:
-    events = EventAccumulator(str(folder / runs.TENSORBOARD)).Reload()
-    costs = {event.step: event.value for event in events.Scalars("validation/cost")}
+    shown = scalars_of(folder)
+    costs = dict(shown["validation/cost"])
     assert len(costs) == 8
     kept = run.facts["validation"]
     assert kept["cost"] == pytest.approx(min(costs.values())) == pytest.approx(costs[kept["step"]])
-    assert {"train/loss", "rollout/ep_rew_mean"} <= set(events.Tags()["scalars"])
+    assert {"train/loss", "rollout/ep_rew_mean"} <= set(shown)
 
 
 def test_it_acts_as_stable_baselines3_would(tmp_path: pathlib.Path) -> None:
@@ -152,6 +152,47 @@ def test_a_training_killed_again_and_again_ends_as_an_unbroken_one(
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             np.testing.assert_array_equal(value, theirs[key], err_msg=key)
+    shown = scalars_of(killed)
+    assert shown == scalars_of(folder), "TensorBoard shows each step once, whatever was killed"
+    rounds = [(number + 1) * STEPS // 8 for number in range(8)]
+    for tag in ("validation/cost", "rollout/ep_rew_mean"):
+        assert [step for step, _ in shown[tag]] == rounds
+    assert [step for step, _ in shown["train/loss"]] == [(number + 1) * STEPS // 16 for number in range(16)]
+
+
+def test_a_training_takes_whole_rounds_and_says_so(tmp_path: pathlib.Path) -> None:
+    said: list[str] = []
+    run = train_small(tmp_path / "x", steps=65, say=said.append)
+    assert said == ["128 steps, 2 whole rounds of 64."]
+    assert (run.steps, run.facts["total_steps"]) == (65, 128)
+    assert [step for step, _ in scalars_of(tmp_path / "x")["validation/cost"]] == [64, 128]
+
+
+def test_a_finished_training_goes_on_with_more_steps(tmp_path: pathlib.Path) -> None:
+    """Its learning rate had fallen to nought over the steps that it had, so that it is another than a longer one."""
+    folder, said = tmp_path / "x", list[str]()
+    train_small(folder, steps=128)
+    before, newest = scalars_of(folder), folder / runs.CHECKPOINTS / f"{128:012d}.safetensors"
+    weights = runs.read_tensors(newest)[0]
+    run = train_small(folder, steps=256, say=said.append)
+    (text,) = said
+    assert "256 steps, 4 whole rounds of 64. It goes on from step 128. The learning rate follows the number of" in text
+    assert (run.status, run.steps, run.facts["total_steps"], run.facts["extended_at"]) == ("done", 256, 256, [128])
+    after = scalars_of(folder)
+    assert all(after[tag][: len(points)] == points for tag, points in before.items())
+    assert [step for step, _ in after["validation/cost"]] == [64, 128, 192, 256]
+    last = runs.read_tensors(folder / runs.CHECKPOINTS / f"{256:012d}.safetensors")[0]
+    assert any((last[name] != value).any() for name, value in weights.items())
+    assert train_small(folder, steps=256) == run
+    with pytest.raises(InvalidInputError, match="steps 256 there and 128 here"):
+        train_small(folder, steps=128)
+
+
+def test_a_training_without_checkpoints_is_not_begun_again_in_its_folder(tmp_path: pathlib.Path) -> None:
+    train_small(tmp_path, steps=64)
+    shutil.rmtree(tmp_path / runs.CHECKPOINTS)
+    with pytest.raises(InvalidInputError, match="holds no checkpoint to go on from"):
+        train_small(tmp_path, steps=128)
 
 
 def test_a_training_that_diverges_says_so(tmp_path: pathlib.Path) -> None:

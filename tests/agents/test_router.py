@@ -21,8 +21,8 @@ from helm_gym.onnx_policy import OnnxRouter
 from helm_gym.play import open_entrant
 from helm_gym.policy import open_policy
 from helm_gym.routing import Router, open_router, weights_of
-from helm_gym.runs import Run, Tensors
-from tests.agents.trainings import short_task
+from helm_gym.runs import Run
+from tests.agents.trainings import scalars_of, short_task
 from tests.conformance.policy import PolicyConformance, make_layout
 
 NODES, ROUTER = make_layout(), RouterLayout()
@@ -49,8 +49,8 @@ def make_tensors(**of_columns: float) -> dict[str, Any]:
     return {**plain, "0.weight": weight, "0.bias": np.zeros(3, np.float32), LAYOUT: np.array([ROUTER.version])}
 
 
-def train_small(folder: pathlib.Path, progress: training.Report | None = None) -> Run:
-    return training.train("router", short_task(), profiles.load("cpu-small"), folder, 0, STEPS, SMALL, progress)
+def train_small(folder: pathlib.Path, progress: training.Report | None = None, steps: int = STEPS) -> Run:
+    return training.train("router", short_task(), profiles.load("cpu-small"), folder, 0, steps, SMALL, progress)
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +145,25 @@ def test_a_training_that_was_killed_ends_as_an_unbroken_one(tmp_path: pathlib.Pa
         with pytest.raises(KeyboardInterrupt):
             train_small(tmp_path / "killed", stop_at(last))
     train_small(tmp_path / "killed")
-    tensors: list[Tensors] = [runs.read_tensors(path / runs.POLICY)[0] for path in (folder, tmp_path / "killed")]
-    assert tensors[0].keys() == tensors[1].keys()
-    for name, value in tensors[0].items():
-        np.testing.assert_array_equal(value, tensors[1][name])
+    assert_same(tmp_path / "killed", folder)
+
+
+def test_a_finished_training_that_is_given_more_steps_ends_as_an_unbroken_one(
+    tmp_path: pathlib.Path, folder: pathlib.Path
+) -> None:
+    """Nothing in it depends on the number of all steps."""
+    for steps in (STEPS // 3, 2 * STEPS // 3, STEPS):
+        assert train_small(tmp_path / "x", steps=steps).status == "done"
+    assert_same(tmp_path / "x", folder)
+
+
+def assert_same(run: pathlib.Path, unbroken: pathlib.Path) -> None:
+    for name in (runs.POLICY, f"{runs.CHECKPOINTS}/{STEPS:012d}.safetensors"):
+        ours, theirs = (runs.read_tensors(path / name)[0] for path in (run, unbroken))
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            np.testing.assert_array_equal(value, theirs[key])
+    assert scalars_of(run) == scalars_of(unbroken)
 
 
 def test_another_layout_of_the_router_s_observation_is_refused(tmp_path: pathlib.Path, file: pathlib.Path) -> None:

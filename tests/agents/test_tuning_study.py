@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from optuna.trial import TrialState
 
-from agents.tuning import result, search, study
+from agents.tuning import result, search, storage, study
 from agents.tuning.search import Candidates, Plan
 from helm_gym.errors import HelmError, InvalidInputError
 from tests.agents.tunings import Bowl, make_plan, trials_of, tried, tune_bowl_and_tell
@@ -166,20 +166,20 @@ def test_a_study_is_not_gone_on_with_when_what_it_measures_has_changed(
 
 
 @pytest.mark.parametrize(
-    ("storage", "sentence"),
+    ("place", "sentence"),
     [
         ("nosuchdb://host/x", "cannot be opened"),
         ("sqlite:////dev/null/x.db", "cannot be opened"),
         ("just-a-name", "cannot be opened"),
     ],
 )
-def test_a_storage_that_cannot_be_opened_is_named(storage: str, sentence: str) -> None:
+def test_a_storage_that_cannot_be_opened_is_named(place: str, sentence: str) -> None:
     with pytest.raises(InvalidInputError, match=sentence):
-        study.open_storage(storage)
+        storage.open_storage(place)
 
 
 def test_passwords_are_not_shown() -> None:
-    assert study.hide_password("postgresql://me:secret@host/x") == "postgresql://me:***@host/x"
+    assert storage.hide_password("postgresql://me:secret@host/x") == "postgresql://me:***@host/x"
 
 
 def test_a_trial_that_is_tried_again_draws_as_no_other(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:

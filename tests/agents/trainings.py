@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from helm_gym import profile as profiles
-from helm_gym import training
+from helm_gym import runs, training
 from helm_gym.runs import Run
 from helm_gym.tasks import Task, find_task
 
@@ -22,10 +25,22 @@ def short_task() -> Task:
 
 
 def train_small(
-    folder: pathlib.Path, agent: str = "ppo", progress: training.Report | None = None, **overrides: Any
+    folder: pathlib.Path,
+    agent: str = "ppo",
+    progress: training.Report | None = None,
+    steps: int = STEPS,
+    say: Callable[[str], None] | None = None,
+    **overrides: Any,
 ) -> Run:
     profile = profiles.load("cpu-small")
-    return training.train(agent, short_task(), profile, folder, 0, STEPS, {**SMALL, **overrides}, progress)
+    return training.train(agent, short_task(), profile, folder, 0, steps, {**SMALL, **overrides}, progress, say)
+
+
+def scalars_of(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run, by tag: steps and values. How fast it was is left out."""
+    events = EventAccumulator(str(folder / runs.TENSORBOARD)).Reload()
+    shown = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: points for tag, points in shown.items() if not tag.startswith("time/")}
 
 
 def train_and_tell(folder: pathlib.Path, told: Connection) -> None:

@@ -7,6 +7,8 @@ import pathlib
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import optuna
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from agents.tuning import result, search, study
+from agents.tuning import result, search, storage
 from agents.tuning.search import Plan
 from helm_gym import profile as profiles
 from helm_gym.tasks import Task, find_task
@@ -46,7 +48,7 @@ def tried(plan: Plan) -> list[dict[str, Any]]:
 
 
 def trials_of(plan: Plan) -> list[FrozenTrial]:
-    return optuna.load_study(storage=study.open_storage(plan.storage), study_name=plan.study).trials
+    return optuna.load_study(storage=storage.open_storage(plan.place), study_name=plan.study).trials
 
 
 class Bowl:
@@ -82,3 +84,24 @@ def tune_bowl_and_tell(plan: Plan, told: Connection, pause_s: float) -> None:
     search.Objective = result.Objective = Bowl  # type: ignore[assignment, misc, attr-defined]
     search.search(plan)
     told.send("through")
+
+
+def search_bowl_with(plan: Plan, others: Barrier, told: SimpleQueue[Any]) -> None:
+    """Searches in this process at the same moment as others; says which trials it ran to their end, or what failed."""
+    Bowl.pause_s = 0.02
+    search.Objective = result.Objective = Bowl  # type: ignore[assignment, misc, attr-defined]
+    ran: list[int] = []
+    run = search._run
+
+    def counted(trial: optuna.Trial, *rest: Any) -> None:
+        run(trial, *rest)
+        ran.append(trial.number)
+
+    search._run = counted
+    try:
+        others.wait(60)
+        search.search(plan)
+    except BaseException as error:
+        told.put(repr(error))
+        raise
+    told.put(ran)

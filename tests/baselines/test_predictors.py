@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import lightgbm
 import numpy as np
@@ -53,11 +54,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def train(
-    name: str, folder: pathlib.Path, source: pathlib.Path, progress: training.Report | None = None, steps: int = 2
+    name: str,
+    folder: pathlib.Path,
+    source: pathlib.Path,
+    progress: training.Report | None = None,
+    steps: int = 2,
+    say: Callable[[str], None] | None = None,
 ) -> Run:
     overrides = SMALL[name] | {"examples": str(source)}
     profile = profiles.load("cpu-small")
-    return training.train(name, SHORT, profile, folder, 0, steps * examples.BLOCK, overrides, progress)
+    return training.train(name, SHORT, profile, folder, 0, steps * examples.BLOCK, overrides, progress, say)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +199,20 @@ def test_a_killed_fit_goes_on_to_the_weights_of_an_unbroken_one(
     weights, unbroken = (runs.read_tensors(folder / runs.POLICY)[0] for folder in (tmp_path / "run", folders["lstm"]))
     for name, value in unbroken.items():
         np.testing.assert_array_equal(weights[name], value)
+
+
+@pytest.mark.parametrize("name", ["gbdt", "lstm"])
+def test_more_steps_are_more_examples_and_another_fit(
+    name: str, tmp_path: pathlib.Path, folders: dict[str, pathlib.Path], source: pathlib.Path
+) -> None:
+    train(name, tmp_path / "run", source, steps=1)
+    said: list[str] = []
+    grown = train(name, tmp_path / "run", source, steps=2, say=said.append)
+    assert said == [f"{2 * examples.BLOCK} steps, 2 whole rounds of {examples.BLOCK}."]
+    assert (grown.status, grown.facts) == ("done", runs.read_run(folders[name]).facts)
+    weights, unbroken = (runs.read_tensors(folder / runs.POLICY)[0] for folder in (tmp_path / "run", folders[name]))
+    for key, value in unbroken.items():
+        np.testing.assert_array_equal(weights[key], value)
 
 
 def test_the_cell_is_torchs() -> None:

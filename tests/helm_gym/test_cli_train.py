@@ -71,6 +71,18 @@ def test_a_training_prints_what_it_leaves_behind(tmp_path: pathlib.Path) -> None
     assert refused.exit_code == 2 and "kp 0.1 there and 0.05 here" in refused.stderr
 
 
+def test_a_training_says_before_it_begins_how_many_steps_it_takes(tmp_path: pathlib.Path) -> None:
+    small = ("--set", "lanes=2", "--set", "episode=8", "--set", "n_steps=8", "--set", "hidden=4")
+    command = ("train", "ppo", "--out", tmp_path / "x", *small, "--set", "batch_size=8")
+    done = helm(*command, "--steps", "20", "--json")
+    assert "train ppo: 32 steps, 2 whole rounds of 16." in done.stderr.splitlines()
+    printed = json.loads(done.stdout)
+    assert (printed["steps"], printed["facts"]["total_steps"]) == (20, 32)
+    more = helm(*command, "--steps", "33")
+    assert "48 steps, 3 whole rounds of 16. It goes on from step 32. The learning rate follows" in more.stderr
+    assert "total_steps 48" in more.stdout and helm(*command, "--steps", "20").exit_code == 2
+
+
 def test_a_run_that_another_profile_made_is_refused_by_evaluate(tmp_path: pathlib.Path) -> None:
     helm("train", "pid", "--out", tmp_path / "x", "--profile", "h200")
     result = helm("evaluate", tmp_path / "x", "--task", "burst-v0")

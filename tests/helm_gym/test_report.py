@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from helm_gym import profile as profiles
 from helm_gym.backend import Rung
 from helm_gym.evaluation import plots, report
+from helm_gym.evaluation.metrics import METRICS
 from helm_gym.evaluation.results import NODE_FIELDS, TRAFFIC, Episodes, Evaluation, Optimum
+from helm_gym.evaluation.scores import Scores
 from helm_gym.tasks import find_task
 from helm_gym.workload.regimes import make_path
 
@@ -180,6 +182,26 @@ def test_every_figure_names_its_rung_is_described_and_explained(text: str) -> No
 def test_bold_marks_the_best_that_is_no_oracle(text: str) -> None:
     best = report.best_names(section())
     assert best["mean_latency_ms"] == {"miss-ratio-curve"} and best["alpha_gap"] == {"miss-ratio-curve"}
+
+
+def test_a_gain_that_is_no_plain_number_has_a_note() -> None:
+    """An oracle that gains next to nothing makes a share of it unbounded: such a number says no more than its sign."""
+    of = evaluation()
+    made = figures(of)
+    plain = {**made, "policies": [row for row in made["policies"] if row["gain_captured"]["value"] is not None]}
+    assert report.Section(of, plain).notes == []
+    row = next(row for row in made["policies"] if row["name"] == "pid")
+    row["gain_captured"] = {"value": -1911.85, "low": -2e4, "high": 0.5}
+    row["gain_captured_p99"] = {"value": -9.0, "low": -12.0, "high": 12.5}
+    section = report.Section(of, made)
+    gains = {column.key: column.text(row) for column in section.columns if "gain" in column.key}
+    assert gains == {"gain_captured": "<-10 [<-10, 0.50]", "gain_captured_p99": "-9.00 [<-10, >10]"}
+    far = {"gain_captured": {"value": -1911.85, "low": -2e4, "high": -1e3}}
+    assert METRICS["gain_captured"].text(far) == "<-10"
+    beyond, none = section.notes
+    assert beyond.startswith("<-10, >10: more than ten times") and none.startswith("–: the regime oracle gains")
+    for shown in (" ".join(Page(report.render([section])).texts), " ".join(str(Scores(of, made)).split())):
+        assert beyond in shown and none in shown and "-1911.85" not in shown
 
 
 @pytest.mark.parametrize("regime", ["steady", "trend"])

@@ -95,7 +95,7 @@ def test_an_interrupted_training_goes_on_from_its_newest_checkpoint(tmp_path: pa
     told = []
     training.train("constant", TASK, PROFILE, tmp_path / "x", 0, progress=lambda done, *_: told.append(done))
     assert told == [2, 3]  # the first checkpoint was whole
-    assert runs.read_run(tmp_path / "x").facts == {"rounds": 3}
+    assert runs.read_run(tmp_path / "x").facts == {"total_steps": 3, "rounds": 3}
 
 
 def test_a_finished_training_is_not_begun_again(tmp_path: pathlib.Path) -> None:

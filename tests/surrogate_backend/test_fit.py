@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from helm_gym import runs
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile, load
 from helm_gym.workload.regimes import make_path
@@ -55,6 +56,31 @@ def test_the_same_seed_fits_the_same(profile: Profile, log: pathlib.Path, tmp_pa
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_kill_between_weights_and_card_leaves_no_card_of_other_weights(
+    tmp_path: pathlib.Path, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def checkpoint_of(number: int) -> checkpoint.Checkpoint:
+        card = {"format": checkpoint.FORMAT, "profile_fingerprint": profile.fingerprint, "number": number}
+        return checkpoint.Checkpoint({"x": np.full(3, number, np.float32)}, card)
+
+    checkpoint.save(tmp_path, checkpoint_of(1))
+    write = runs.write
+
+    def killed(path: pathlib.Path, content: str | bytes) -> None:
+        if path.name == checkpoint.CARD:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, checkpoint_of(2))
+    with pytest.raises(InvalidInputError, match="fit it again"):
+        checkpoint.load(tmp_path, profile)
+    checkpoint.save(tmp_path, checkpoint_of(2))
+    assert checkpoint.load(tmp_path, profile).card["number"] == 2
 
 
 def test_logs_that_hold_too_little_are_refused(profile: Profile, tmp_path: pathlib.Path) -> None:
