@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from helm_gym.cli.common import Progress, Quiet, check_writable, to_json
+from helm_gym.cli.common import Progress, Quiet, check_writable, say, to_json
 
 if TYPE_CHECKING:
     from helm_gym.evaluation.results import Evaluation
@@ -108,7 +108,7 @@ def demo(
         "learned": learned,
     }
     (out / "results.json").write_text(to_json(results) + "\n", encoding="utf-8")
-    typer.echo(f"\n{learned}\n\nReport: {out / 'report.html'}\nFigures: {out / 'results.json'}")
+    say("", learned, "", f"Report: {out / 'report.html'}", f"Figures: {out / 'results.json'}")
 
 
 def ranked(figures: dict[str, Any], among: Sequence[str]) -> list[str]:

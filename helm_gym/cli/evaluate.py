@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from helm_gym.cli.common import Json, Progress, Quiet, check_writable, console, parse_seeds, print_json
+from helm_gym.cli.common import Json, Progress, Quiet, check_writable, console, literal, parse_seeds, print_json
 from helm_gym.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -137,9 +137,9 @@ def show(evaluation: Evaluation, figures: dict[str, Any]) -> None:
     if out.width < _NARROW:
         caption += "; intervals: --json, or a wider window"
     table = Table(
-        title=f"{evaluation.task.name} on {evaluation.profile}",
+        title=literal(f"{evaluation.task.name} on {evaluation.profile}"),
         title_justify="left",
-        caption=escape(caption),
+        caption=literal(caption),
         caption_justify="left",
         box=None,
         header_style="dim",
@@ -149,7 +149,7 @@ def show(evaluation: Evaluation, figures: dict[str, Any]) -> None:
         table.add_column(column.heading, justify="right", no_wrap=True)
     for row, reference in table_rows(figures):
         name = str(row["name"])
-        cells = [escape(label(name, figures))]
+        cells = [literal(label(name, figures))]
         for column in columns(figures):
             text = column.text(row.get(column.key))
             if out.width < _WIDE:

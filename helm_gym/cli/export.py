@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from helm_gym.cli.common import Json, check_writable, open_by_name, print_json
+from helm_gym.cli.common import Json, check_writable, open_by_name, print_json, say
 from helm_gym.errors import InvalidInputError
 
 EXPORT = "agents.export:export"  # opened by name: helm_gym imports no agent
@@ -46,7 +46,7 @@ def export(
         open_by_name(WRITE_CARD)(run, out, judged, facts)
     if as_json:
         return print_json(facts | {"file": str(out)})
-    typer.echo(f"{out}: the graph of {run} differs from it by at most {facts['largest_difference']:.1g}.")
+    say(f"{out}: the graph of {run} differs from it by at most {facts['largest_difference']:.1g}.")
 
 
 def _read(path: pathlib.Path) -> Any:

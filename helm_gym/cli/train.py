@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from helm_gym.cli.common import Json, Progress, Quiet, check_writable, parse_overrides, print_json, print_table
+from helm_gym.cli.common import Json, Progress, Quiet, check_writable, parse_overrides, print_json, print_table, say
 from helm_gym.errors import InvalidInputError
 
 
@@ -68,4 +68,4 @@ def train(
         return print_json(run.to_json() | {"folder": str(out)})
     facts = {name: value for name, value in run.facts.items() if isinstance(value, int | float)}
     facts |= run.facts.get("validation", {})
-    typer.echo(f"Run {out}: {', '.join(f'{name} {value:.4g}' for name, value in facts.items())}.")
+    say(f"Run {out}: {', '.join(f'{name} {value:.4g}' for name, value in facts.items())}.")

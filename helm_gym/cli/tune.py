@@ -17,6 +17,7 @@ from helm_gym.cli.common import (
     parse_overrides,
     print_json,
     print_table,
+    say,
 )
 
 TUNE = "agents.tuning.result:tune"  # opened by name: helm_gym imports no agent
@@ -115,7 +116,7 @@ def show(figures: dict[str, Any], out: pathlib.Path) -> None:
         rows,
     )
     named = "the settings that it began with" if best["trial"] is None else f"trial {best['trial']}"
-    typer.echo(f"Run {out}: {named}; `helm-gym evaluate {out}` judges it.")
+    say(f"Run {out}: {named}; `helm-gym evaluate {out}` judges it.")
 
 
 def _number(value: Any) -> str:

@@ -6,6 +6,7 @@ Only the modelled rung can do that: there a seed fixes the requests whatever the
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,6 +19,7 @@ from helm_gym.backend import open_backend
 from helm_gym.control_loop import start_warm
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.results import Optimum
+from helm_gym.machine_memory import available_bytes
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
 from helm_gym.workload.state import WorkloadPath
@@ -67,8 +69,8 @@ def offline_optimum(
         seeds: one a lane; with the path they fix every request.
         grid: (A,) evenly spaced alphas; those out of the profile's bounds are left out.
         advance: told how many more intervals of how many lanes are done, as their product.
-        threads: replays at a time; as many as there are cores, and at most four, where not given. The result does not
-            depend on it.
+        threads: replays at a time; as many as there are cores and memory for, and at most four, where not given. The
+            result does not depend on it.
 
     Raises:
         InvalidInputError: fewer than three alphas within the profile's bounds, or not evenly spaced.
@@ -90,13 +92,19 @@ def offline_optimum(
 
     jobs = [(number, lanes) for lanes in blocks for number in range(len(alphas))]
     # Kernels run without the interpreter lock, and a replay shares nothing with another.
-    with concurrent.futures.ThreadPoolExecutor(threads or min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(threads or _threads(profile, min(MAX_LANES, len(seeds)))) as pool:
         for size in pool.map(replay, jobs):
             if advance is not None:
                 advance(size)
     expected = expected_cost(cost, path)
     star = np.clip(argmin(alphas, expected), profile.pool.min_alpha, profile.pool.max_alpha)
     return Optimum(grid=alphas, cost_ms=cost, expected_ms=expected, alpha_star=star)
+
+
+def _threads(profile: Profile, lanes: int) -> int:
+    with contextlib.closing(open_backend("modelled", profile, lanes)) as backend:
+        fit = int(available_bytes() / max(1, backend.spec.memory_bytes))
+    return max(1, min(_MAX_THREADS, os.cpu_count() or 1, fit))
 
 
 def _replay(

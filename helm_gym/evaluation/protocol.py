@@ -21,6 +21,7 @@ from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.evaluation.metrics import best_static, split_of, static_name
 from helm_gym.evaluation.optimum import GRID, MAX_LANES, cut_optimum, cut_path, offline_optimum
 from helm_gym.evaluation.results import Episodes, Evaluation, Optimum
+from helm_gym.machine_memory import require
 from helm_gym.policy import Floats, Oracle, Policy, Truth, open_policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
@@ -85,6 +86,12 @@ def evaluate(
     _check_distinct("seed", chosen)
     _check_distinct("policy", [policy.name for policy in policies], least=0)
     intervals = task.settle + task.horizon
+    served = len(policies) + (len(ALPHA_GRID) + 2) * references
+    require(
+        len(chosen) * intervals * (served * (4 * profile.interval.requests + 8 * len(_TELEMETRY)) + 16 * len(GRID)),
+        f"An evaluation of {served} policies on {len(chosen):,} seeds, {intervals:,} intervals each,",
+        "give fewer seeds or a shorter horizon",
+    )
     path = path or make_path(task.regime, profile, chosen, intervals, trace)
     clairvoyant = clairvoyant or any(policy.name == "clairvoyant" for policy in policies)
     limits = ["oracle", "clairvoyant"][: 1 + clairvoyant] if references else []
