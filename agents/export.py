@@ -22,7 +22,7 @@ from helm_gym.onnx_policy import OnnxPolicy, OnnxRouter
 from helm_gym.policy import Floats, Policy
 from helm_gym.routing import Routing, weights_of
 from helm_gym.runs import Run
-from helm_gym.tasks import TASKS
+from helm_gym.tasks import find_task
 
 TOLERANCE = 1e-5
 CHECK_SEEDS = (40_000, 40_001)  # of the recorded episodes
@@ -101,7 +101,7 @@ def check(policy: Policy, exported: Policy, layout: ObservationLayout, task: str
 def _record(policy: Policy, layout: ObservationLayout, task: str) -> list[Floats]:
     """Observations of episodes that the policy controls on the modelled rung, and the bounds of what can be seen."""
     lanes = len(CHECK_SEEDS)
-    loop = ControlLoop(TASKS[task], open_backend("modelled", layout.profile, lanes), intervals=CHECK_INTERVALS)
+    loop = ControlLoop(find_task(task), open_backend("modelled", layout.profile, lanes), intervals=CHECK_INTERVALS)
     step, state = loop.reset(CHECK_SEEDS), policy.initial_state(lanes)
     seen = [step.observation[:, 0]]
     while not step.done:
@@ -115,7 +115,8 @@ def _record(policy: Policy, layout: ObservationLayout, task: str) -> list[Floats
 def _record_routed(router: Policy, layout: ObservationLayout, task: str) -> list[Floats]:
     """The same of a router in front of two nodes that hold their split."""
     lanes, cluster, bounds = len(CHECK_SEEDS), Cluster((Node(2),)), RouterLayout()
-    loop = ControlLoop(TASKS[task], open_backend("modelled", layout.profile, lanes, cluster), intervals=CHECK_INTERVALS)
+    backend = open_backend("modelled", layout.profile, lanes, cluster)
+    loop = ControlLoop(find_task(task), backend, intervals=CHECK_INTERVALS)
     step, state = loop.reset(CHECK_SEEDS), router.initial_state(lanes)
     seen: list[Floats] = []
     while step.cluster is not None:

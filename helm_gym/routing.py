@@ -159,7 +159,7 @@ def _open_path(text: str, layout: ObservationLayout) -> Any:
     path = pathlib.Path(text)
     if path.suffix == ".onnx":
         return onnx_policy.OnnxRouter(path, layout)
-    if path.is_dir():
+    if os.path.isdir(path):
         return runs.open_run(path, layout, routes=True)
     if os.sep in text:
         raise InvalidInputError(f"Router '{text}' is no folder or file; give a run folder, an .onnx file or a name.")

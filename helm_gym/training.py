@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import math
+import os
 import pathlib
 import re
 import typing
@@ -22,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym import files, runs
 from helm_gym import profile as profiles
-from helm_gym import runs
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
@@ -34,6 +35,7 @@ from helm_gym.tasks import Task
 if TYPE_CHECKING:
     import onnx
 
+LOCK = ".lock"  # in a run's folder while it is trained
 Report = Callable[[int, int, str], None]  # steps done, of how many, what is known of them
 
 # name -> where its Trainable is
@@ -117,12 +119,13 @@ class Training:
         """Writes a checkpoint; the newest two are kept."""
         folder = self.folder / runs.CHECKPOINTS
         runs.write_tensors(folder / f"{step:012d}.safetensors", tensors, facts)
-        for old in sorted(folder.glob("*.safetensors"))[:-2]:
+        for old in [*sorted(folder.glob("*.safetensors"))[:-2], *folder.glob(".*.tmp")]:  # and what kills have left
             old.unlink()
 
     def restore(self) -> Checkpoint | None:
         """The newest checkpoint that can be read; None where there is none."""
-        for path in sorted((self.folder / runs.CHECKPOINTS).glob("*.safetensors"), reverse=True):
+        numbered = (self.folder / runs.CHECKPOINTS).glob(f"{'[0-9]' * 12}.safetensors")
+        for path in sorted(numbered, reverse=True):
             try:
                 tensors, facts = runs.read_tensors(path)
             except InvalidInputError:  # a disk that was full, say; the one before it is whole
@@ -136,8 +139,12 @@ class Training:
         A training that was killed reports again what it reported behind its last checkpoint: an equal is kept, too.
         """
         path = self.folder / runs.POLICY
-        if path.is_file() and cost > runs.read_tensors(path)[1]["cost"]:
-            return False
+        if path.is_file():
+            before = runs.read_tensors(path)[1].get("cost")
+            if not isinstance(before, int | float):
+                raise InvalidInputError(f"{path} does not say its cost; remove {self.folder} and train again.")
+            if cost > before:
+                return False
         runs.write_tensors(path, tensors, {"step": step, "cost": cost})
         return True
 
@@ -213,7 +220,8 @@ def build(agent: Trainable, layout: ObservationLayout, settings: Any, tensors: T
     """
     try:
         return agent.policy(layout, settings, tensors)
-    except (KeyError, ValueError) as error:
+    # A file from outside: tensors of any shape and type, among them those that arithmetic or indexing fails on.
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         reason = f"tensor {error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidInputError(f"{where} does not hold a policy of {agent.name}: {reason}; train it again.") from error
 
@@ -252,8 +260,9 @@ def train(
         seed=seed,
         steps=agent.steps if steps is None else steps,
     )
-    run = _begin(out, wanted, profile)
+    _check_folder(out)
     with _alone(out):
+        run = _begin(out, wanted, profile)
         if run.status == "done":
             return run
         told = progress or (lambda done, total, words: None)
@@ -271,13 +280,11 @@ def train(
 def _begin(folder: pathlib.Path, wanted: Run, profile: Profile) -> Run:
     """The run in the folder if it is the wanted one; otherwise the wanted one, written there."""
     if not runs.is_run(folder):
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InvalidInputError(f"--out {folder} is a folder with other things in it; give a new one.")
         from helm_gym.evaluation.machine import describe_machine, versions
 
         wanted.machine, wanted.versions = describe_machine(), versions()
-        runs.write_run(folder, wanted)
-        profiles.save(profile, folder / runs.PROFILE)
+        _keep_profile(profile, folder / runs.PROFILE)
+        runs.write_run(folder, wanted)  # last: before it, nothing has begun
         return wanted
     there = runs.read_run(folder)
     ours, theirs = (json.loads(json.dumps(run.to_json())) for run in (wanted, there))
@@ -290,15 +297,51 @@ def _begin(folder: pathlib.Path, wanted: Run, profile: Profile) -> Run:
     ]
     if differs:
         raise InvalidInputError(f"Run {folder} is another training: {', '.join(differs)}; give another --out.")
+    if there.status != "done":
+        _keep_profile(profile, folder / runs.PROFILE, ours=True)
     return there
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+    """Raises InvalidInputError unless the folder is new, a run's, or holds what a kill left of a run's beginning."""
+    if runs.is_run(folder) or not os.path.isdir(folder):
+        return
+    left = {LOCK, runs.PROFILE, *(files.unfinished(folder / name).name for name in (runs.RUN, runs.PROFILE))}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in left)
+    if others:
+        raise InvalidInputError(f"--out {folder} is a folder with other things in it ({others[0]}); give a new one.")
+
+
+def _keep_profile(profile: Profile, path: pathlib.Path, ours: bool = False) -> None:
+    """Writes the run's profile unless it is there; ``ours``: what is broken may be replaced, for we wrote it.
+
+    Raises:
+        InvalidInputError: another profile is there.
+    """
+    try:
+        same = os.path.lexists(path) and profiles.load(path).fingerprint == profile.fingerprint
+    except HelmError:
+        same = False
+    if same:
+        return
+    if os.path.lexists(path) and not ours:
+        raise InvalidInputError(f"{path} is there and is not profile '{profile.name}'; give another --out.")
+    profiles.save(profile, path)
 
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
     """Holds a folder's lock; a process that ends, however it does, lets go of it."""
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("w")
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{folder} cannot be written: {files.reason(error)}; give another folder.") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise HelmError(f"Another process is training into {folder}; wait for it to end.") from error
+        except OSError as error:
+            raise HelmError(f"{folder} cannot be locked: {files.reason(error)}; give another folder.") from error
         yield

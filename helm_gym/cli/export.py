@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Annotated, Any
 
 import typer
 
+from helm_gym import files
 from helm_gym.cli.common import Json, check_writable, open_by_name, print_json, say
 from helm_gym.errors import InvalidInputError
 
@@ -50,12 +50,10 @@ def export(
 
 
 def _read(path: pathlib.Path) -> Any:
-    try:
-        judged = json.loads(path.read_text(encoding="utf-8"))
-        if not {"task", "rung", "seeds", "machine", "date"} <= set(judged) or not {"policies", "pairs"} & set(judged):
-            raise ValueError("it lacks what an evaluation has")
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidInputError(
-            f"--scores {path} is no output of `helm-gym evaluate --json` ({error}); give one."
-        ) from error
+    judged = files.read_json(path, "--scores", instead="give what `helm-gym evaluate --json` printed")
+    rows = [*(judged.get(kind, ()) for kind in ("policies", "pairs"))] if isinstance(judged, dict) else []
+    named = (isinstance(row, dict) and isinstance(row.get("name"), str) for part in rows for row in part)
+    sound = all(isinstance(part, list | tuple) for part in rows) and any(rows) and all(named)
+    if not sound or not {"task", "rung", "seeds", "machine", "date"} <= set(judged):
+        raise InvalidInputError(f"--scores {path} is no output of `helm-gym evaluate --json`; give one.")
     return judged

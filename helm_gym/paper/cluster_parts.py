@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym import runs
+from helm_gym import files
 from helm_gym.cluster import Cluster
+from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation import clusters
 from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.observation import ObservationLayout
@@ -57,14 +58,14 @@ class ClusterParts:
         text = json.dumps(key, sort_keys=True)
         path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            there = {}
-        if there.get("key") != json.loads(text):
+            there = files.read_json(path, "Part")
+        except InvalidInputError:
+            there = None
+        if not isinstance(there, dict) or there.get("key") != json.loads(text):
             opened = clusters.open_pair(pair, self.layout)
             run = clusters.evaluate(task, [opened], cluster, profile=self.profile, seeds=seeds, progress=tick)
             there = {"key": key, "by_seed": {name: x.tolist() for name, x in run.pairs[0].by_seed.items()}}
-            runs.write(path, json.dumps(there))
+            files.write(path, json.dumps(there))
         return {name: np.array(values, np.float64) for name, values in there["by_seed"].items()}
 
 

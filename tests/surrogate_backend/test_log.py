@@ -249,7 +249,8 @@ def test_folders_that_are_no_log_are_refused(tmp_path: pathlib.Path, copy: pathl
     assert "is no folder" in refusal(copy / "log.json", small)
     (tmp_path / "empty").mkdir()
     assert "holds no episodes" in refusal(tmp_path / "empty", small)
-    for content, sentence in (("{", "cannot be read"), ("[]", "is not what"), ('{"format": 2}', "is of format 2")):
+    told = {"{": "is not JSON", "[" * 100_000: "nested", "[]": "is not what", '{"format": 2}': "is of format 2"}
+    for content, sentence in told.items():
         (copy / "log.json").write_text(content, encoding="utf-8")
         assert sentence in refusal(copy, small)
 
