@@ -10,6 +10,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing import resource_tracker
 from typing import Any
 
 import optuna
@@ -175,7 +176,9 @@ def search(plan: Plan, workers: int = 1, progress: Progress | None = None) -> op
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_work_there, args=(plan, os.getpid()), daemon=True) for _ in range(workers)]
     try:
-        # Ctrl-C is for this process, which ends the others: they are born with it masked.
+        # Ctrl-C is for this process, which ends the others: they are born with it masked. What multiprocessing starts
+        # beside the first of them would unmask it again.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for process in processes:
             process.start()

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -83,19 +84,24 @@ def offline_optimum(
         )
     blocks = [slice(first, first + MAX_LANES) for first in range(0, len(seeds), MAX_LANES)]
     cost = np.empty((len(alphas), len(seeds), path.intervals))
+    stopped = threading.Event()
 
     def replay(job: tuple[int, slice]) -> int:
         number, lanes = job
         part = cost[number, lanes]
-        part[:] = _replay(task, profile, cut_path(path, lanes), seeds[lanes], alphas[number])
+        part[:] = _replay(task, profile, cut_path(path, lanes), seeds[lanes], alphas[number], stopped)
         return part.size
 
     jobs = [(number, lanes) for lanes in blocks for number in range(len(alphas))]
     # Kernels run without the interpreter lock, and a replay shares nothing with another.
     with concurrent.futures.ThreadPoolExecutor(threads or _threads(profile, min(MAX_LANES, len(seeds)))) as pool:
-        for size in pool.map(replay, jobs):
-            if advance is not None:
-                advance(size)
+        try:
+            for size in pool.map(replay, jobs):
+                if advance is not None:
+                    advance(size)
+        except BaseException:  # Ctrl-C, say: the replays under way would be waited for
+            stopped.set()
+            raise
     expected = expected_cost(cost, path)
     star = np.clip(argmin(alphas, expected), profile.pool.min_alpha, profile.pool.max_alpha)
     return Optimum(grid=alphas, cost_ms=cost, expected_ms=expected, alpha_star=star)
@@ -108,15 +114,19 @@ def _threads(profile: Profile, lanes: int) -> int:
 
 
 def _replay(
-    task: Task, profile: Profile, path: WorkloadPath, seeds: Sequence[int], alpha: float
+    task: Task, profile: Profile, path: WorkloadPath, seeds: Sequence[int], alpha: float, stopped: threading.Event
 ) -> NDArray[np.float64]:
-    """Mean service time of each interval at ``alpha``, (lanes, T) in ms."""
+    """Mean service time of each interval at ``alpha``, (lanes, T) in ms; NaN of those that come after ``stopped``."""
     backend = open_backend("modelled", profile, lanes=len(seeds))
     target = np.full((len(seeds), 1), alpha)
     start_warm(backend, task, path, seeds, target)
-    steps = [backend.step(target, path.at(t))["interval_service_ms"][:, 0] for t in range(path.intervals)]
+    service_ms = np.full((len(seeds), path.intervals), np.nan)
+    for t in range(path.intervals):
+        if stopped.is_set():
+            break
+        service_ms[:, t] = backend.step(target, path.at(t))["interval_service_ms"][:, 0]
     backend.close()
-    return np.stack(steps, axis=1)
+    return service_ms
 
 
 def expected_cost(cost_ms: NDArray[np.float64], path: WorkloadPath) -> NDArray[np.float64]:
