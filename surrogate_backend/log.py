@@ -23,7 +23,7 @@ import helm_gym
 from helm_gym.backend import BackendSpec
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.machine import describe_machine
-from helm_gym.files import read_json
+from helm_gym.files import MIB, read_bytes, read_json
 from helm_gym.profile import Profile
 from helm_gym.telemetry import FIELDS
 from helm_gym.workload.state import PARAMETERS
@@ -33,6 +33,7 @@ FORMAT = 1
 MANIFEST = "log.json"
 RUNGS = ("measured", "modelled")
 MAX_ROWS = 1_000_000  # of an episode: nodes times intervals
+MAX_FILE_BYTES = 1024 * MIB
 _SLACK = 1e-6  # of bounds: shares are quotients of sums
 CONSTANTS = {  # of an episode
     "episode": pa.int32(),
@@ -258,7 +259,8 @@ def read_tables(
         )
     for path in paths:
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            content = read_bytes(path, "Log", MAX_FILE_BYTES, "remove the file, and `helm-gym collect` makes it again")
+            with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
                 found = _table(path, file, profile, expected, constants, groups)
         except (pa.ArrowException, OSError, ValueError) as error:
             refuse(path, f"cannot be read as Parquet ({first_line(error)})", error)

@@ -10,6 +10,7 @@ import typer
 from helm_gym import files
 from helm_gym.cli.common import Json, check_writable, open_by_name, print_json, say
 from helm_gym.errors import InvalidInputError
+from helm_gym.tasks import TASKS
 
 EXPORT = "agents.export:export"  # opened by name: helm_gym imports no agent
 WRITE_CARD = "agents.export:write_card"
@@ -54,6 +55,6 @@ def _read(path: pathlib.Path) -> Any:
     rows = [*(judged.get(kind, ()) for kind in ("policies", "pairs"))] if isinstance(judged, dict) else []
     named = (isinstance(row, dict) and isinstance(row.get("name"), str) for part in rows for row in part)
     sound = all(isinstance(part, list | tuple) for part in rows) and any(rows) and all(named)
-    if not sound or not {"task", "rung", "seeds", "machine", "date"} <= set(judged):
+    if not sound or not {"rung", "seeds", "machine", "date"} <= set(judged) or judged.get("task") not in [*TASKS]:
         raise InvalidInputError(f"--scores {path} is no output of `helm-gym evaluate --json`; give one.")
     return judged

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import resource
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE_S = 2.5  # then Ctrl-C
+AGAIN_S = 10.0  # and again: Python loses one that comes while it collects garbage, with a message of its own
 CPU_S, WALL_S = 20, 60.0  # a hang: of this process's own time, and of the clock, which others on the machine slow down
 MEMORY_BYTES = 2 * 2**30
 
@@ -32,6 +34,7 @@ _LOAD = (
     ("evaluate", "static:0.5+joint", "pid+learned", "--task", "burst-v0", "--horizon", "2", "--cluster", "2"),
     ("evaluate", "static:0.5", "--task", "burst-v0", "--horizon", "2", "--backend", "real"),
 )
+_LOST_INTERRUPT = re.compile(r"Exception ignored in:.*?KeyboardInterrupt:?", re.DOTALL)
 _IMPORTED = (
     "lightgbm",
     "matplotlib.pyplot",
@@ -70,7 +73,7 @@ class Outcome:
             found.append(f"was killed ({self.killed}) after {self.seconds:.0f} s")
         elif self.status not in ((0, 2, 130) if self.interrupted else (0, 2)):
             found.append(f"ended with status {self.status}")
-        if "Traceback" in self.stderr or "Traceback" in self.stdout:
+        if "Traceback" in _LOST_INTERRUPT.sub("", self.stderr) or "Traceback" in self.stdout:
             found.append("shows a traceback")
         if self.peak_bytes > MEMORY_BYTES:
             found.append(f"took {self.peak_bytes / 2**30:.1f} GiB")
@@ -123,9 +126,10 @@ class Warm:
             )
         self._answer()
 
-    def run(self, arguments: Sequence[str], cwd: pathlib.Path) -> Outcome:
+    def run(self, arguments: Sequence[str], cwd: pathlib.Path, patience_s: float = PATIENCE_S) -> Outcome:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"arguments": list(arguments), "cwd": str(cwd)}) + "\n")
+        asked = {"arguments": list(arguments), "cwd": str(cwd), "patience_s": patience_s}
+        self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
         texts = {
@@ -195,8 +199,8 @@ def _child(arguments: list[str], cwd: str, folder: pathlib.Path) -> None:
         os._exit(status)
 
 
-def _serve(arguments: list[str], cwd: str, folder: pathlib.Path) -> dict:
-    started, interrupted, killed = time.monotonic(), False, ""
+def _serve(folder: pathlib.Path, arguments: list[str], cwd: str, patience_s: float) -> dict:
+    started, interrupted, killed = time.monotonic(), 0, ""
     pid = os.fork()
     if pid == 0:
         _child(arguments, cwd, folder)
@@ -208,8 +212,8 @@ def _serve(arguments: list[str], cwd: str, folder: pathlib.Path) -> dict:
         if seconds > WALL_S:
             killed = "hang"
             os.killpg(pid, signal.SIGKILL)
-        elif seconds > PATIENCE_S and not interrupted:
-            interrupted = True
+        elif seconds > patience_s + AGAIN_S * interrupted:
+            interrupted += 1
             os.killpg(pid, signal.SIGINT)
         time.sleep(0.01)
     with contextlib.suppress(ProcessLookupError):
@@ -219,7 +223,7 @@ def _serve(arguments: list[str], cwd: str, folder: pathlib.Path) -> dict:
     return {
         "status": None if killed else os.WEXITSTATUS(code),
         "killed": killed,
-        "interrupted": interrupted,
+        "interrupted": interrupted > 0,
         "seconds": time.monotonic() - started,
         "peak_bytes": 1024 * used.ru_maxrss,
     }
@@ -232,7 +236,7 @@ def _main(folder: pathlib.Path) -> None:
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        print(json.dumps(_serve(asked["arguments"], asked["cwd"], folder)), file=answers, flush=True)
+        print(json.dumps(_serve(folder, **asked)), file=answers, flush=True)
 
 
 if __name__ == "__main__":
