@@ -31,10 +31,12 @@ from helm_gym.policy import Policy
 from helm_gym.profile import Profile
 from helm_gym.runs import Run, Tensors
 from helm_gym.tasks import Task
+from helm_gym.text import shown
 
 if TYPE_CHECKING:
     import onnx
 
+MAX_STEPS = 10**12  # decisions of one lane; years of any machine
 LOCK = ".lock"  # in a run's folder while it is trained
 Report = Callable[[int, int, str], None]  # steps done, of how many, what is known of them
 
@@ -249,6 +251,10 @@ def train(
     """
     if task.regime == "trace":
         raise InvalidInputError(f"Task '{task.name}' plays one recording, which is to be judged by; train on another.")
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise InvalidInputError(f"A training takes 1 to {MAX_STEPS:,} steps, not {shown(steps)}.")
+    if not 0 <= seed < 2**63:
+        raise InvalidInputError(f"A training's seed must be 0 to 2**63 - 1, not {shown(seed)}.")
     agent = find_trainable(name)
     settings = make_settings(agent, overrides or {}, "the settings")
     layout = ObservationLayout(profile)

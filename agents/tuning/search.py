@@ -26,6 +26,7 @@ from helm_gym.profile import Profile
 from helm_gym.runs import open_run
 from helm_gym.search import Searchable
 from helm_gym.tasks import Task
+from helm_gym.text import sentence
 from helm_gym.training import Trainable
 
 Progress = Callable[[str, int, int], None]  # what is under way, how much is done, of how much
@@ -235,7 +236,7 @@ def _work_there(plan: Plan, parent: int) -> None:
     try:
         work(plan, lambda what, done, total: None, parent)
     except HelmError as error:
-        raise SystemExit(f"Error: {error}") from error
+        raise SystemExit(f"Error: {sentence(error)}") from error
 
 
 def _open(plan: Plan) -> optuna.Study:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from helm_gym import files
 from helm_gym.cli.common import Progress, Quiet, check_writable, say, to_json
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def demo(
         "change_of_speed": change_of_speed,
         "learned": learned,
     }
-    (out / "results.json").write_text(to_json(results) + "\n", encoding="utf-8")
+    files.write(out / "results.json", to_json(results) + "\n")
     say("", learned, "", f"Report: {out / 'report.html'}", f"Figures: {out / 'results.json'}")
 
 

@@ -13,9 +13,10 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from helm_gym.errors import InvalidInputError
+from helm_gym import files
 from helm_gym.evaluation import plots
 from helm_gym.evaluation.results import Evaluation
+from helm_gym.text import plain
 
 Row = Mapping[str, Any]
 _PAGE = pathlib.Path(__file__).with_name("report.html")
@@ -149,18 +150,12 @@ def write_report(path: pathlib.Path, sections: Sequence[Section], title: str = "
 
 
 def save(path: pathlib.Path, text: str) -> None:
-    """Writes a page's text.
+    """Writes a page's text, plain but for its lines.
 
     Raises:
         InvalidInputError: the path cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InvalidInputError(
-            f"Report {path} cannot be written: {error.strerror}; give a file in a folder that can be."
-        ) from error
+    files.write(path, "\n".join(map(plain, text.split("\n"))))
 
 
 def render(sections: Sequence[Section], title: str = "", lead: str = "") -> str:

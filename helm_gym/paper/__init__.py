@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from helm_gym import files
 from helm_gym.errors import UnknownNameError
 from helm_gym.profile import Profile
 
@@ -76,7 +77,7 @@ def save(made: Reproduction, name: str, folder: pathlib.Path, to_json: Callable[
     paths = [folder / f"{name}.{ending}" for ending in ("svg", "png", "md", "json")]
     for path in paths[:2]:
         made.picture.savefig(path, dpi=160)
-    paths[2].write_text(made.markdown, encoding="utf-8")
-    paths[3].write_text(to_json(made.figures) + "\n", encoding="utf-8")
+    files.write(paths[2], made.markdown)
+    files.write(paths[3], to_json(made.figures) + "\n")
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return paths
