@@ -156,7 +156,7 @@ def write_card(folder: pathlib.Path, out: pathlib.Path, scores: Sequence[Mapping
 
 def _own(evaluation: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any] | None:
     """The figures of the run in ``folder``: a policy's, or a router's with the name of the controller beside it."""
-    for row in (*evaluation.get("policies", ()), *evaluation.get("pairs", ())):
+    for row in evaluation["policies"]:
         figures = {key: value for key, value in row.items() if key != "name"}
         controller, plus, name = row["name"].rpartition("+")
         if plus:

@@ -16,6 +16,7 @@ from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
 from helm_gym.evaluation.optimum import MAX_LANES, argmin
 from helm_gym.observation import ObservationLayout
+from helm_gym.play import Entrant, play
 from helm_gym.runs import Tensors
 from helm_gym.telemetry import ALPHA_GRID
 from helm_gym.training import Trainable, Training
@@ -71,11 +72,7 @@ def _train(training: Training) -> Tensors:
 
 def _serve(loop: ControlLoop, policy: Static, seeds: list[int]) -> float:
     """The mean sojourn (ms) of the scored intervals, summed over episodes."""
-    step, state, served = loop.reset(seeds), policy.initial_state(len(seeds)), []
-    while not step.done:
-        action, state = policy.act(step.observation[:, 0], state)
-        step = loop.step(action[:, None])
-        served.append(step.telemetry["interval_sojourn_ms"][:, 0].copy())
+    served = [step.telemetry["interval_sojourn_ms"][:, 0].copy() for step in play(loop, Entrant(policy), seeds)]
     return float(np.mean(served[loop.task.settle :], axis=0).sum())
 
 

@@ -7,12 +7,15 @@ kernels are loaded only when a backend is opened.
     import helm_gym
 
     env = gym.make("helm/Burst-v0")
+    print(helm_gym.evaluate(["pid", lambda observation: 0.0], task="burst-v0", seeds=2))
 """
 
 from __future__ import annotations
 
 from helm_gym.envs.registration import register_envs
+from helm_gym.evaluation import evaluate
 
+__all__ = ["evaluate"]
 __version__ = "0.1.0"
 
 register_envs()

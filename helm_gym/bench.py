@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import functools
 import multiprocessing
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +31,7 @@ from helm_gym.tasks import find_task
 RUNS = 3
 DECIDES, DECISIONS = "three-layer-ppo", 10_000  # whose decisions are timed, and how many in a run
 TASK, ENV = "burst-v0", "helm/Burst-v0"
+TRACE_ROWS, TRACE_IDS = 200_000, 24  # of the files that are read, and ids of blocks in a row, as Mooncake's has
 NODES = 32  # of the cluster whose router is timed
 NODE_STEPS = 60  # of all lanes, in a run
 EPISODE = 481  # steps of an episode and of the autoreset behind it
@@ -58,7 +61,7 @@ class Figure:
         return {name: self.value / rate for name, rate in self.peers.items()}
 
 
-def _rate(work: Callable[[], None], count: int) -> list[float]:
+def _rate(work: Callable[[], object], count: int) -> list[float]:
     """Units a CPU second in each run; ``work`` does ``count`` of them. One run first warms caches and compilers."""
     work()
     rates = []
@@ -289,6 +292,44 @@ def routing_us() -> Figure:
     return _figure(runs("score"), "us", None, doc, {"random choice": statistics.median(runs("random"))})
 
 
+def trace_rows_per_s() -> Figure:
+    """Recorded arrivals in Azure's CSV format, read and checked, beside pyarrow's own reader."""
+    import pyarrow.csv
+
+    start = np.datetime64("2023-11-16T18:15:46", "ns")
+    rng = np.random.default_rng(0)
+    times = np.datetime_as_string(start + np.cumsum(rng.integers(1, 10**8, TRACE_ROWS)) * 100)  # steps of 100 ns
+    rows = (
+        f"{time[:27].replace('T', ' ')},{n},44"
+        for time, n in zip(times, rng.integers(1, 8000, TRACE_ROWS), strict=True)
+    )
+    return _reading("CSV", ["TIMESTAMP,ContextTokens,GeneratedTokens", *rows], pyarrow.csv.read_csv)
+
+
+def trace_jsonl_rows_per_s() -> Figure:
+    """The same in Mooncake's format, with the ids of blocks that tell who returns."""
+    import pyarrow.json
+
+    ids = np.sort(np.random.default_rng(0).integers(0, 10 * TRACE_ROWS, (TRACE_ROWS, TRACE_IDS)))
+    rows = [
+        f'{{"timestamp": {t}, "input_length": 6758, "output_length": 500, "hash_ids": {own}}}'
+        for t, own in enumerate(ids.tolist())
+    ]
+    return _reading(f"JSONL with {TRACE_IDS} ids in a row", rows, pyarrow.json.read_json)
+
+
+def _reading(kind: str, rows: list[str], peer: Callable[[str], object]) -> Figure:
+    from helm_gym.workload.traces import read_trace
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trace")
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(f"{row}\n" for row in rows)
+        ours, theirs = (_rate(functools.partial(read, path), TRACE_ROWS) for read in (read_trace, peer))
+    doc = f"CPU time of reading {TRACE_ROWS:,} rows of {kind}; pyarrow's reader parses the same file and checks nothing"
+    return _figure(ours, "rows/s", None, doc, {"pyarrow": statistics.median(theirs)})
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     figure.__name__: figure
     for figure in (
@@ -305,12 +346,15 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         decision_us_p50,
         decision_us_p99,
         routing_us,
+        trace_rows_per_s,
+        trace_jsonl_rows_per_s,
     )
 }
 GROUPS = {
     "decision": ["decision_us_p50", "decision_us_p99"],
     "surrogate": [name for name in FIGURES if "lane" in name or "node_steps" in name] + ["env_steps_per_s"],
     "real": ["modelled_requests_per_s", "modelled_env_steps_per_s", "bookkeeping_share", "routing_us"],
+    "readers": ["trace_rows_per_s", "trace_jsonl_rows_per_s"],
 }
 
 

@@ -15,7 +15,7 @@ from helm_gym import yaml_form
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.ranges import Within, check_ranges
-from helm_gym.workload.state import INDEX, WorkloadPath, poisson_gaps
+from helm_gym.workload.state import INDEX, WorkloadPath, bounds, poisson_gaps
 
 MAX_NODES = 1024
 _OUTAGE = (40, 120)  # intervals, the shortest and the longest that are drawn
@@ -143,7 +143,8 @@ def in_cluster(path: WorkloadPath, cluster: Cluster, profile: Profile, seeds: Se
     else:
         path = _fold(path, size)
         gaps_s, values = path.gaps_s / (size * pace), path.values
-    values[:, :, INDEX["arrival_rate_rps"]] *= pace
+    rate, high = values[:, :, INDEX["arrival_rate_rps"]], bounds(profile)[1][INDEX["arrival_rate_rps"]]
+    np.minimum(rate * pace, high, out=rate)
     alive = _alive(cluster, path.intervals, seeds) if cluster.outages or cluster.losses else None
     return dataclasses.replace(path, values=values, gaps_s=gaps_s, alive=alive)
 

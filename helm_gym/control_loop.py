@@ -17,10 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from helm_gym import cluster_view, passes
 from helm_gym.actions import Mode, apply_action
 from helm_gym.backend import Backend
-from helm_gym.cluster import in_cluster
+from helm_gym.cluster import Cluster, in_cluster
 from helm_gym.cluster_view import ClusterStep, RouterLayout
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
+from helm_gym.profile import Profile
 from helm_gym.reward import TERMS, prices
 from helm_gym.routing import WEIGHTS, Routing
 from helm_gym.tasks import Task
@@ -75,6 +76,20 @@ def _serve(backend: Backend, target: NDArray[np.float64], state: WorkloadState, 
     return backend.step(target, state) if routing is None else backend.step(target, state, routing)
 
 
+def draw_path(
+    task: Task,
+    profile: Profile,
+    seeds: Sequence[int],
+    intervals: int,
+    trace: Trace | None = None,
+    cluster: Cluster | None = None,
+) -> WorkloadPath:
+    """The workload of the episodes that ``seeds`` stand for, (lanes, intervals); a cluster's where one is given."""
+    folded = 1 if cluster is None or trace is None else cluster.size  # see in_cluster
+    path = make_path(task.regime, profile, seeds, folded * intervals, trace)
+    return path if cluster is None else in_cluster(path, cluster, profile, seeds)
+
+
 class ControlLoop:
     """Drives a backend along a workload's path; its caller decides the actions.
 
@@ -122,10 +137,7 @@ class ControlLoop:
             raise InvalidInputError(f"{len(seeds)} seeds were given for {self.shape[0]} lanes.")
         if path is None:
             cluster = self.backend.spec.cluster
-            folded = 1 if cluster is None or self.trace is None else cluster.size  # see in_cluster
-            path = make_path(self.task.regime, self.profile, seeds, folded * self.intervals, self.trace)
-            if cluster is not None:
-                path = in_cluster(path, cluster, self.profile, seeds)
+            path = draw_path(self.task, self.profile, seeds, self.intervals, self.trace, cluster)
         self.path, self.t = path, 0
         self.target = np.full(self.shape, self.task.start_alpha)
         telemetry = start_warm(self.backend, self.task, path, seeds, self.target, routing)

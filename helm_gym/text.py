@@ -23,6 +23,13 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def literal(text: str) -> str:
+    """Text that Rich is to print as it stands: plain, and not read as markup, such as ``[0, 1]``."""
+    from rich.markup import escape
+
+    return escape(plain(text))
+
+
 def shorten(text: str, limit: int) -> str:
     """``text`` in at most ``limit`` characters; what is left out is its middle."""
     if len(text) <= limit:

@@ -9,8 +9,8 @@ import numpy as np
 from helm_gym.backend import open_backend
 from helm_gym.cluster import Cluster, Node
 from helm_gym.control_loop import ControlLoop
-from helm_gym.evaluation.clusters import Pair, open_controller, play
 from helm_gym.observation import ObservationLayout
+from helm_gym.play import Entrant, open_controller, play
 from helm_gym.policy import Floats
 from helm_gym.routing import Router
 from helm_gym.tasks import Task
@@ -39,7 +39,7 @@ class Episodes:
     """Plays episodes on clusters of any size; each size's backend is opened once.
 
     Args:
-        controller: what every node runs, by name or path; see helm_gym.evaluation.clusters.open_controller.
+        controller: what every node runs, by name or path; see helm_gym.play.open_controller.
         intervals: that are scored, behind the task's settling.
     """
 
@@ -50,7 +50,7 @@ class Episodes:
 
     def play(self, router: Router, nodes: int, seed: int) -> Served:
         sojourn_ms, seen = [], []
-        for t, step in enumerate(play(self._loop(nodes), Pair(self._controller, router), seed)):
+        for t, step in enumerate(play(self._loop(nodes), Entrant(self._controller, router), [seed])):
             if t >= self._task.settle:
                 assert step.cluster is not None and step.telemetry.sojourn_ms is not None
                 sojourn_ms.append(step.telemetry.sojourn_ms[np.isfinite(step.telemetry.sojourn_ms)])

@@ -14,7 +14,9 @@ from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table, 
 def bench(
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A figure, or surrogate, real or decision for theirs; may be repeated."),
+        typer.Option(
+            metavar="NAME", help="A figure, or surrogate, real, decision or readers for theirs; may be repeated."
+        ),
     ] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the figures and groups, and end.")] = False,
     as_json: Json = False,

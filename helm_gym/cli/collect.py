@@ -68,6 +68,8 @@ def collect(
         raise InvalidInputError("--settings is for --design test; say --episodes.")
     opened = profiles.load(profile)
     recorded = None if trace is None else read_trace(trace)
+    if trace is not None and recorded is not None:
+        Progress(quiet).say(f"Trace {trace.name}: {recorded.summary}.")
     if clusters and trace is not None:
         raise InvalidInputError("--clusters takes no recorded arrivals; leave --trace out.")
     plan = open_by_name(CLUSTER_PLAN if clusters else PLAN)(opened, backend, design, intervals, seed, recorded)

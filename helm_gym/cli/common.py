@@ -21,12 +21,11 @@ from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from helm_gym import files
 from helm_gym.errors import InvalidInputError
-from helm_gym.text import plain
+from helm_gym.text import literal, plain
 
 
 class Tick(Protocol):
@@ -75,11 +74,6 @@ def say(*lines: object) -> None:
 
 def print_json(value: Any) -> None:
     typer.echo(to_json(value))
-
-
-def literal(text: str) -> str:
-    """Text that Rich is to print as it stands: plain, and not read as markup, such as ``[0, 1]``."""
-    return escape(plain(text))
 
 
 def check_writable(option: str, path: pathlib.Path) -> None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from helm_gym.cli.common import Json, Progress, Quiet, check_writable, console, literal, parse_seeds, print_json
-from helm_gym.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from helm_gym.evaluation.results import Evaluation
-
-_WIDE, _NARROW = 180, 124  # columns that a table needs with intervals beside their values, and below them
+from helm_gym.cli.common import Json, Progress, Quiet, check_writable, console, parse_seeds, print_json
 
 
 def evaluate(
@@ -40,7 +33,10 @@ def evaluate(
         ),
     ] = None,
     horizon: Annotated[int | None, typer.Option(min=1, help="Scored intervals of an episode.")] = None,
-    trace: Annotated[pathlib.Path | None, typer.Option(help="Recorded arrivals, for trace-v0.")] = None,
+    trace: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Recorded arrivals, for trace-v0: CSV or JSON lines (docs/traces.md), gzip too."),
+    ] = None,
     clairvoyant: Annotated[
         bool, typer.Option("--clairvoyant", help="Also run the limit, which looks ahead (slow).")
     ] = False,
@@ -63,97 +59,29 @@ def evaluate(
       helm-gym evaluate static:0.6+kv-aware three-layer-ppo+joint --task burst-v0 --cluster 8
     """
     wanted = parse_seeds(seeds) if seeds is not None else None
-    from helm_gym import profile as shipped
-    from helm_gym.backend import BACKENDS
-    from helm_gym.errors import UnknownNameError
-    from helm_gym.observation import ObservationLayout
-    from helm_gym.policy import open_policy
-    from helm_gym.tasks import find_task
-    from helm_gym.workload.traces import read_trace
+    from helm_gym import evaluation
 
-    # All that a user can have mistyped is looked at before anything slow is imported or compiled.
-    found = find_task(task)
-    found = found if horizon is None else dataclasses.replace(found, horizon=horizon)
-    opened = shipped.load(profile or found.profile)
-    if backend not in BACKENDS:
-        raise UnknownNameError("backend", backend, BACKENDS)
-    if cluster is not None:
-        given = {"--html": html, "--clairvoyant": clairvoyant}
-        if any(given.values()):
-            refused = next(option for option, value in given.items() if value)
-            raise InvalidInputError(f"{refused} does not go with --cluster yet; leave one of them out.")
-    layout = ObservationLayout(opened)
-    controllers = [open_policy(name, layout) for name in policies if cluster is None]
-    if (trace is None) == (found.regime == "trace"):
-        raise InvalidInputError(
-            f"Task '{task}' needs recorded arrivals; give a file with --trace PATH."
-            if trace is None
-            else f"Task '{task}' draws its own arrivals; leave --trace out, or take trace-v0."
-        )
     if html is not None:
         check_writable("--html", html)
-    recorded = None if trace is None else read_trace(trace)
-    if cluster is not None:
-        from helm_gym.cli.clusters import evaluate_cluster
-
-        return evaluate_cluster(found, policies, cluster, backend, opened, wanted, recorded, as_json, quiet)
-
-    from helm_gym.evaluation import metrics, protocol
-
-    with Progress(quiet).stage(f"evaluate on {task}") as tick:
-        evaluation = protocol.evaluate(
-            found,
-            controllers,
+    where = task if cluster is None else f"{task}, {cluster} nodes"
+    with Progress(quiet).stage(f"evaluate on {where}") as tick:
+        scores = evaluation.evaluate(
+            policies,
+            task,
             backend=backend,
-            profile=opened,
+            profile=profile,
             seeds=wanted,
-            trace=recorded,
+            horizon=horizon,
+            trace=trace,
+            cluster=cluster,
             clairvoyant=clairvoyant,
             progress=tick,
         )
-    figures = metrics.to_json(evaluation)
     if html is not None:
-        from helm_gym.evaluation.report import Section, write_report
-
-        write_report(html, [Section(evaluation, figures)])
+        scores.write_report(html)
         Progress(quiet).say(f"Report: {html}")
     if as_json:
-        print_json(figures)
+        print_json(scores.figures)
     else:
-        show(evaluation, figures)
-
-
-def show(evaluation: Evaluation, figures: dict[str, Any]) -> None:
-    """Prints the table: best in bold, references and oracles dimmed, where and when in the caption."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from helm_gym.evaluation.plots import is_oracle
-    from helm_gym.evaluation.report import best_names, columns, label, table_rows
-
-    out, best = console(), best_names(figures)
-    count = len(evaluation.seeds)
-    caption = f"{evaluation.rung} rung, {count} seed{'s' * (count > 1)}, {evaluation.machine}, {evaluation.date}"
-    if out.width < _NARROW:
-        caption += "; intervals: --json, or a wider window"
-    table = Table(
-        title=literal(f"{evaluation.task.name} on {evaluation.profile}"),
-        title_justify="left",
-        caption=literal(caption),
-        caption_justify="left",
-        box=None,
-        header_style="dim",
-    )
-    table.add_column("policy", no_wrap=True)
-    for column in columns(figures):
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for row, reference in table_rows(figures):
-        name = str(row["name"])
-        cells = [literal(label(name, figures))]
-        for column in columns(figures):
-            text = column.text(row.get(column.key))
-            if out.width < _WIDE:
-                text = text.partition(" ")[0] if out.width < _NARROW else text.replace(" ", "\n", 1)
-            cells.append(f"[bold]{escape(text)}[/]" if name in best.get(column.key, ()) else escape(text))
-        table.add_row(*cells, style="dim" if reference or is_oracle(name) else "")
-    out.print(table)
+        out = console()
+        out.print(scores.table(out.width))

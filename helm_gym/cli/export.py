@@ -52,9 +52,8 @@ def export(
 
 def _read(path: pathlib.Path) -> Any:
     judged = files.read_json(path, "--scores", instead="give what `helm-gym evaluate --json` printed")
-    rows = [*(judged.get(kind, ()) for kind in ("policies", "pairs"))] if isinstance(judged, dict) else []
-    named = (isinstance(row, dict) and isinstance(row.get("name"), str) for part in rows for row in part)
-    sound = all(isinstance(part, list | tuple) for part in rows) and any(rows) and all(named)
-    if not sound or not {"rung", "seeds", "machine", "date"} <= set(judged) or judged.get("task") not in [*TASKS]:
+    rows = judged.get("policies") if isinstance(judged, dict) else None
+    named = isinstance(rows, list) and all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows)
+    if not named or not {"rung", "seeds", "machine", "date"} <= set(judged) or judged.get("task") not in [*TASKS]:
         raise InvalidInputError(f"--scores {path} is no output of `helm-gym evaluate --json`; give one.")
     return judged

@@ -123,7 +123,7 @@ class PartitionEnv(LaneEnv):
       `"modelled"` (the memory manager on single requests, with modelled time) or `"real"`, which runs and times HSTU
       and is registered as nondeterministic with `Live` in the id: `helm/PartitionLive-v0`, `helm/BurstLive-v0`, ...
     * `action_mode`: `"delta"` (default) or `"absolute"`.
-    * `trace`: a recording's path (Azure 2023 CSV or Mooncake JSONL) or a `Trace`; the trace task needs one.
+    * `trace`: a recording's path (docs/traces.md has the formats) or a `Trace`; the trace task needs one.
     * `intervals`: length of an episode; the task's horizon where not given.
     * `render_mode`: `"ansi"` or `"rgb_array"`.
 

@@ -1,142 +1,335 @@
-"""What is reported: each metric of a policy's episodes, aggregated over seeds, and the JSON object that holds them."""
+"""What is reported: each metric once, with how it is computed, and how tables, pages and docs show it.
+
+A metric that is added to ``METRICS`` is in the JSON object, the command line's table, the HTML report and
+docs/figures.md, for single nodes and clusters alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from helm_gym.evaluation import gains
+from helm_gym.evaluation.gains import BySeed, Compute
 from helm_gym.evaluation.optimum import near_optimal
-from helm_gym.evaluation.results import Episodes, Evaluation
-from helm_gym.evaluation.statistics import Figure, bootstrap, captured_share, iqm
+from helm_gym.evaluation.results import Episodes, Evaluation, Values
 
-Values = NDArray[np.float64]
-_BOOTSTRAP_SEED = 0  # of every figure's own generator, so that a figure does not depend on what else is reported
-NONE = Figure(np.nan)
+Row = Mapping[str, Any]
 
 
-def static_name(alpha: float) -> str:
-    return f"static:{alpha:g}"
+def always(evaluation: Evaluation) -> bool:
+    return True
 
 
-def split_of(name: str) -> float:
-    """The alpha of a static policy's name."""
-    return float(name.removeprefix("static:"))
+def on_nodes(evaluation: Evaluation) -> bool:
+    """Whether each node serves alone, so that there can be references to count gains from."""
+    return evaluation.cluster is None
 
 
-def mean_latency_ms(episodes: Episodes) -> Values:
-    """Mean sojourn, arrival to answer, of each lane."""
-    return np.asarray(episodes.sojourn_ms.mean(axis=(1, 2), dtype=np.float64))
+def with_optimum(evaluation: Evaluation) -> bool:
+    return evaluation.optimum is not None
 
 
-def p99_ms(episodes: Episodes) -> Values:
-    """P99 of sojourn over all requests of each lane's episode."""
-    lanes = len(episodes.sojourn_ms)
-    return np.asarray(np.percentile(episodes.sojourn_ms.reshape(lanes, -1), 99, axis=1), np.float64)
+def in_cluster(evaluation: Evaluation) -> bool:
+    return evaluation.cluster is not None
+
+
+def replayed(evaluation: Evaluation) -> bool:
+    """Whether the same was run on the modelled rung, too."""
+    return evaluation.modelled is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One figure of a policy.
+
+    Attributes:
+        key: its name in the JSON object.
+        heading: of its column.
+        doc: what it is, for whoever reads the column.
+        figure: of a policy's episodes.
+        by_seed: one value an episode, (seeds,), where ``figure`` is their interquartile mean.
+        exists: which evaluations have it.
+        shown: in which of them tables have it as a column.
+        digits, scale: of the column's numbers.
+        best: which end is good.
+    """
+
+    key: str
+    heading: str
+    doc: str
+    figure: Compute
+    by_seed: BySeed | None = None
+    exists: Callable[[Evaluation], bool] = always
+    shown: Callable[[Evaluation], bool] = always
+    digits: int = 2
+    scale: float = 1.0
+    best: Callable[[Iterable[float]], float] | None = min
+
+    def text(self, row: Row) -> str:
+        """``value [low, high]`` of a row of the JSON object; a dash where there is none."""
+        value, low, high = (self.number(row, end) for end in ("value", "low", "high"))
+        if not math.isfinite(value):
+            return "–"
+        interval = f" [{low:.{self.digits}f}, {high:.{self.digits}f}]" if math.isfinite(low + high) else ""
+        return f"{value:.{self.digits}f}{interval}"
+
+    def number(self, row: Row, end: str = "value") -> float:
+        """A figure's value or an end of its interval, scaled for the column; NaN where there is none."""
+        number = (row.get(self.key) or {}).get(end)
+        return math.nan if number is None else self.scale * float(number)
+
+
+def _answers(episodes: Episodes) -> Values:
+    return np.isfinite(episodes.sojourn_ms).sum(axis=(1, 2)).astype(np.float64)
 
 
 def _throughput_rps(episodes: Episodes) -> Values:
     """Answers over the time from the first scored interval's start to the last answer."""
-    answers = episodes.sojourn_ms[0].size
-    return answers / (episodes.arrival_s.sum(axis=1) + 1e-3 * episodes.sojourn_ms[:, -1].max(axis=1))
+    span_s = episodes.nodes["interval_arrival_s"].max(axis=2).sum(axis=1)
+    return _answers(episodes) / (span_s + 1e-3 * np.nanmax(episodes.sojourn_ms[:, -1], axis=1))
 
 
-# One value a lane, (lanes,); bytes are an episode's total. In the order in which they are reported.
-METRICS: dict[str, Callable[[Evaluation, Episodes], Values]] = {
-    "mean_latency_ms": lambda evaluation, episodes: mean_latency_ms(episodes),
-    "p99_ms": lambda evaluation, episodes: p99_ms(episodes),
-    "slo_satisfaction": lambda evaluation, episodes: 1.0 - episodes.violations.mean(axis=1),
-    "throughput_rps": lambda evaluation, episodes: _throughput_rps(episodes),
-    "alpha_gap": lambda evaluation, episodes: np.abs(episodes.alpha - evaluation.optimum.alpha_star).mean(axis=1),
-    "alpha_near_optimal": lambda evaluation, episodes: near_optimal(evaluation.optimum, episodes.alpha).mean(axis=1),
-    "cost": lambda evaluation, episodes: episodes.cost.mean(axis=1),
-    "moved_bytes": lambda evaluation, episodes: episodes.moved_bytes.sum(axis=1),
-    "h2d_critical_bytes": lambda evaluation, episodes: episodes.h2d_critical_bytes.sum(axis=1),
-}
+def _imbalance(episodes: Episodes) -> Values:
+    busy = np.where(episodes.alive, episodes.nodes["utilisation"], np.nan)
+    return np.asarray((np.nanstd(busy, axis=2) / np.maximum(1e-9, np.nanmean(busy, axis=2))).mean(axis=1))
 
 
-def best_static(statics: Mapping[str, Episodes], tail: bool = False) -> str:
-    """Which is best in hindsight over the requests of all lanes: by mean, or with ``tail`` by P99 sojourn."""
-
-    def pooled(name: str) -> float:
-        sojourn = statics[name].sojourn_ms
-        return float(np.percentile(sojourn, 99) if tail else sojourn.mean(dtype=np.float64))
-
-    return min(statics, key=pooled)
+def _star(evaluation: Evaluation) -> Values:
+    assert evaluation.optimum is not None
+    return evaluation.optimum.alpha_star
 
 
-def best_static_p99(evaluation: Evaluation) -> float:
-    """The static split that gains on P99 are counted from; NaN where there are no references."""
-    statics = {name: episodes for name, episodes in evaluation.references.items() if name.startswith("static:")}
-    return split_of(best_static(statics, tail=True)) if statics else np.nan
+def _near(evaluation: Evaluation, episodes: Episodes) -> Values:
+    assert evaluation.optimum is not None
+    return np.asarray(near_optimal(evaluation.optimum, episodes.alpha).mean(axis=1), np.float64)
 
 
-def summarise(evaluation: Evaluation, episodes: Episodes) -> dict[str, Figure]:
-    """Every figure of one policy or reference, by its name in the JSON object."""
+def by_seed(key: str, heading: str, doc: str, of: BySeed, **shown: Any) -> Metric:
+    """A metric of one value an episode; ``shown``: the other attributes of ``Metric``."""
+    return Metric(key, heading, doc, functools.partial(gains.aggregate, of), of, **shown)
 
-    def over_seeds(values: Values) -> Figure:
-        return bootstrap((values,), iqm, _rng())
 
-    def decision(percent: float) -> Figure:
-        return bootstrap(
-            (episodes.decision_us,), lambda samples, axis: np.percentile(samples, percent, axis=axis), _rng()
+def _never(evaluation: Evaluation) -> bool:
+    return False
+
+
+_PER_EPISODE = (
+    by_seed("mean_latency_ms", "mean ms", "mean latency, arrival to answer", lambda _, e: e.mean_latency_ms()),
+    by_seed("p99_ms", "P99 ms", "99th percentile of latency", lambda _, e: e.p99_ms(), digits=1),
+    by_seed(
+        "slo_satisfaction",
+        "SLO %",
+        "answers within the SLO",
+        lambda _, e: 1.0 - e.over_requests("interval_violations").mean(axis=1),
+        digits=1,
+        scale=100.0,
+        best=max,
+    ),
+    by_seed("throughput_rps", "answers/s", "answers a second", lambda _, e: _throughput_rps(e), shown=_never, best=max),
+    by_seed(
+        "service_ms",
+        "service ms",
+        "mean service time",
+        lambda _, e: e.over_requests("interval_service_ms").mean(axis=1),
+        shown=_never,
+    ),
+    by_seed(
+        "emb_hit_rate",
+        "EMB hit %",
+        "row look-ups served from the pool; of a cluster, nodes alive averaged",
+        lambda _, e: e.over_nodes("emb_hit_rate").mean(axis=1),
+        shown=in_cluster,
+        digits=1,
+        scale=100.0,
+        best=max,
+    ),
+    by_seed(
+        "kv_hit_rate",
+        "KV hit %",
+        "requests whose user's KV was there; of a cluster, nodes alive averaged",
+        lambda _, e: e.over_nodes("kv_hit_rate").mean(axis=1),
+        shown=in_cluster,
+        digits=1,
+        scale=100.0,
+        best=max,
+    ),
+    by_seed(
+        "utilisation",
+        "busy",
+        "busy share of time; of a cluster, nodes alive averaged",
+        lambda _, e: e.over_nodes("utilisation").mean(axis=1),
+        shown=in_cluster,
+        best=None,
+    ),
+    by_seed(
+        "mean_alpha",
+        "alpha",
+        "EMB's share of the pool; of a cluster, nodes alive averaged",
+        lambda _, e: e.alpha.mean(axis=1),
+        shown=in_cluster,
+        best=None,
+    ),
+    by_seed(
+        "imbalance",
+        "imbalance",
+        "standard deviation over nodes of their busy share, over its mean",
+        lambda _, e: _imbalance(e),
+        exists=in_cluster,
+    ),
+    by_seed(
+        "alpha_gap",
+        "alpha gap",
+        "mean distance from the offline optimum alpha*",
+        lambda run, e: np.abs(e.alpha - _star(run)).mean(axis=1),
+        exists=with_optimum,
+        digits=3,
+    ),
+    by_seed(
+        "alpha_near_optimal",
+        "near alpha*",
+        "share of intervals in which alpha costs at most 1% more than alpha*",
+        _near,
+        exists=with_optimum,
+        shown=_never,
+        best=max,
+    ),
+    by_seed("cost", "cost", "the task's cost", lambda _, e: e.cost.mean(axis=1), shown=_never),
+    by_seed(
+        "moved_bytes",
+        "moved MB",
+        "bytes of the pages that changed hands in an episode, all nodes",
+        lambda _, e: e.nodes["moved_bytes"].sum(axis=2).sum(axis=1),
+        shown=_never,
+        scale=1e-6,
+    ),
+    by_seed(
+        "h2d_critical_bytes",
+        "critical MB",
+        "bytes from host to device that requests waited for in an episode, all nodes",
+        lambda _, e: e.nodes["h2d_critical_bytes"].sum(axis=2).sum(axis=1),
+        shown=_never,
+        scale=1e-6,
+    ),
+    by_seed(
+        "spilled",
+        "spilled",
+        "share of requests that went elsewhere because a node's load was bounded",
+        lambda _, e: (e.traffic["spills"] / np.maximum(1, e.requests.sum(axis=2))).mean(axis=1),
+        exists=in_cluster,
+        shown=_never,
+    ),
+    by_seed(
+        "rerouted",
+        "rerouted",
+        "requests of lost nodes that others served again",
+        lambda _, e: e.traffic["rerouted"].sum(axis=1).astype(np.float64),
+        exists=in_cluster,
+        digits=0,
+    ),
+    by_seed(
+        "given_up",
+        "given up",
+        "requests of lost nodes that found no room elsewhere",
+        lambda _, e: e.traffic["given_up"].sum(axis=1).astype(np.float64),
+        exists=in_cluster,
+        digits=0,
+    ),
+    by_seed(
+        "requests", "answers", "answers of an episode", lambda _, e: _answers(e), shown=_never, digits=0, best=None
+    ),
+)
+_COMPARED = ("mean_latency_ms", "p99_ms", "cost")  # with the first policy, seed by seed
+_AGAINST = (
+    *(
+        Metric(
+            f"{metric.key}_over_first",
+            f"{metric.heading.split()[0]} over first",
+            f"{metric.doc}, less the first policy's, seed by seed",
+            functools.partial(gains.over_first, metric.by_seed),
+            shown=in_cluster if metric.key == "p99_ms" else _never,
+            digits=metric.digits,
         )
+        for metric in _PER_EPISODE
+        if metric.key in _COMPARED and metric.by_seed is not None
+    ),
+    Metric(
+        "gain_captured",
+        "gain, mean",
+        "0: best static; 1: regime oracle; on mean latency",
+        gains.gain_captured,
+        exists=on_nodes,
+        best=max,
+    ),
+    Metric(
+        "gain_captured_p99", "gain, P99", "the same on P99 latency", gains.gain_captured_p99, exists=on_nodes, best=max
+    ),
+    Metric(
+        "gain_of_clairvoyant",
+        "gain of clairvoyant",
+        "0: best static; 1: clairvoyant; on mean latency",
+        gains.gain_of_clairvoyant,
+        exists=on_nodes,
+        shown=_never,
+        best=max,
+    ),
+    Metric(
+        "gain_captured_modelled",
+        "gain, modelled",
+        "gain on mean latency on the modelled rung, same seeds",
+        functools.partial(gains.modelled, gains.gain_captured),
+        exists=replayed,
+        shown=_never,
+        best=max,
+    ),
+    Metric(
+        "gain_lost",
+        "gain lost, mean",
+        "gain on the modelled rung, same seeds, less that here",
+        functools.partial(gains.lost, gains.gain_captured),
+        exists=replayed,
+    ),
+    Metric(
+        "gain_captured_p99_modelled",
+        "gain P99, modelled",
+        "gain on P99 latency on the modelled rung, same seeds",
+        functools.partial(gains.modelled, gains.gain_captured_p99),
+        exists=replayed,
+        shown=_never,
+        best=max,
+    ),
+    Metric(
+        "gain_lost_p99",
+        "gain lost, P99",
+        "the same on P99 latency",
+        functools.partial(gains.lost, gains.gain_captured_p99),
+        exists=replayed,
+    ),
+    Metric(
+        "decision_us_p50",
+        "decision µs",
+        "median time from telemetry to action",
+        functools.partial(gains.decision_us, 50),
+        digits=1,
+    ),
+    Metric(
+        "decision_us_p99",
+        "decision P99 µs",
+        "P99 of the same",
+        functools.partial(gains.decision_us, 99),
+        shown=_never,
+        digits=1,
+    ),
+)
+METRICS: dict[str, Metric] = {metric.key: metric for metric in (*_PER_EPISODE, *_AGAINST)}
 
-    figures = {name: over_seeds(metric(evaluation, episodes)) for name, metric in METRICS.items()}
-    figures["gain_captured"] = _gain(evaluation, episodes, mean_latency_ms, evaluation.best_static, "oracle")
-    figures["gain_captured_p99"] = _gain(evaluation, episodes, p99_ms, best_static_p99(evaluation), "oracle")
-    figures["gain_of_clairvoyant"] = _gain(evaluation, episodes, mean_latency_ms, evaluation.best_static, "clairvoyant")
-    figures["decision_us_p50"], figures["decision_us_p99"] = decision(50), decision(99)
-    return figures
 
-
-def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The object that ``helm-gym evaluate --json`` prints: strict JSON, null where a number does not exist.
-
-    ``best_static`` is the alpha that gains on the mean are counted from, ``best_static_p99`` that of gains on P99. On
-    another rung than the modelled one, ``gain_captured_modelled`` is a policy's gain on the same seeds there, and
-    ``gain_lost`` what it is less here; with ``_p99`` the same of the gain on P99.
-    """
-
-    def row(episodes: Episodes) -> dict[str, Any]:
-        figures = summarise(evaluation, episodes)
-        figures |= _lost(evaluation, episodes, figures)
-        return {"name": episodes.policy} | {name: figure.to_json() for name, figure in figures.items()}
-
-    return {
-        "task": evaluation.task.name,
-        **evaluation.provenance(),
-        "slo_ms": evaluation.slo_ms,
-        "best_static": Figure(evaluation.best_static).to_json()["value"],
-        "best_static_p99": Figure(best_static_p99(evaluation)).to_json()["value"],
-        "policies": [row(episodes) for episodes in evaluation.policies],
-        "references": [row(episodes) for episodes in evaluation.references.values()],
-    }
-
-
-def _lost(evaluation: Evaluation, episodes: Episodes, figures: Mapping[str, Figure]) -> dict[str, Figure]:
-    """The gains on the modelled rung, and what they are less on this one; nothing where that was not run."""
-    there = evaluation.modelled
-    same = next((other for other in there.policies if other.policy == episodes.policy), None) if there else None
-    if there is None or same is None:
-        return {}
-    before, found = summarise(there, same), dict[str, Figure]()
-    for name, lost in (("gain_captured", "gain_lost"), ("gain_captured_p99", "gain_lost_p99")):
-        found |= {f"{name}_modelled": before[name], lost: Figure(before[name].value - figures[name].value)}
-    return found
-
-
-def _gain(
-    evaluation: Evaluation, episodes: Episodes, metric: Callable[[Episodes], Values], static: float, limit: str
-) -> Figure:
-    """Share of what ``limit`` gains over the static split; no value where either was not run."""
-    baseline, best = (evaluation.references.get(name) for name in (static_name(static), limit))
-    if baseline is None or best is None:
-        return NONE
-    return captured_share(metric(baseline), metric(episodes), metric(best), _rng())
-
-
-def _rng() -> np.random.Generator:
-    return np.random.default_rng(_BOOTSTRAP_SEED)
+def markdown() -> str:
+    """The table of docs/figures.md."""
+    rows = "\n".join(f"| `{metric.key}` | {metric.heading} | {metric.doc} |" for metric in METRICS.values())
+    return f"| JSON key | column | what it is |\n|---|---|---|\n{rows}\n"

@@ -40,6 +40,7 @@ def cut_path(path: WorkloadPath, lanes: slice = slice(None), intervals: slice = 
         gaps_s=path.gaps_s[lanes, intervals],
         segment=path.segment[lanes, intervals],
         kind=path.kind[lanes],
+        alive=None if path.alive is None else path.alive[lanes, intervals],
     )
 
 

@@ -138,7 +138,7 @@ def all_episodes(evaluation: Evaluation) -> dict[str, Episodes]:
 
 def shown_in_detail(evaluation: Evaluation, most: int = 3) -> list[str]:
     """Whom a crowded plot shows: the best few that are neither static nor oracles, the best static, the oracle."""
-    mean = {name: float(e.sojourn_ms.mean(dtype=np.float64)) for name, e in all_episodes(evaluation).items()}
+    mean = {name: float(e.all_answers_ms().mean(dtype=np.float64)) for name, e in all_episodes(evaluation).items()}
     ranked = sorted(mean, key=mean.__getitem__)
     adaptive = [name for name in ranked if not is_static(name) and not is_oracle(name)][:most]
     static = [name for name in ranked if is_static(name)][:1]
@@ -146,11 +146,14 @@ def shown_in_detail(evaluation: Evaluation, most: int = 3) -> list[str]:
 
 
 def rolling_p99(sojourn_ms: NDArray[np.floating], requests: int = _ROLLING_REQUESTS) -> NDArray[np.float64]:
-    """P99 over the last ``requests`` requests at each interval, (T,), of one lane's (T, requests an interval)."""
+    """P99 over the last ``requests`` requests at each interval, (T,), of one lane's (T, requests an interval).
+
+    NaN stands behind an interval's last answer; windows of few requests are of one interval at least.
+    """
     width = max(1, min(len(sojourn_ms), requests // sojourn_ms.shape[1]))
     padded = np.concatenate([np.repeat(sojourn_ms[:1], width - 1, 0), sojourn_ms])
     windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=0)
-    return np.asarray(np.percentile(windows.reshape(len(sojourn_ms), -1), 99, axis=1))
+    return np.asarray(np.nanpercentile(windows.reshape(len(sojourn_ms), -1), 99, axis=1))
 
 
 def log_ms(ax: Axes) -> None:
@@ -193,14 +196,14 @@ def legend(figure: Figure, ax: Axes) -> None:
 
 
 def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
-    """One lane: alpha of a few policies against alpha*, and below it their P99, over the same time."""
+    """One lane: alpha of a few policies, against alpha* where there is one, and below it their P99."""
     names, episodes, path = shown_in_detail(evaluation), all_episodes(evaluation), evaluation.path
     with rc_context(_OF_NAMES):
         figure = Figure((WIDTH, 6.4), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True)
-        top.plot(
-            evaluation.optimum.alpha_star[lane], color=INK, alpha=0.28, linewidth=6, label="alpha* (modelled rung)"
-        )
+        if evaluation.optimum is not None:
+            star = evaluation.optimum.alpha_star[lane]
+            top.plot(star, color=INK, alpha=0.28, linewidth=6, label="alpha* (modelled rung)")
         for name in names:
             top.plot(episodes[name].alpha[lane], **_line(name, names))
             bottom.plot(rolling_p99(episodes[name].sojourn_ms[lane]), **_line(name, names))
@@ -215,16 +218,22 @@ def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
         log_ms(bottom)
         legend(figure, top)
     seed = evaluation.seeds[lane]
+    against, reading = "", "Coloured bands are kinds of workload; in a cluster alpha is the mean of the nodes alive. "
+    if evaluation.optimum is not None:
+        against = " against the offline optimum alpha*"
+        reading = (
+            "A good controller's line lies on the broad grey one (alpha*, where replay puts the optimum) soon after "
+            "each coloured band begins. "
+        )
     alt = (
-        f"Two charts over {path.intervals} control intervals of seed {seed}: alpha of {', '.join(names)} against the "
-        "offline optimum alpha*, and their P99 latency on a log scale with the SLO line."
+        f"Two charts over {path.intervals} control intervals of seed {seed}: alpha of {', '.join(names)}{against}, and "
+        "their P99 latency on a log scale with the SLO line."
     )
     return Picture(
         f"One episode, seed {seed}: the split and its latency over time",
         svg(figure, alt, prefix),
         alt,
-        "A good controller's line lies on the broad grey one (alpha*, where replay puts the optimum) soon after each "
-        f"coloured band begins; every interval that it is late shows below as a peak of P99 (over the last "
+        f"{reading}Every interval that a controller is late shows below as a peak of P99 (over the last "
         f"{_ROLLING_REQUESTS} requests), above the SLO line as broken promises.",
     )
 
@@ -252,6 +261,7 @@ def against_alpha(evaluation: Evaluation, prefix: str) -> Picture:
 
 def cost_by_setting(ax: Axes, evaluation: Evaluation, normalise: bool) -> dict[str, float]:
     """Draws the replayed cost of each setting over alpha and returns where each has its optimum."""
+    assert evaluation.optimum is not None
     grid, stars, ends = evaluation.optimum.grid, {}, []
     for name, mask in settings(evaluation.path).items():
         curve = evaluation.optimum.expected_ms[:, mask].mean(1)
@@ -282,8 +292,8 @@ def _static_latency(ax: Axes, evaluation: Evaluation) -> None:
     statics = sorted((float(n.partition(":")[2]), e) for n, e in episodes.items() if is_static(n))
     alphas = [alpha for alpha, _ in statics]
     for label, marker, measure in (
-        ("P99", "s", lambda e: np.percentile(e.sojourn_ms, 99)),
-        ("mean", "o", lambda e: e.sojourn_ms.mean(dtype=np.float64)),
+        ("P99", "s", lambda e: np.percentile(e.all_answers_ms(), 99)),
+        ("mean", "o", lambda e: e.all_answers_ms().mean(dtype=np.float64)),
     ):
         style: dict[str, Any] = {"color": STATIC if label == "mean" else "#4A4F57", "label": f"{label}, static splits"}
         ax.plot(alphas, [measure(e) for _, e in statics], marker=marker, markersize=5, **style)
@@ -318,8 +328,8 @@ def bars(figures: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], prefix: str
     gain = (
         "Gain captured: 0 is the best single split in hindsight, 1 an oracle that is told the regime; beyond 1 lies "
         "what only foresight wins, below 0 it had been better to stand still. "
-        if len(figures) > 1
-        else "Shorter is better. "
+        if any(label.startswith("gain") for label, _ in figures)
+        else ""
     )
     return Picture(
         "The policies compared",

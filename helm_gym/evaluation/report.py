@@ -1,6 +1,7 @@
 """The report: one self-contained HTML page of an evaluation, its table and its plots.
 
-The columns are those of the command line's table too, so that a number has one name and one form everywhere.
+The columns are those of the command line's table too (``metrics.METRICS``), so that a number has one name and one form
+everywhere.
 """
 
 from __future__ import annotations
@@ -10,56 +11,17 @@ import html
 import math
 import pathlib
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from helm_gym import files
 from helm_gym.evaluation import plots
+from helm_gym.evaluation.metrics import METRICS, Metric, Row
 from helm_gym.evaluation.results import Evaluation
+from helm_gym.evaluation.summary import columns
 from helm_gym.text import plain
 
-Row = Mapping[str, Any]
 _PAGE = pathlib.Path(__file__).with_name("report.html")
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A figure of the table: its key in the JSON, heading, digits, factor, and which end is good."""
-
-    key: str
-    heading: str
-    doc: str
-    digits: int
-    scale: float = 1.0
-    best: Callable[[Iterable[float]], float] | None = min
-
-    def text(self, figure: Row | None) -> str:
-        """``value [low, high]``; a dash where there is none."""
-        value, low, high = (self._number(figure, end) for end in ("value", "low", "high"))
-        if not math.isfinite(value):
-            return "–"
-        interval = f" [{low:.{self.digits}f}, {high:.{self.digits}f}]" if math.isfinite(low + high) else ""
-        return f"{value:.{self.digits}f}{interval}"
-
-    def value(self, row: Row) -> float:
-        return self._number(row.get(self.key), "value")
-
-    def _number(self, figure: Row | None, end: str) -> float:
-        number = None if figure is None else figure.get(end)
-        return math.nan if number is None else self.scale * float(number)
-
-
-COLUMNS = (
-    Column("mean_latency_ms", "mean ms", "mean latency, arrival to answer", 2),
-    Column("p99_ms", "P99 ms", "99th percentile of latency", 1),
-    Column("slo_satisfaction", "SLO %", "answers within the SLO", 1, 100.0, max),
-    Column("alpha_gap", "alpha gap", "mean distance from the offline optimum alpha*", 3),
-    Column("gain_captured", "gain, mean", "0: best static; 1: regime oracle; on mean latency", 2, best=max),
-    Column("gain_captured_p99", "gain, P99", "the same on P99 latency", 2, best=max),
-    Column("gain_lost", "gain lost, mean", "gain on the modelled rung, same seeds, less that here", 2),
-    Column("gain_lost_p99", "gain lost, P99", "the same on P99 latency", 2),
-    Column("decision_us_p50", "decision µs", "median time from telemetry to action", 1),
-)
+_BARS = ("p99_ms", "kv_hit_rate", "gain_captured", "gain_captured_p99")  # columns that are drawn, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +40,10 @@ class Section:
     heading: str = "Results"
     note: str = ""
 
-
-def columns(figures: Row) -> list[Column]:
-    """The columns that have a number: there are no gains where no references were run."""
-    rows = [row for row, _ in table_rows(figures)]
-    return [column for column in COLUMNS if any(math.isfinite(column.value(row)) for row in rows)]
+    @property
+    def columns(self) -> list[Metric]:
+        """Of its table."""
+        return columns(self.evaluation, [row for row, _ in table_rows(self.figures)])
 
 
 def table_rows(figures: Row) -> list[tuple[Row, bool]]:
@@ -111,12 +72,12 @@ def _best_statics(figures: Row) -> dict[str, str]:
     return {f"static:{alpha:g}": text for alpha, text in found.items() if alpha is not None}
 
 
-def best_names(figures: Row) -> dict[str, set[str]]:
+def best_names(section: Section) -> dict[str, set[str]]:
     """By column, who is best among the policies that are allowed to win: oracles are not."""
     result: dict[str, set[str]] = {}
-    rivals = [row for row in figures["policies"] if not plots.is_oracle(str(row["name"]))]
-    for column in COLUMNS:
-        known = [(column.value(row), str(row["name"])) for row in rivals if math.isfinite(column.value(row))]
+    rivals = [row for row in section.figures["policies"] if not plots.is_oracle(str(row["name"]))]
+    for column in section.columns:
+        known = [(column.number(row), str(row["name"])) for row in rivals if math.isfinite(column.number(row))]
         if column.best is not None and len(known) > 1:
             top = column.best(value for value, _ in known)
             result[column.key] = {name for value, name in known if value == top}
@@ -127,9 +88,12 @@ def where_and_when(evaluation: Evaluation) -> dict[str, str]:
     """What every result carries: rung, profile, seeds, machine, versions and date."""
     seeds = evaluation.seeds
     run = len(seeds) > 2 and seeds == tuple(range(seeds[0], seeds[0] + len(seeds)))
+    cluster = {} if evaluation.cluster is None else {"Nodes": str(evaluation.cluster.size)}
     return {
         "Task": f"{evaluation.task.name} – {evaluation.task.doc}",
-        "Rung": evaluation.rung,
+        "Rung": evaluation.rung + (", served in turns" if evaluation.in_turns else ""),
+        **cluster,
+        **({"Trace": evaluation.trace} if evaluation.trace else {}),
         "Profile": evaluation.profile,
         "Episodes": f"{evaluation.path.intervals} scored control intervals of each seed",
         "Seeds": f"{seeds[0]}–{seeds[-1]}" if run else ", ".join(map(str, seeds)),
@@ -179,17 +143,18 @@ def page(title: str, lead: str, body: str) -> str:
 
 def _section(section: Section, prefix: str) -> str:
     evaluation, rung = section.evaluation, section.evaluation.rung
-    rows = sorted((row for row, _ in table_rows(section.figures)), key=COLUMNS[0].value)
+    rows = sorted((row for row, _ in table_rows(section.figures)), key=METRICS["mean_latency_ms"].number)
     panels = [
         (column.heading, [{"name": row["name"], **_numbers(row, column)} for row in rows])
-        for column in columns(section.figures)
-        if column.key in ("p99_ms", "gain_captured", "gain_captured_p99")
+        for column in section.columns
+        if column.key in _BARS
     ]
     pictures = [
         plots.bars(panels, f"{prefix}-bars"),
         plots.episode(evaluation, f"{prefix}-episode"),
     ]
-    if prefix == "s0" or sum(map(plots.is_static, plots.all_episodes(evaluation))) > 2:
+    held = sum(map(plots.is_static, plots.all_episodes(evaluation)))
+    if evaluation.optimum is not None and (prefix == "s0" or held > 2):
         pictures.append(plots.against_alpha(evaluation, f"{prefix}-alpha"))
     note = f"<p>{html.escape(section.note)}</p>" if section.note else ""
     return "\n".join(
@@ -205,10 +170,8 @@ def _section(section: Section, prefix: str) -> str:
     )
 
 
-def _numbers(row: Row, column: Column) -> dict[str, float]:
-    figure = row.get(column.key) or {}
-    numbers = {end: figure.get(end) for end in ("value", "low", "high")}
-    return {end: math.nan if x is None else column.scale * float(x) for end, x in numbers.items()}
+def _numbers(row: Row, column: Metric) -> dict[str, float]:
+    return {end: column.number(row, end) for end in ("value", "low", "high")}
 
 
 def badge(rung: str) -> str:
@@ -226,12 +189,12 @@ def facts(items: Mapping[str, str]) -> str:
 
 
 def _table(section: Section) -> str:
-    best, names = best_names(section.figures), [str(row["name"]) for row, _ in table_rows(section.figures)]
-    head = "".join(f'<th scope="col" title="{html.escape(c.doc)}">{c.heading}</th>' for c in columns(section.figures))
+    best, names = best_names(section), [str(row["name"]) for row, _ in table_rows(section.figures)]
+    head = "".join(f'<th scope="col" title="{html.escape(c.doc)}">{c.heading}</th>' for c in section.columns)
     lines = []
     for row, reference in table_rows(section.figures):
         name = str(row["name"])
-        cells = "".join(_cell(column, row, name in best.get(column.key, ())) for column in columns(section.figures))
+        cells = "".join(_cell(column, row, name in best.get(column.key, ())) for column in section.columns)
         dot = f'<i style="background:{plots.colour(name, names)}"></i>'
         kind = ' class="reference"' if reference or plots.is_oracle(name) else ""
         lines.append(f'<tr{kind}><th scope="row">{dot}{html.escape(label(name, section.figures))}</th>{cells}</tr>')
@@ -245,8 +208,8 @@ def _table(section: Section) -> str:
     )
 
 
-def _cell(column: Column, row: Row, best: bool) -> str:
-    value, _, interval = column.text(row.get(column.key)).partition(" ")
+def _cell(column: Metric, row: Row, best: bool) -> str:
+    value, _, interval = column.text(row).partition(" ")
     small = f"<small>{interval}</small>" if interval else ""
     return f"<td>{f'<b>{value}</b>' if best else value}{small}</td>"
 

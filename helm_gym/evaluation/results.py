@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import Rung
+from helm_gym.cluster import Cluster
 from helm_gym.tasks import Task
 from helm_gym.workload.state import WorkloadPath
+
+Values = NDArray[np.float64]
+
+NODE_FIELDS = (  # of telemetry, kept of each node and scored interval
+    "alpha",
+    "emb_hit_rate",
+    "kv_hit_rate",
+    "utilisation",
+    "moved_bytes",
+    "h2d_critical_bytes",
+    "interval_service_ms",
+    "interval_violations",
+    "interval_arrival_s",
+)
+TRAFFIC = ("spills", "rerouted", "given_up")  # of RoutedTraffic, kept of each scored interval; 0 on a single node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,51 +41,94 @@ class Optimum:
         alpha_star: (lanes, T), argmin over the grid, refined by a parabola through its neighbours.
     """
 
-    grid: NDArray[np.float64]
-    cost_ms: NDArray[np.float64]
-    expected_ms: NDArray[np.float64]
-    alpha_star: NDArray[np.float64]
+    grid: Values
+    cost_ms: Values
+    expected_ms: Values
+    alpha_star: Values
 
 
 @dataclasses.dataclass(frozen=True)
 class Episodes:
-    """One policy's episodes; only scored intervals (settling is left out), each array (lanes, T) unless said.
+    """One policy's episodes, or those of a controller and a router; only scored intervals, settling is left out.
 
     Attributes:
-        sojourn_ms: float32 (lanes, T, requests).
-        moved_bytes, h2d_critical_bytes: bytes of each interval.
-        arrival_s: time from the first to the last arrival of each interval.
-        decision_us: (decisions,), time of ``policy.act`` a row, telemetry to action.
-        violations: share of answers later than the SLO in force; the measured rung scales its SLO with the machine's
-            speed at each reset, so it cannot be told from sojourn afterwards. NaN where it was not kept.
+        policy: its name; of a cluster ``CONTROLLER+ROUTER``.
+        sojourn_ms: float32 (lanes, T, answers), all nodes'; NaN behind an interval's last, where they differ in number.
+        nodes: ``NODE_FIELDS`` by name, each (lanes, T, nodes).
+        requests: (lanes, T, nodes), how many each node answered.
+        alive: bool (lanes, T, nodes).
+        traffic: ``TRAFFIC`` by name, each (lanes, T).
+        cost: (lanes, T), the task's; a cluster's is the team's.
+        decision_us: (decisions,), time of ``policy.act`` a node, telemetry to action.
     """
 
     policy: str
     sojourn_ms: NDArray[np.float32]
-    alpha: NDArray[np.float64]
-    service_ms: NDArray[np.float64]
-    emb_hit_rate: NDArray[np.float64]
-    kv_hit_rate: NDArray[np.float64]
-    cost: NDArray[np.float64]
-    moved_bytes: NDArray[np.float64]
-    h2d_critical_bytes: NDArray[np.float64]
-    arrival_s: NDArray[np.float64]
-    decision_us: NDArray[np.float64]
-    violations: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.full((1, 1), np.nan))
+    nodes: Mapping[str, Values]
+    requests: NDArray[np.int64]
+    alive: NDArray[np.bool_]
+    traffic: Mapping[str, NDArray[np.int64]]
+    cost: Values
+    decision_us: Values
+
+    def over_nodes(self, name: str) -> Values:
+        """The mean of a field over the nodes alive, (lanes, T)."""
+        values = np.where(self.alive, self.nodes[name], 0.0)
+        return np.asarray(values.sum(axis=2) / self.alive.sum(axis=2))
+
+    def over_requests(self, name: str) -> Values:
+        """The mean of a field of the last interval over its requests, (lanes, T)."""
+        total = np.maximum(1, self.requests.sum(axis=2))
+        return np.asarray((self.nodes[name] * self.requests).sum(axis=2) / total)
+
+    @property
+    def alpha(self) -> Values:
+        """The split in force, (lanes, T); in a cluster the mean over the nodes alive."""
+        return self.over_nodes("alpha")
+
+    def answers_ms(self, lane: int) -> NDArray[np.float32]:
+        """Every answer's sojourn of one lane's episode, (answers,)."""
+        sojourn = self.sojourn_ms[lane].reshape(-1)
+        return sojourn[np.isfinite(sojourn)]
+
+    def mean_latency_ms(self) -> Values:
+        """Mean sojourn, arrival to answer, of each episode, (lanes,)."""
+        lanes = range(len(self.sojourn_ms))
+        return np.array([self.answers_ms(lane).mean(dtype=np.float64) for lane in lanes])
+
+    def p99_ms(self) -> Values:
+        """P99 of sojourn over all answers of each episode, (lanes,)."""
+        lanes = range(len(self.sojourn_ms))
+        return np.array([np.percentile(self.answers_ms(lane), 99) for lane in lanes], np.float64)
+
+    def all_answers_ms(self) -> NDArray[np.float32]:
+        """Every answer's sojourn of all lanes, (answers,)."""
+        sojourn = self.sojourn_ms.reshape(-1)
+        return sojourn[np.isfinite(sojourn)]
+
+
+def bytes_kept(requests: int, nodes: int) -> int:
+    """Memory of an interval of ``Episodes`` in which each of ``nodes`` answers so many requests."""
+    return nodes * (4 * requests + 8 * (len(NODE_FIELDS) + 2)) + 8 * len(TRAFFIC)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Policies on one task, one rung, the same seeds.
+    """Policies on one task, one rung, the same seeds: on a node each, or in a cluster behind a router.
 
     Attributes:
         policies: in the order they were asked for.
         references: those that only serve to scale gains (static grid or best static, oracle, clairvoyant).
         best_static: the single alpha that is best in hindsight over all lanes, by mean sojourn.
-        path, optimum: of the scored intervals.
+        path: of the scored intervals.
+        optimum: of the scored intervals; None where it was not looked for, as in a cluster, which has none.
         slo_ms: that violations were counted against on this rung; the mean over episodes where it varies.
+        in_turns: whether all policies were served an interval of each in turn, as they are where time is measured: what
+            the machine does meanwhile, it does to all of them.
+        cluster: whose nodes served; None where a node served alone.
         modelled: the same policies and seeds on the modelled rung, where this is another and references were run; what
             the gain loses from there to here is reported.
+        trace: of recorded arrivals, what was read: file, format, requests and their rate.
         machine: what it ran on; versions: of Python and the libraries; date: ISO, day.
     """
 
@@ -78,14 +138,17 @@ class Evaluation:
     seeds: tuple[int, ...]
     slo_ms: float
     path: WorkloadPath
-    optimum: Optimum
+    optimum: Optimum | None
     policies: tuple[Episodes, ...]
     references: dict[str, Episodes]
     best_static: float
     machine: str
     versions: dict[str, str]
     date: str
+    in_turns: bool = False
+    cluster: Cluster | None = None
     modelled: Evaluation | None = None
+    trace: str = ""
 
     def provenance(self) -> dict[str, Any]:
         """What every figure made of these episodes names, as JSON has it."""
@@ -93,6 +156,7 @@ class Evaluation:
             "rung": self.rung,
             "profile": self.profile,
             "seeds": list(self.seeds),
+            **({"trace": self.trace} if self.trace else {}),
             "machine": self.machine,
             "versions": self.versions,
             "date": self.date,

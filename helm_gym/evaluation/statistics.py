@@ -74,6 +74,20 @@ def paired_difference(a: NDArray[np.float64], b: NDArray[np.float64], rng: np.ra
     return bootstrap((a, b), lambda a, b, axis: iqm(a - b, axis), rng)
 
 
+def paired_change(a: NDArray[np.float64], b: NDArray[np.float64], block: int, rng: np.random.Generator) -> Figure:
+    """Mean of ``a`` over that of ``b``, less 1, in episodes whose intervals met the same requests.
+
+    Intervals next to one another are not independent, so that blocks of them are resampled, as pairs.
+
+    Args:
+        a, b: (episodes, T), one entry an interval.
+        block: intervals of a block; what is left behind an episode's last whole one is not looked at.
+    """
+    whole = a.shape[1] // block * block
+    blocks = (x[:, :whole].reshape(-1, block).mean(axis=1) for x in (a, b))
+    return bootstrap(tuple(blocks), lambda a, b, axis: a.mean(axis) / b.mean(axis) - 1.0, rng)
+
+
 def probability_of_improvement(a: NDArray[np.float64], b: NDArray[np.float64], rng: np.random.Generator) -> Figure:
     """Share of seeds in which ``a`` is below ``b``, both (n,) and lower is better; a tie counts half."""
     return bootstrap((a, b), lambda a, b, axis: 0.5 * (1.0 - np.sign(a - b).mean(axis)), rng)

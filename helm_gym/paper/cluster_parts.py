@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from helm_gym import files
 from helm_gym.cluster import Cluster
 from helm_gym.errors import InvalidInputError
-from helm_gym.evaluation import clusters
+from helm_gym.evaluation import protocol
+from helm_gym.evaluation.gains import over_seeds
 from helm_gym.evaluation.machine import describe_machine, versions
+from helm_gym.evaluation.summary import by_seed
 from helm_gym.observation import ObservationLayout
 from helm_gym.paper import PARTS, Tick
 from helm_gym.paper.words import today
+from helm_gym.play import open_entrant
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task, find_task
 
@@ -46,7 +49,7 @@ class ClusterParts:
         self._folder = folder / PARTS
 
     def measure(self, task: Task, pair: str, cluster: Cluster, seeds: Sequence[int], tick: Tick) -> Values:
-        """``clusters.METRICS`` of a pair by seed, (seeds,) each, on the modelled rung."""
+        """A pair's metrics by seed, (seeds,) each, on the modelled rung."""
         key = {
             "task": task.name,
             "horizon": task.horizon,
@@ -62,11 +65,16 @@ class ClusterParts:
         except InvalidInputError:
             there = None
         if not isinstance(there, dict) or there.get("key") != json.loads(text):
-            opened = clusters.open_pair(pair, self.layout)
-            run = clusters.evaluate(task, [opened], cluster, profile=self.profile, seeds=seeds, progress=tick)
-            there = {"key": key, "by_seed": {name: x.tolist() for name, x in run.pairs[0].by_seed.items()}}
+            opened = [open_entrant(pair, self.layout, in_cluster=True)]
+            run = protocol.evaluate(task, opened, profile=self.profile, seeds=seeds, progress=tick, cluster=cluster)
+            there = {"key": key, "by_seed": {name: x.tolist() for name, x in by_seed(run, run.policies[0]).items()}}
             files.write(path, json.dumps(there))
         return {name: np.array(values, np.float64) for name, values in there["by_seed"].items()}
+
+
+def figure(values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Interquartile mean over seeds with its interval."""
+    return over_seeds(values).to_json()
 
 
 def shared(profile: Profile) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 
 from helm_gym.evaluation import plots
-from helm_gym.evaluation.clusters import figure
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.cluster_parts import Values, shared
+from helm_gym.paper.cluster_parts import Values, figure, shared
 from helm_gym.paper.fig6 import PAPER, REGIME, SPLIT, measure
 from helm_gym.paper.words import interval
 from helm_gym.profile import Profile

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Picture
 
 from helm_gym import runs, training
 from helm_gym.evaluation import plots
-from helm_gym.evaluation.metrics import summarise
+from helm_gym.evaluation.summary import summarise
 from helm_gym.observation import ObservationLayout
 from helm_gym.paper import Reproduction, Stage
 from helm_gym.paper.parts import Parts

@@ -37,7 +37,7 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
     task = dataclasses.replace(find_task("mixed-v0"), horizon=INTERVALS)
     with stage("fig15") as tick:
         run = parts.evaluate(task, policies, tick)
-    interval_s = float(run.policies[0].arrival_s.mean())
+    interval_s = float(run.policies[0].nodes["interval_arrival_s"].mean())
     figures: dict[str, Any] = {
         "figure": "fig15",
         "hours": HOURS,
@@ -56,6 +56,7 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
 
 def _follows(run: Evaluation, episodes: Episodes) -> dict[str, Any]:
     """How closely a policy follows alpha*: overall, and its gap by regime."""
+    assert run.optimum is not None
     star, apart = run.optimum.alpha_star, np.abs(episodes.alpha - run.optimum.alpha_star)
     regimes = regime_of_each(run)
     correlation = [np.corrcoef(a, s)[0, 1] for a, s in zip(episodes.alpha, star, strict=True)]
@@ -88,6 +89,7 @@ def _over_windows(values: NDArray[np.float64]) -> Figure:
 
 def draw(run: Evaluation, figures: dict[str, Any]) -> Picture:
     """One window: a panel a policy, alpha over alpha*, whose dots tell the regime."""
+    assert run.optimum is not None
     hours = np.arange(INTERVALS) * HOURS / INTERVALS
     regimes, star, seed = regime_of_each(run)[0], run.optimum.alpha_star[0], run.seeds[0]
     with rc_context(plots.RC):

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure as Picture
 
 from helm_gym.cluster import Cluster, Node
 from helm_gym.evaluation import plots
-from helm_gym.evaluation.clusters import figure
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.cluster_parts import ClusterParts, shared, short_task
+from helm_gym.paper.cluster_parts import ClusterParts, figure, shared, short_task
 from helm_gym.profile import Profile
 
 SIZES = (1, 2, 4, 8, 16, 32)

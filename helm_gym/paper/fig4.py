@@ -12,7 +12,6 @@ from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
 from helm_gym.evaluation import plots
-from helm_gym.evaluation.metrics import p99_ms
 from helm_gym.evaluation.results import Evaluation
 from helm_gym.evaluation.statistics import Figure, bootstrap, iqm
 from helm_gym.paper import Reproduction, Stage
@@ -58,6 +57,7 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
 def alpha_star(run: Evaluation) -> dict[str, Figure]:
     """Where each regime setting has its optimum: mean of its intervals, with an interval over seeds."""
     found = {}
+    assert run.optimum is not None
     for name, mask in plots.settings(run.path).items():
         lanes = mask.any(axis=1)
         total = np.where(mask, run.optimum.alpha_star, 0.0).sum(axis=1)[lanes]
@@ -69,7 +69,7 @@ def alpha_star(run: Evaluation) -> dict[str, Figure]:
 
 def best_static_p99_loss(run: Evaluation) -> tuple[str, Figure]:
     """The static split that is best by P99, and how much higher its P99 is than the oracle's."""
-    p99 = {e.policy: p99_ms(e) for e in run.policies}
+    p99 = {e.policy: e.p99_ms() for e in run.policies}
     best = min(STATICS, key=lambda name: float(iqm(p99[name])))
 
     def loss(static: NDArray[np.float64], oracle: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

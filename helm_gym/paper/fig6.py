@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from helm_gym.cluster import Cluster, Node
 from helm_gym.evaluation import plots
-from helm_gym.evaluation.clusters import figure
 from helm_gym.evaluation.statistics import paired_difference
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.cluster_parts import ClusterParts, Values, shared, short_task
+from helm_gym.paper.cluster_parts import ClusterParts, Values, figure, shared, short_task
 from helm_gym.paper.words import interval
 from helm_gym.profile import Profile
 
@@ -35,7 +34,7 @@ REGIME = "burst"
 
 
 def measure(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path, sizes: dict[int, float]) -> Any:
-    """Every router's figures by seed: size -> router -> ``clusters.METRICS``."""
+    """Every router's figures by seed: size -> router -> metric."""
     parts, task = ClusterParts(folder, profile), short_task(REGIME)
     found: dict[int, dict[str, Values]] = {}
     for size, share in sizes.items():

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from helm_gym import files, runs
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.evaluation import protocol
-from helm_gym.evaluation.metrics import METRICS
 from helm_gym.evaluation.optimum import GRID, offline_optimum
 from helm_gym.evaluation.results import Evaluation, Optimum
+from helm_gym.evaluation.summary import by_seed
 from helm_gym.observation import ObservationLayout
 from helm_gym.paper import PARTS, Tick
 from helm_gym.policy import Policy, open_policy
@@ -41,12 +41,12 @@ class Parts:
         self._folder = folder / PARTS
 
     def measure(self, task: Task, name: str, policy: Policy, tick: Tick) -> dict[str, NDArray[np.float64]]:
-        """Runs the policy through the task's episodes unless that was done; each of ``METRICS`` by seed, (seeds,)."""
+        """Runs the policy through the task's episodes unless that was done; its metrics by seed, (seeds,)."""
         path = self._folder / f"{task.name}-{task.horizon}-{name}.json"
         there = self._read(path)
         if there is None:
             run = self.evaluate(task, [policy], tick)
-            there = {"by_seed": {metric: of(run, run.policies[0]).tolist() for metric, of in METRICS.items()}}
+            there = {"by_seed": {metric: x.tolist() for metric, x in by_seed(run, run.policies[0]).items()}}
             files.write(path, json.dumps(self._key() | there))
         return {metric: np.array(values, np.float64) for metric, values in there["by_seed"].items()}
 

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
 from helm_gym.evaluation import plots, protocol
-from helm_gym.evaluation.metrics import METRICS, best_static, summarise
+from helm_gym.evaluation.gains import best_static
 from helm_gym.evaluation.optimum import GRID, offline_optimum
+from helm_gym.evaluation.summary import summarise
 from helm_gym.paper import Reproduction, Stage
 from helm_gym.paper.parts import Parts, open_if_there
 from helm_gym.paper.words import interval
@@ -89,7 +90,7 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
         row: dict[str, Any] = {"bursts": name, "best_static": best_static(statics), "policies": {}}
         for episodes in run.policies:
             cost: dict[str, NDArray[np.float64]] = {
-                key: METRICS["cost"](run, of) for key, of in (("policy", episodes), ("static", least))
+                key: of.cost.mean(axis=1) for key, of in (("policy", episodes), ("static", least))
             }
             over = float(cost["policy"].mean() / cost["static"].mean() - 1)
             figures = {key: value.to_json() for key, value in summarise(run, episodes).items() if key in SHOWN}

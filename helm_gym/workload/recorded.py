@@ -20,8 +20,8 @@ def recorded_path(profile: Profile, seeds: Sequence[int], intervals: int, trace:
     """Recorded arrivals: their gaps as they are, scaled as a whole to the load.
 
     What the recording knows sets the parameters of each interval: input lengths, relative to their mean, the
-    history length; the share of returning requests, where it is recorded, the hot share. A lane starts at a place in
-    the recording that its seed draws, and goes round at the end.
+    history length; the share of returning requests, the hot share. What it does not know stays the profile's. A lane
+    starts at a place in the recording that its seed draws, and goes round at the end.
     """
     n, size = len(trace.arrival_s), profile.interval.requests
     if n <= size:
@@ -35,17 +35,24 @@ def recorded_path(profile: Profile, seeds: Sequence[int], intervals: int, trace:
         start = int(np.random.default_rng([seed, 0x54524143]).integers(n))
         picked = ((start + np.arange(intervals * size)) % n).reshape(intervals, size)
         x, gaps = values[:, lane], gaps_s[:, lane]
-        lengths = _smooth(trace.tokens[picked].mean(1)) / trace.tokens.mean()
-        x[:, INDEX["mean_history"]] = np.clip(
-            p.mean_history * lengths, 0.3 * p.mean_history, 0.6 * profile.model.max_history
-        )
+        if trace.tokens is not None:
+            lengths = _smooth(trace.tokens[picked].mean(1)) / trace.tokens.mean()
+            x[:, INDEX["mean_history"]] = np.clip(
+                p.mean_history * lengths, 0.3 * p.mean_history, 0.6 * profile.model.max_history
+            )
         if trace.returning is not None:
             x[:, INDEX["hot_share"]] = np.clip(_smooth(trace.returning[picked].mean(1)), 0.05, 0.95)
         np.clip(x, low, high, out=x)
         # One factor for the lane: the recording keeps its own bursts and lulls around the load it is given.
         gaps[:] = recorded[picked]
+        if not gaps.any():
+            raise InvalidInputError(
+                f"Trace '{trace.name}' has {gaps.size} requests from number {start + 1} on that all arrive at once, "
+                "so that they have no rate; give one with finer times, or a longer episode."
+            )
         gaps *= (1.0 / _rates(profile, x, load)).mean() / gaps.mean()
-        x[:, INDEX["arrival_rate_rps"]] = 1.0 / np.maximum(gaps.mean(1), 1e-9)
+        # All of an interval may have come in one instant, and a rate has an end.
+        x[:, INDEX["arrival_rate_rps"]] = 1.0 / np.maximum(gaps.mean(1), 1.0 / high[INDEX["arrival_rate_rps"]])
     return WorkloadPath(
         values=values.transpose(1, 0, 2),
         gaps_s=gaps_s.transpose(1, 0, 2),

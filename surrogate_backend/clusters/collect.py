@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from helm_gym.actions import absolute_action
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop, Step
-from helm_gym.evaluation.clusters import open_pair
+from helm_gym.play import open_entrant
 from helm_gym.routing import RULES, WEIGHTS, Routing, weights_of
 from helm_gym.tasks import Task
 from helm_gym.telemetry import FIELDS
@@ -64,14 +64,16 @@ def _play(plan: ClusterPlan, number: int) -> Iterator[dict[str, Any]]:
 def _drive(episode: design.ClusterEpisode, loop: ControlLoop) -> Iterator[tuple[Step, Routing]]:
     """Each interval's outcome, and how its requests were routed."""
     if episode.schedule is None:
-        pair = open_pair(episode.driver, loop.layout)
-        state, memory = pair.controller.initial_state(loop.shape[1]), pair.router.initial_state(1)
-        step = loop.reset([episode.request_seed], episode.path, Routing(pair.router.rule, np.ones((1, 3))))
+        entrant = open_entrant(episode.driver, loop.layout, in_cluster=True)
+        policy, router = entrant.policy, entrant.router
+        assert router is not None
+        state, memory = policy.initial_state(loop.shape[1]), router.initial_state(1)
+        step = loop.reset([episode.request_seed], episode.path, Routing(router.rule, np.ones((1, 3))))
         for _ in range(loop.intervals):
             assert step.cluster is not None
-            action, state = pair.controller.act(step.observation[0], state)
-            chosen, memory = pair.router.act(step.cluster.router, memory)
-            routing = Routing(pair.router.rule, weights_of(chosen))
+            action, state = policy.act(step.observation[0], state)
+            chosen, memory = router.act(step.cluster.router, memory)
+            routing = Routing(router.rule, weights_of(chosen))
             step = loop.step(np.asarray(action)[None], routing)
             yield step, routing
         return

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from helm_gym.cluster import Cluster
 from helm_gym.control_loop import ControlLoop, Step, start_warm
-from helm_gym.evaluation.clusters import open_pair
+from helm_gym.play import open_entrant
 from helm_gym.profile import Profile
 from helm_gym.routing import RULES, Routing, weights_of
 from helm_gym.tasks import Task
@@ -170,14 +170,16 @@ def _routing(case: ClusterCase, t: int, lanes: int) -> Routing:
 def _controlled(loop: ControlLoop, case: ClusterCase, path: WorkloadPath, seeds: Sequence[int]) -> Iterator[Telemetry]:
     """The case's pair in closed loop on all lanes."""
     lanes, nodes = loop.shape
-    pair = open_pair(case.driver, loop.layout)
+    entrant = open_entrant(case.driver, loop.layout, in_cluster=True)
+    policy, router = entrant.policy, entrant.router
+    assert router is not None
     # A log's episodes have one lane, whose nodes are a policy's rows.
-    state = np.tile(pair.controller.initial_state(nodes), (lanes, 1))
-    memory = np.tile(pair.router.initial_state(1), (lanes, 1))
-    step: Step = loop.reset(seeds, path, Routing(pair.router.rule, np.ones((lanes, 3))))
+    state = np.tile(policy.initial_state(nodes), (lanes, 1))
+    memory = np.tile(router.initial_state(1), (lanes, 1))
+    step: Step = loop.reset(seeds, path, Routing(router.rule, np.ones((lanes, 3))))
     for _ in range(loop.intervals):
         assert step.cluster is not None
-        action, state = pair.controller.act(step.observation.reshape(lanes * nodes, -1), state)
-        chosen, memory = pair.router.act(step.cluster.router, memory)
-        step = loop.step(np.asarray(action).reshape(lanes, nodes, 1), Routing(pair.router.rule, weights_of(chosen)))
+        action, state = policy.act(step.observation.reshape(lanes * nodes, -1), state)
+        chosen, memory = router.act(step.cluster.router, memory)
+        step = loop.step(np.asarray(action).reshape(lanes, nodes, 1), Routing(router.rule, weights_of(chosen)))
         yield step.telemetry

@@ -12,8 +12,9 @@ from helm_gym import profile as profiles
 from helm_gym.cluster import find_cluster
 from helm_gym.envs.cluster_vector import ClusterVectorEnv
 from helm_gym.errors import InvalidInputError
-from helm_gym.evaluation.clusters import evaluate, open_pair
+from helm_gym.evaluation.protocol import evaluate
 from helm_gym.observation import ObservationLayout
+from helm_gym.play import open_entrant
 from helm_gym.policy import open_policy
 from tests.agents.trainings import short_task, train_small
 
@@ -53,6 +54,6 @@ def test_nodes_learn_in_clusters_and_what_they_learned_runs_in_others(tmp_path: 
         said.append(policy.act(rows.astype(np.float32), policy.initial_state(5))[0])
     np.testing.assert_array_equal(said[0], said[1])
     assert not np.array_equal(said[0], said[2]) and not np.array_equal(said[0], said[3])
-    pair = open_pair(f"{tmp_path / 'a'}+joint", layout)
-    judged = evaluate(short_task(), [pair], find_cluster("3"), seeds=[0])
-    assert judged.pairs[0].by_seed["mean_latency_ms"][0] > 0
+    pair = open_entrant(f"{tmp_path / 'a'}+joint", layout, in_cluster=True)
+    evaluation = evaluate(short_task(), [pair], seeds=[0], cluster=find_cluster("3"))
+    assert evaluation.policies[0].mean_latency_ms()[0] > 0

@@ -16,8 +16,8 @@ from helm_gym import onnx_policy, runs, training
 from helm_gym import profile as profiles
 from helm_gym.cluster_view import RouterLayout
 from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError, UnknownNameError
-from helm_gym.evaluation.clusters import open_pair
 from helm_gym.onnx_policy import OnnxRouter
+from helm_gym.play import open_entrant
 from helm_gym.policy import open_policy
 from helm_gym.routing import Router, open_router, weights_of
 from helm_gym.runs import Run, Tensors
@@ -127,7 +127,7 @@ def test_a_run_keeps_what_validated_best_and_is_a_router(folder: pathlib.Path, f
     assert (run.status, run.agent) == ("done", "router") and run.facts["seconds"] > 0
     opened, exported = open_router(str(folder), NODES), open_router(str(file), NODES)
     assert isinstance(opened, Router) and opened.name == str(folder) and isinstance(exported, OnnxRouter)
-    assert open_pair(f"static:0.6+{folder}", NODES).name == f"static:0.6+{folder}"
+    assert open_entrant(f"static:0.6+{folder}", NODES, in_cluster=True).name == f"static:0.6+{folder}"
     assert (folder / runs.TENSORBOARD).is_dir()
     assert len(list((folder / runs.CHECKPOINTS).iterdir())) == 2
 

@@ -201,7 +201,9 @@ def test_collect_takes_settings_of_the_test_design_and_traces(small: pathlib.Pat
     lines = [f"2023-11-16 18:{k // 60:02d}:{k % 60:02d}.5,374,44" for k in range(60)]
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]) + "\n", encoding="utf-8")
     traced = collect(out=tmp_path / "traced", profile=small, intervals="2", trace=trace, episodes="9")
-    assert helm(*traced, "--quiet").exit_code == 0
+    told = helm(*traced)
+    assert told.exit_code == 0
+    assert f"Trace trace.csv: Azure LLM inference CSV, {len(lines)} requests over " in told.stderr
     assert json.loads((tmp_path / "traced/log.json").read_text())["trace"].startswith("trace ")
     wrong = helm(*collect(out=tmp_path / "x", profile=small, design="test", settings="1", trace=trace))
     assert wrong.exit_code == 2 and "takes no recorded arrivals" in wrong.stderr

@@ -1,4 +1,4 @@
-"""Pairs of a controller and a router, judged on a cluster; and the figures of the paper that are about clusters."""
+"""Pairs of a controller and a router, evaluated on a cluster; and the figures of the paper that are about clusters."""
 
 from __future__ import annotations
 
@@ -12,47 +12,60 @@ from typer.testing import CliRunner
 
 from helm_gym import paper
 from helm_gym import profile as profiles
-from helm_gym.cli.common import Progress, to_json
+from helm_gym.cli.common import Progress
+from helm_gym.cli.common import to_json as to_text
 from helm_gym.cli.main import app
 from helm_gym.cluster import Cluster, Node, Outage, find_cluster
 from helm_gym.errors import InvalidInputError, UnknownNameError
-from helm_gym.evaluation import clusters
+from helm_gym.evaluation import protocol
+from helm_gym.evaluation.results import Evaluation
+from helm_gym.evaluation.summary import by_seed, to_json
 from helm_gym.observation import ObservationLayout
 from helm_gym.paper import cluster_parts, fig6, fig10, fig11, fig13, fig16
+from helm_gym.play import open_entrant
 from helm_gym.tasks import find_task
 
 PROFILE = profiles.load("cpu-small")
 TASK = dataclasses.replace(find_task("burst-v0"), warmup=2, settle=1, horizon=8)
 
 
-def evaluate(
-    *pairs: str, cluster: Cluster | None = None, seeds: tuple[int, ...] = (0, 1)
-) -> clusters.ClusterEvaluation:
-    opened = [clusters.open_pair(pair, ObservationLayout(PROFILE)) for pair in pairs]
-    return clusters.evaluate(TASK, opened, cluster or find_cluster("2"), seeds=seeds)
+def evaluate(*pairs: str, cluster: Cluster | None = None, seeds: tuple[int, ...] = (0, 1)) -> Evaluation:
+    opened = [open_entrant(pair, ObservationLayout(PROFILE), in_cluster=True) for pair in pairs]
+    return protocol.evaluate(TASK, opened, seeds=seeds, cluster=cluster or find_cluster("2"))
 
 
-def test_pairs_are_judged_on_the_same_workloads_and_against_the_first():
+def test_pairs_meet_the_same_workloads_and_are_compared_with_the_first():
     run = evaluate("static:0.5+kv-aware", "pid+joint")
-    first, second = run.to_json()["pairs"]
+    first, second = to_json(run)["policies"]
     assert first["p99_ms_over_first"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert first["requests"]["value"] == second["requests"]["value"] == TASK.horizon * 2 * 50
     assert second["mean_alpha"]["value"] != 0.5 == first["mean_alpha"]["value"]
-    again = evaluate("pid+joint").pairs[0].by_seed
-    for name, values in run.pairs[1].by_seed.items():
-        np.testing.assert_array_equal(values, again[name], err_msg=name)
+    again = evaluate("pid+joint")
+    alone = by_seed(again, again.policies[0])
+    for name, values in by_seed(run, run.policies[1]).items():
+        np.testing.assert_array_equal(values, alone[name], err_msg=name)
 
 
 def test_what_a_lost_node_owed_is_counted():
     outage = Cluster((Node(2),), load=1.2, outages=(Outage(0, 4, 3),))
     run = evaluate("static:0.5+joint", cluster=outage, seeds=(0,))
-    lost, (shown,) = run.pairs[0], run.to_json()["pairs"]
+    (shown,), figures = to_json(run)["policies"], by_seed(run, run.policies[0])
     p99 = shown["series"]["p99_ms"]
-    assert shown["series"]["alive"] == lost.series["alive"][0].tolist() and max(p99[3:6]) > 1.5 * max(p99[:3])
-    assert "series" not in evaluate("static:0.5+joint", seeds=(0,)).to_json()["pairs"][0]
-    assert lost.by_seed["rerouted"][0] > 0 and lost.by_seed["given_up"][0] == 0
-    assert lost.by_seed["requests"][0] == TASK.horizon * 100 + lost.by_seed["rerouted"][0]
-    assert lost.series["alive"][0].tolist() == [1, 1, 1, 0.5, 0.5, 0.5, 1, 1]
+    assert shown["series"]["alive"] == [1, 1, 1, 0.5, 0.5, 0.5, 1, 1] and max(p99[3:6]) > 1.5 * max(p99[:3])
+    assert "series" not in to_json(evaluate("static:0.5+joint", seeds=(0,)))["policies"][0]
+    assert figures["rerouted"][0] > 0 and figures["given_up"][0] == 0
+    assert figures["requests"][0] == TASK.horizon * 100 + figures["rerouted"][0]
+
+
+def test_lost_nodes_answers_are_averaged_as_they_were_given():
+    """Places in the telemetry that hold no answer are left out of every figure."""
+    run = evaluate("static:0.5+joint", cluster=Cluster((Node(2),), load=1.2, outages=(Outage(1, 4, 3),)), seeds=(0,))
+    (episodes,) = run.policies
+    counts = np.isfinite(episodes.sojourn_ms[0]).sum(axis=1)
+    assert counts.tolist() == episodes.requests[0].sum(axis=1).tolist() and len(set(counts.tolist())) > 1
+    figures = by_seed(run, episodes)
+    assert figures["mean_latency_ms"][0] == np.float64(episodes.answers_ms(0).mean(dtype=np.float64))
+    assert 0 < figures["emb_hit_rate"][0] <= 1 and np.isfinite(list(figures.values())).all()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +78,7 @@ def test_what_a_lost_node_owed_is_counted():
 )
 def test_pairs_that_cannot_be_are_refused(pair: str, error: type[Exception], told: str):
     with pytest.raises(error, match=told):
-        clusters.open_pair(pair, ObservationLayout(PROFILE))
+        open_entrant(pair, ObservationLayout(PROFILE), in_cluster=True)
 
 
 def test_the_command_prints_a_table_and_json():
@@ -73,7 +86,7 @@ def test_the_command_prints_a_table_and_json():
     shown = CliRunner().invoke(app, [*asked, "-q"])
     assert shown.exit_code == 0 and "static:0.5+joint" in shown.stdout and "modelled rung" in shown.stdout
     found = json.loads(CliRunner().invoke(app, [*asked, "-q", "--json"]).stdout)
-    assert found["nodes"] == 2 and found["pairs"][0]["p99_ms"]["value"] > 0
+    assert found["nodes"] == 2 and found["policies"][0]["p99_ms"]["value"] > 0
 
 
 def test_the_command_takes_a_recording(tmp_path: pathlib.Path):
@@ -96,6 +109,7 @@ def test_the_command_takes_a_recording(tmp_path: pathlib.Path):
     assert "Error: Task 'trace-v0' needs recorded arrivals" in CliRunner().invoke(app, asked).stderr
     shown = CliRunner().invoke(app, [*asked, "--trace", str(trace)])
     assert shown.exit_code == 0 and "static:0.5+joint" in shown.stdout and "trace-v0" in shown.stdout
+    assert "Trace trace: Azure LLM inference CSV, 200 requests over" in " ".join(shown.stdout.split())
 
 
 @pytest.fixture
@@ -119,5 +133,5 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cluster_figures_are_made(small: None, tmp_path: pathlib.Path, name: str, rows: int):
     made = paper.reproduce(name, PROFILE, 2, Progress(quiet=True).stage, tmp_path)
     assert len(made.figures["rows"]) == rows and made.figures["rung"] == "modelled"
-    paths = paper.save(made, name, tmp_path, to_json)
+    paths = paper.save(made, name, tmp_path, to_text)
     assert all(path.stat().st_size > 500 for path in paths) and not (tmp_path / "parts").exists()

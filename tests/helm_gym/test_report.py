@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from helm_gym import profile as profiles
 from helm_gym.backend import Rung
 from helm_gym.evaluation import plots, report
-from helm_gym.evaluation.results import Episodes, Evaluation, Optimum
+from helm_gym.evaluation.results import NODE_FIELDS, TRAFFIC, Episodes, Evaluation, Optimum
 from helm_gym.tasks import find_task
 from helm_gym.workload.regimes import make_path
 
@@ -27,18 +27,19 @@ def episodes(name: str, alpha: NDArray[np.float64], star: NDArray[np.float64], s
     rng = np.random.default_rng(seed)
     service = 1.2 + 4.0 * (alpha - star) ** 2
     sojourn = service[..., None] * (1 + rng.gamma(1.0, 1.2, (*star.shape, REQUESTS)))
-    ones = np.ones(star.shape)
+    ones = np.ones((*star.shape, 1))
+    nodes = dict.fromkeys(NODE_FIELDS, 0.1 * ones) | {
+        "alpha": alpha[..., None],
+        "interval_service_ms": service[..., None],
+    }
     return Episodes(
         policy=name,
         sojourn_ms=sojourn.astype(np.float32),
-        alpha=alpha,
-        service_ms=service,
-        emb_hit_rate=0.7 * ones,
-        kv_hit_rate=0.5 * ones,
+        nodes=nodes,
+        requests=REQUESTS * ones.astype(np.int64),
+        alive=ones.astype(np.bool_),
+        traffic={name: np.zeros(star.shape, np.int64) for name in TRAFFIC},
         cost=service / 10,
-        moved_bytes=1e5 * ones,
-        h2d_critical_bytes=1e4 * ones,
-        arrival_s=0.1 * ones,
         decision_us=rng.gamma(4.0, 2.0, 500),
     )
 
@@ -177,7 +178,7 @@ def test_every_figure_names_its_rung_is_described_and_explained(text: str) -> No
 
 
 def test_bold_marks_the_best_that_is_no_oracle(text: str) -> None:
-    best = report.best_names(figures(evaluation()))
+    best = report.best_names(section())
     assert best["mean_latency_ms"] == {"miss-ratio-curve"} and best["alpha_gap"] == {"miss-ratio-curve"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import json
 import os
 import pathlib
@@ -14,10 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helm_gym.errors import InvalidInputError
-from helm_gym.workload.traces import MAX_LINE_BYTES, MAX_TOKENS, Trace, read_trace
+from helm_gym.workload import traces
+from helm_gym.workload.readers import text_blocks
+from helm_gym.workload.readers.text_blocks import MAX_LINE_BYTES
+from helm_gym.workload.readers.trace_lines import MAX_TOKENS
+from helm_gym.workload.traces import Trace, read_trace
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 AZURE = [HEADER, "2023-11-16 18:15:46.6805900,374,44", "2023-11-16 18:15:50.9951690,396,109", "2023-11-16 18:15:51,9,1"]
+AZURE_BYTES = [line.encode() for line in AZURE]
 TRACES = pathlib.Path(
     os.environ.get("HELM_GYM_TRACES") or pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
 )
@@ -159,7 +165,18 @@ def test_mooncake_going_back_in_time_is_a_fault(file: pathlib.Path) -> None:
         (b"\n", "line 1: is empty"),
         (b"user,item\n1,2\n", "no known trace format"),
         (b"[]\n", "no known trace format"),
-        (b"\x1f\x8b\x08\x00\xff", "line 1: is not UTF-8"),
+        (b"\xff\n", "line 1: is not UTF-8"),
+        (b"7" * (MAX_LINE_BYTES + 1) + b"\n", "line 1: exceeds"),
+        (b"7" * (3 * MAX_LINE_BYTES), "line 1: exceeds"),
+        (b"\x1f\x8b\x08\x00\xff", "is a damaged gzip file"),
+        (gzip.compress(b"\n".join(AZURE_BYTES))[:-6], "is a damaged gzip file"),
+        (b"PK\x03\x04rest", "is a Zip archive (as .xlsx files are, too); unpack it"),
+        (b"\x28\xb5\x2f\xfdrest", "packed by Zstandard; unpack it, or pack it with gzip"),
+        (b"\xfd7zXZ\x00rest", "packed by xz"),
+        (b"BZh91AY", "packed by bzip2"),
+        (b"PAR1rest", "is a Parquet file; save it as CSV"),
+        ("TIMESTAMP".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4b\n", "fetch that with `git lfs pull`"),
         (HEADER.encode(), "holds 0 request"),
         (MOONCAKE[0].encode(), "holds 1 request"),
         ("\n".join(MOONCAKE[:2]).encode(), "arrive at once"),
@@ -171,10 +188,100 @@ def test_file_that_is_no_trace(file: pathlib.Path, text: bytes, says: str) -> No
         read_trace(file)
 
 
-@pytest.mark.parametrize("path", ["absent.csv", ".", "nul\0byte"])
+@pytest.mark.parametrize("path", ["absent.csv", ".", "nul\0byte", "pipe", "/dev/zero"])
 def test_file_that_cannot_be_read(tmp_path: pathlib.Path, path: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidInputError, match="Cannot read trace"):
         read_trace(tmp_path / path)
+
+
+@pytest.mark.parametrize("lines", [AZURE, MOONCAKE])
+def test_gzip_reads_the_same(file: pathlib.Path, lines: list[str]) -> None:
+    plain = read_lines(file, lines)
+    text = "\n".join(lines).encode()
+    file.write_bytes(gzip.compress(text[:50]) + gzip.compress(text[50:]))  # as `cat a.gz b.gz` makes them
+    packed = read_trace(file)
+    for name in ("arrival_s", "tokens", "returning"):
+        assert np.array_equal(getattr(packed, name), getattr(plain, name))
+    assert packed.summary == plain.summary
+
+
+def test_gzip_that_expands_without_end(file: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_bytes(gzip.compress(b"0" * 10_000_000))
+    with pytest.raises(InvalidInputError, match="line 1: exceeds"):
+        read_trace(file)
+    monkeypatch.setattr(text_blocks, "EXPANSION_FROM", 1 << 20)
+    file.write_bytes(gzip.compress("\n".join([*AZURE, *AZURE[-1:] * 500_000]).encode()))
+    with pytest.raises(InvalidInputError, match="expands over 200 times, as no recording does"):
+        read_trace(file)
+
+
+def azure_at(*times: str) -> list[str]:
+    return [HEADER, *(f"{time},9,1" for time in times)]
+
+
+def test_requests_of_whole_seconds_are_spread_over_them(file: pathlib.Path) -> None:
+    seconds = [f"2023-11-16 18:15:{second:02d}" for second in (46, 46, 46, 46, 47, 49, 49)]
+    trace = read_lines(file, azure_at(*seconds))
+    assert trace.arrival_s.tolist() == [0, 0.25, 0.5, 0.75, 1, 3, 3.5]
+    assert "whole seconds, spread evenly over each" in trace.summary
+    finer = read_lines(file, azure_at(*seconds, "2023-11-16 18:15:49.5"))
+    assert finer.arrival_s.tolist() == [0, 0, 0, 0, 1, 3, 3, 3.5]
+    assert "whole seconds" not in finer.summary
+    apart = read_lines(file, azure_at("2023-11-16 18:15:46", "2023-11-16 18:16:00", "2023-11-16 18:17:00"))
+    assert apart.arrival_s.tolist() == [0, 14, 74]
+    batches = read_lines(file, azure_at(*(f"2023-11-16 18:15:{second:02d}" for second in (46, 46, 49, 49, 49, 55))))
+    assert batches.arrival_s.tolist() == [0, 0, 3, 3, 3, 9]
+    assert "in steps of 3 s, kept as they are" in batches.summary
+    minutes = fault(file, azure_at("2023-11-16 18:15:00", "2023-11-16 18:15:00", "2023-11-16 18:16:00"))
+    assert "has times of whole minutes alone, and several requests in one" in minutes
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        (["2023-11-16 18:15:46", "2023-11-20 09:00:00"], "line 3: comes 3.6 days after the line above it, as where"),
+        (["2023-11-16 18:15:46", "2024-11-16 18:15:46"], "line 3: comes 366 days after the line above it"),
+        (["1970-01-01 00:00:00", "2023-11-16 18:15:46"], "line 2: its time is 1970 or zero, and the next line's"),
+        (["2023-11-16 18:15:46", "1970-01-01 00:00:00"], "line 3: is earlier than the line above it"),
+    ],
+)
+def test_recordings_that_were_joined(file: pathlib.Path, times: list[str], says: str) -> None:
+    message = fault(file, azure_at(*times, "2024-11-16 18:15:47"))
+    assert f"{file}, {says}" in message
+
+
+def test_zero_before_a_clock_in_milliseconds(file: pathlib.Path) -> None:
+    lines = [mooncake_line(time) for time in (0, 1_700_158_550_123, 1_700_158_550_124)]
+    assert "line 1: its time is 1970 or zero" in fault(file, lines)
+    assert read_lines(file, lines[1:]).arrival_s.tolist() == [0.0, 0.001]  # to the last digit
+
+
+def test_rates_beyond_what_can_be(file: pathlib.Path) -> None:
+    lines = [f"{time}" for time in range(200)]
+    assert "has 200 requests in 0.000199 s, over 100,000 a second" in fault(file, ["arrival_us", *lines])
+    assert read_lines(file, ["arrival_ms", *lines]).arrival_s[-1] == 0.199
+
+
+def test_requests_without_tokens(file: pathlib.Path) -> None:
+    assert "ContextTokens is 0 in every request" in fault(
+        file, [HEADER, *(line.replace("374", "0") for line in AZURE[1:2]), "2023-11-16 18:15:51,0,1"]
+    )
+
+
+def test_more_than_can_be_held(file: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "MAX_REQUESTS", 2)
+    assert "holds over 2 requests; give a part of it" in fault(file, AZURE)
+    monkeypatch.setattr(traces, "MAX_REQUESTS", 3)
+    monkeypatch.setattr(traces, "MAX_IDS", 6)
+    assert "holds over 6 ids of blocks" in fault(file, MOONCAKE)
+
+
+def test_summary() -> None:
+    arrivals = np.arange(12_032.0) * (3540 / 12_031)
+    assert Trace("x", arrivals, None, None, "Mooncake JSONL").summary == (
+        "Mooncake JSONL, 12,032 requests over 59 min, 3.4 requests/s"
+    )
 
 
 TOKENS = st.integers(0, MAX_TOKENS)

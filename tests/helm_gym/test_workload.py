@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helm_gym.cluster import Cluster, Node, in_cluster
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile, load
 from helm_gym.workload.demand import rate_for_load, service_ms
 from helm_gym.workload.regimes import KINDS, REGIMES, make_path
 from helm_gym.workload.sampling import EXPONENTS, make_requests, make_traffic, sample_interval
-from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadPath, at_rest
+from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadPath, at_rest, bounds
 from helm_gym.workload.traces import Trace
 
 PROFILE = load("cpu-small")
@@ -180,6 +181,28 @@ def test_recorded_gaps_reach_the_requests_unchanged():
     traffic, requests = make_traffic(PROFILE, path.values[:, 0], np.array([3])), make_requests(PROFILE, 1)
     sample_interval(traffic, 0, path.values[0, 0], path.gaps_s[0, 0], requests)
     np.testing.assert_array_equal(requests.gap_s[0], path.gaps_s[0, 0])
+
+
+def test_what_a_recording_does_not_know_stays_the_profiles():
+    arrivals = np.cumsum(np.random.default_rng(0).exponential(size=50 * PROFILE.interval.requests))
+    path = make_path("trace", PROFILE, [0, 1], 10, Trace("times", arrivals, None, None))
+    known = np.delete(path.values, INDEX["arrival_rate_rps"], axis=2)
+    assert np.array_equal(known, np.broadcast_to(np.delete(at_rest(PROFILE), INDEX["arrival_rate_rps"]), known.shape))
+
+
+def test_many_recorded_requests_of_one_instant():
+    size = PROFILE.interval.requests
+    arrivals = np.cumsum(np.random.default_rng(0).exponential(size=100 * size))
+    arrivals[10 * size : 14 * size] = arrivals[10 * size]
+    burst = Trace("burst", arrivals, None, None)
+    path = make_path("trace", PROFILE, range(4), 100, burst)  # goes round once, so every lane has them
+    highest = bounds(PROFILE)[1][INDEX["arrival_rate_rps"]]
+    assert np.all(path.values[..., INDEX["arrival_rate_rps"]].max(axis=1) == highest)
+    cluster = in_cluster(path, Cluster((Node(2, speed=2.0),)), PROFILE, range(4))
+    assert np.all(cluster.values[..., INDEX["arrival_rate_rps"]] <= highest)
+    once = np.repeat([0.0, 1.0], 100 * size)
+    with pytest.raises(InvalidInputError, match=r"Trace 'once' has .* all arrive at once"):
+        make_path("trace", PROFILE, range(20), 10, Trace("once", once, None, None))
 
 
 def test_a_trace_is_needed_and_must_be_long_enough():
