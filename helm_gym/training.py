@@ -16,7 +16,6 @@ import math
 import os
 import pathlib
 import re
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
 from helm_gym.profile import Profile
+from helm_gym.ranges import Within, ranges_of
 from helm_gym.runs import Run, Tensors
 from helm_gym.tasks import Task
 from helm_gym.text import shown
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 10**12  # decisions of one lane; years of any machine
 LOCK = ".lock"  # in a run's folder while it is trained
+_ANY_NUMBER = Within(-1e9, 1e9)  # of a hyper-parameter that declares no range
 Report = Callable[[int, int, str], None]  # steps done, of how many, what is known of them
 
 # name -> where its Trainable is
@@ -173,13 +174,20 @@ def make_settings(agent: Trainable, values: Mapping[str, Any], where: str) -> An
 
     Raises:
         UnknownNameError: no such hyper-parameter; the nearest is given.
-        InvalidInputError: a value of another type.
+        InvalidInputError: a value of another type or out of its range.
     """
-    hints = typing.get_type_hints(agent.settings)
+    fields = ranges_of(agent.settings)
     for name in values:
-        if name not in hints:
-            raise UnknownNameError(f"hyper-parameter of {agent.name} in {where}", name, hints)
-    return agent.settings(**{name: _parse(name, value, hints[name], where) for name, value in values.items()})
+        if name not in fields:
+            raise UnknownNameError(f"hyper-parameter of {agent.name} in {where}", name, fields)
+    parsed = {}
+    for name, given in values.items():
+        kind, declared = fields[name]
+        parsed[name] = _parse(name, given, kind, where)
+        allowed = declared or (_ANY_NUMBER if kind in (int, float) else None)
+        if allowed is not None and parsed[name] not in allowed:
+            raise InvalidInputError(f"{where}: {name} must be {allowed}, not {shown(parsed[name])}.")
+    return agent.settings(**parsed)
 
 
 def describe_settings(settings: type) -> dict[str, str]:
@@ -196,9 +204,9 @@ def describe_settings(settings: type) -> dict[str, str]:
 
 def _parse(name: str, value: Any, kind: type, where: str) -> Any:
     """``value``, of JSON or a text, as ``kind``."""
-    if kind is float and type(value) is int:
-        value = float(value)
     try:
+        if kind is float and type(value) is int:
+            value = float(value)
         if type(value) is kind and not (isinstance(value, float) and not math.isfinite(value)):
             return value
         if not isinstance(value, str):
@@ -210,7 +218,7 @@ def _parse(name: str, value: Any, kind: type, where: str) -> Any:
             raise ValueError
     except (ValueError, KeyError, OverflowError) as error:
         wanted = {int: "a whole number", float: "a finite number", bool: "true or false"}.get(kind, kind.__name__)
-        raise InvalidInputError(f"{where}: {name} must be {wanted}, not '{value}'.") from error
+        raise InvalidInputError(f"{where}: {name} must be {wanted}, not {shown(value)}.") from error
     return parsed
 
 

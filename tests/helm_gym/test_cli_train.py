@@ -25,7 +25,7 @@ def helm(*arguments: str | pathlib.Path) -> Any:
         (("train", "ppo", "--out", "x", "--set", "hiden=8"), "Unknown hyper-parameter of ppo in --set 'hiden'; did yo"),
         (("train", "ppo", "--out", "x", "--set", "gamma"), "--set 'gamma' cannot be read; write NAME=VALUE"),
         (("train", "ppo", "--out", "x", "--set", "gamma=high"), "gamma must be a finite number, not 'high'"),
-        (("train", "ppo", "--out", "x", "--set", "gamma=2"), "gamma must lie in 0 to 1, not 2.0"),
+        (("train", "ppo", "--out", "x", "--set", "gamma=2"), "gamma must be 0 to 1, not 2.0"),
         (("train", "ppo", "--out", "x", "--set", "gamma=.9", "--set", "gamma=.8"), "gives gamma twice"),
         (("train", "ppo", "--out", "x", "--task", "trace-v0"), "train on another"),
         (("train", "ppo", "--out", "/dev/null/x"), "--out /dev/null/x/run.json cannot be written"),
