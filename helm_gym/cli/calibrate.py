@@ -14,6 +14,7 @@ from helm_gym import profile as profiles
 from helm_gym.cli.common import Json, Profile, Progress, Quiet, Tick, check_writable, print_json, print_table, say
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import CostModel
+from helm_gym.ranges import check_name
 
 CALIBRATION = "real_backend.calibration:calibrate"  # opened by name: helm_gym imports no backend
 
@@ -38,6 +39,7 @@ def calibrate(
     if out is not None and out.suffix not in (".yaml", ".yml"):
         raise InvalidInputError(f"--out {out} must end in .yaml, as profiles do.")
     if out is not None:
+        check_name("--out without its ending, the profile's name,", out.stem)
         check_writable("--out", out)
     with Progress(quiet).stage(f"calibrate {opened.name}") as tick:
         result = fit(opened, seeds, tick)

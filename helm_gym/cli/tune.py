@@ -64,8 +64,11 @@ def tune(
       optuna-dashboard sqlite:///runs/pid/study.db
     """
     from helm_gym import profile as profiles
+    from helm_gym.ranges import check_name
     from helm_gym.tasks import find_task
 
+    if study is not None:
+        check_name("--study", study)
     where = find_task(task)
     opened = profiles.load(profile or where.profile)
     plan = open_by_name(PLAN)(
