@@ -31,7 +31,7 @@ class Model:
     max_history: Annotated[int, Within(1, 65_536)]
     max_candidates: Annotated[int, Within(1, 4096)]
     dtype: Literal["float32", "bfloat16"] = "float32"
-    seed: Annotated[int, Within(0, 2**63 - 1)] = 0
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Within:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:g}"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e13 else f"{value:g}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,7 +158,7 @@ def test_an_empty_value_is_an_error_of_every_option_and_argument(name: str, para
         (evaluate("pid", task="trace-v0", trace="."), "."),
         (("train", "pid", "--out", "x", "--steps", "9" * 30), "A training takes 1 to 1,000,000,000,000 steps"),
         (("train", "ppo", "--out", "x", "--set", "hidden=1e9"), "hidden must be 1 to 4,096, not 1000000000"),
-        (("train", "pid", "--out", "x", "--set", "kp=1e308"), "kp must be -1e+09 to 1e+09"),
+        (("train", "pid", "--out", "x", "--set", "kp=1e308"), "kp must be -1,000,000,000 to 1,000,000,000"),
         (("fidelity", "x" * 10_000, "log"), "Unknown checkpoint 'xxx"),
         (("calibrate", "--out", "\x1b[31m.yaml"), "must be a name"),
         (("tune", "pid", "--out", "x", "--study", "../x"), "--study must be a name"),

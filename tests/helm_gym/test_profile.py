@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import typing
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 from helm_gym import profile as profiles
 from helm_gym.cluster import Cluster
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
-from helm_gym.ranges import ranges_of
+from helm_gym.ranges import Name, ranges_of
 
 
 @pytest.fixture
@@ -110,6 +111,28 @@ def test_every_number_and_text_says_its_range_where_it_is_declared(kind):
             if hint in (int, float, str) and allowed is None:
                 bare.append(f"{of.__name__}.{name}")
     assert not bare
+
+
+def fields(kind, key=""):
+    """Key, what is allowed, and default of every field, as docs/profiles.md lists them."""
+    for field in dataclasses.fields(kind):
+        hint, allowed = ranges_of(kind)[field.name]
+        full = f"{key}.{field.name}".lstrip(".")
+        if dataclasses.is_dataclass(hint):
+            yield from fields(hint, full)
+            continue
+        chosen = ", ".join(typing.get_args(hint)) if typing.get_origin(hint) is typing.Literal else "true, false"
+        said = chosen if allowed is None else "a name" if isinstance(allowed, Name) else str(allowed)
+        default = "" if field.default is dataclasses.MISSING else str(field.default)
+        yield f"`{full}`", said + ", whole" * (hint is int), default.lower() if hint is bool else default
+
+
+def test_the_documentation_lists_every_field_with_its_range():
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "profiles.md").read_text(encoding="utf-8")
+    rows = [
+        tuple(cell.strip() for cell in line.split("|")[1:4]) for line in text.splitlines() if line.startswith("| `")
+    ]
+    assert [row for row in rows if ", " not in row[0]] == list(fields(profiles.Profile))
 
 
 def _bomb() -> str:
