@@ -296,7 +296,7 @@ class Kind:
         prepare: what else they need, in a folder.
         way: of making a file wrong that is this kind's own.
         good: whether the first command ends with status 0 where no file is wrong.
-        known: which of them another part of this project is still to mend, as a reason.
+        known: what is still to be mended, as the reason of an expected failure.
     """
 
     name: str

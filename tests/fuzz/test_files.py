@@ -102,6 +102,7 @@ KINDS = (
         "onnx",
         lambda: {"policy.onnx": (ROOT / "agents/shipped/pid/cpu-small/policy.onnx").read_bytes()},
         (("evaluate", "policy.onnx", *SHORT),),
+        known="issue 12, item 4: a pipe with the suffix .onnx is waited for",
     ),
     Kind(
         "checkpoint",
@@ -150,10 +151,13 @@ def test_what_is_right_is_taken(kind: Kind, run: Run) -> None:
     assert outcome.status == 0, outcome.stderr
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def marked(kind: Kind) -> Any:
+    marks = [pytest.mark.xfail(strict=False, reason=kind.known)] if kind.known else []
+    return pytest.param(kind, id=kind.name, marks=marks)
+
+
+@pytest.mark.parametrize("kind", map(marked, KINDS))
 def test_a_file_that_is_wrong_ends_well(kind: Kind, run: Run) -> None:
-    if kind.known:
-        pytest.xfail(kind.known)
     check_kind(kind, run, kind.files())
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE_S = 2.5  # then Ctrl-C
 AGAIN_S = 10.0  # and again: Python loses one that comes while it collects garbage, with a message of its own
+IDLE_S = 4.0  # in which no thread runs: it waits for what never comes, and Ctrl-C must not hide that
 CPU_S, WALL_S = 20, 60.0  # a hang: of this process's own time, and of the clock, which others on the machine slow down
 MEMORY_BYTES = 2 * 2**30
 
@@ -52,7 +54,7 @@ class Outcome:
 
     Attributes:
         status: its exit status; None where it had to be killed.
-        killed: why, where it was: ``hang`` or a signal's name.
+        killed: why, where it was: ``hang``, ``waits for ever`` or a signal's name.
         interrupted: whether it got Ctrl-C.
         peak_bytes: the most memory that was resident, of the process itself.
     """
@@ -178,6 +180,7 @@ def _child(arguments: list[str], cwd: str, folder: pathlib.Path) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S + int(time.process_time()), resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(signal.SIGUSR1, file=2)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(k, "r" if k == 0 else "w", encoding="utf-8") for k in range(3))
     from helm_gym.cli.main import run
 
@@ -199,23 +202,37 @@ def _child(arguments: list[str], cwd: str, folder: pathlib.Path) -> None:
         os._exit(status)
 
 
+def _is_busy(group: int) -> bool:
+    """Whether a thread of the group's processes runs, could run, or is waiting for a disk."""
+    for stat in pathlib.Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(pgrp) == group and state in "RD":
+                return True
+    return False
+
+
 def _serve(folder: pathlib.Path, arguments: list[str], cwd: str, patience_s: float) -> dict:
     started, interrupted, killed = time.monotonic(), 0, ""
     pid = os.fork()
     if pid == 0:
         _child(arguments, cwd, folder)
+    busy = started
     while True:
         ended, code, used = os.wait4(pid, os.WNOHANG)
         if ended:
             break
-        seconds = time.monotonic() - started
-        if seconds > WALL_S:
-            killed = "hang"
+        now = time.monotonic()
+        seconds, busy = now - started, now if now - started < 1.0 or _is_busy(pid) else busy
+        if seconds > WALL_S or now - busy > IDLE_S:
+            killed = "hang" if seconds > WALL_S else "waits for ever"
+            os.kill(pid, signal.SIGUSR1)  # its threads' stacks, on stderr
+            time.sleep(0.2)
             os.killpg(pid, signal.SIGKILL)
         elif seconds > patience_s + AGAIN_S * interrupted:
             interrupted += 1
             os.killpg(pid, signal.SIGINT)
-        time.sleep(0.01)
+        time.sleep(0.01 if seconds < 1.0 else 0.05)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # workers that it has left behind
     if os.WIFSIGNALED(code) and not killed:
