@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
+from helm_gym.ranges import Within
 from helm_gym.search import Trial, without_weights
 
 CONTEXT = ("returning_share", "mean_history", "load")  # what the split does not change
@@ -46,7 +47,7 @@ class Settings:
         restless_noise: standard deviation of the log cost of caches that have moved at full speed for long.
     """
 
-    block: int = 5
+    block: Annotated[int, Within(1, 10_000)] = 5
     confidence: float = 1.61
     inertia: float = 0.0739
     prior_alpha: float = 0.567

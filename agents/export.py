@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from helm_gym import onnx_export, runs, training
+from helm_gym import files, onnx_export, runs, training
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.onnx_check.rules import naming
@@ -52,7 +52,7 @@ def export(folder: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
     with naming(out):
         exported = (OnnxRouter if agent.routes else OnnxPolicy).from_bytes(content, layout, str(out))
     difference = check(policy, exported, layout, run.task)
-    runs.write(out, content)
+    files.write(out, content)
     return facts | {"checksum": exported.checked.facts["checksum"], "largest_difference": difference}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from agents.on_policy import OnPolicySettings, on_policy
 from helm_gym.envs.discrete import action_values, allowed
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
+from helm_gym.ranges import Within
 from helm_gym.runs import Tensors
 from helm_gym.training import Training
 
@@ -27,8 +28,8 @@ class Settings(OnPolicySettings):
         bins: evenly spaced changes of target, from the largest step down to the largest step up.
     """
 
-    ent_coef: float = 0.002
-    bins: int = 9
+    ent_coef: Annotated[float, Within(0, 1e6)] = 0.002
+    bins: Annotated[int, Within(3, 1001)] = 9
 
     def __post_init__(self) -> None:
         super().__post_init__()

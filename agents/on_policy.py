@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
+from helm_gym.ranges import Within
 from helm_gym.runs import Tensors
 from helm_gym.search import Trial
 from helm_gym.training import Trainable, Training
@@ -41,26 +42,26 @@ class OnPolicySettings:
             forty times as long (docs/training.md).
     """
 
-    lanes: int = 128
-    episode: int = 480
-    n_steps: int = 32
-    batch_size: int = 1024
-    n_epochs: int = 6
-    learning_rate: float = 3e-4
-    gamma: float = 0.9
-    gae_lambda: float = 0.9
-    clip_range: float = 0.2
-    ent_coef: float = 0.0
-    vf_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    hidden: int = 64
-    log_std: float = -1.0
-    windows: int = 3
-    excess_price: float = 0.1
-    slo_price: float = 0.5
-    move_price: float = 1.0
-    validate_every: int = 1
-    cluster: int = 0
+    lanes: Annotated[int, Within(1, 65_536)] = 128
+    episode: Annotated[int, Within(1, 100_000)] = 480
+    n_steps: Annotated[int, Within(1, 100_000)] = 32
+    batch_size: Annotated[int, Within(1, 2**24)] = 1024
+    n_epochs: Annotated[int, Within(1, 1000)] = 6
+    learning_rate: Annotated[float, Within(0, 1e6, above=True)] = 3e-4
+    gamma: Annotated[float, Within(0, 1)] = 0.9
+    gae_lambda: Annotated[float, Within(0, 1)] = 0.9
+    clip_range: Annotated[float, Within(0, 100, above=True)] = 0.2
+    ent_coef: Annotated[float, Within(0, 1e6)] = 0.0
+    vf_coef: Annotated[float, Within(0, 1e6)] = 0.5
+    max_grad_norm: Annotated[float, Within(0, 1e6, above=True)] = 0.5
+    hidden: Annotated[int, Within(1, 4096)] = 64
+    log_std: Annotated[float, Within(-20, 2)] = -1.0
+    windows: Annotated[int, Within(1, 64)] = 3
+    excess_price: Annotated[float, Within(-1e6, 1e6)] = 0.1
+    slo_price: Annotated[float, Within(-1e6, 1e6)] = 0.5
+    move_price: Annotated[float, Within(-1e6, 1e6)] = 1.0
+    validate_every: Annotated[int, Within(1, 1_000_000)] = 1
+    cluster: Annotated[int, Within(0, 1024)] = 0
     backend: str = "surrogate"
 
     def __post_init__(self) -> None:

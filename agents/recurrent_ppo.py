@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.lstm import LstmCell
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
+from helm_gym.ranges import Within
 from helm_gym.runs import Tensors
 from helm_gym.training import Training
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class Settings(OnPolicySettings):
     """Those that all on-policy agents have; ``hidden`` are the LSTM's units, and one window is all that it needs."""
 
-    n_epochs: int = 3
-    hidden: int = 32
+    n_epochs: Annotated[int, Within(1, 1000)] = 3
+    hidden: Annotated[int, Within(1, 4096)] = 32
     windows: int = 1
 
     def __post_init__(self) -> None:

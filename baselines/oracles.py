@@ -14,6 +14,7 @@ from helm_gym.control_loop import start_warm
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, Truth, towards
+from helm_gym.tasks import MAX_INTERVALS
 
 _NEXT = np.array([0.0, 1.0], np.float32)  # same lane, one interval on
 
@@ -58,13 +59,17 @@ class RegimeOracle(_Scripted):
         windows_late: how many telemetry windows after the regime it learns of it; until then, what was first.
 
     Raises:
-        InvalidInputError: a negative lateness.
+        InvalidInputError: a negative lateness, or one beyond any episode.
     """
 
     def __init__(self, layout: ObservationLayout, windows_late: float = 0.0):
         super().__init__(layout, f"oracle-late:{windows_late:g}" if windows_late else "oracle")
         if windows_late < 0:
             raise InvalidInputError(f"oracle-late:{windows_late:g} looks ahead; give 0 or more windows.")
+        if windows_late > MAX_INTERVALS:
+            raise InvalidInputError(
+                f"oracle-late:{windows_late:g} never learns of a regime; give at most {MAX_INTERVALS:,}."
+            )
         interval = layout.profile.interval
         self.decisions_late = round(windows_late * interval.window / interval.requests)
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from helm_gym import files
 from helm_gym import profile as profiles
-from helm_gym import runs
 from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile, load
 from helm_gym.workload.regimes import make_path
@@ -128,7 +128,7 @@ def main() -> int:
         except Exception as error:  # the stages after it may still work, and the file must say what did not
             done[name] = {"failed": f"{type(error).__name__}: {error}"}
         done[name]["seconds"] = round(time.perf_counter() - started, 1)
-        runs.write(options.out, json.dumps(done, indent=2) + "\n")
+        files.write(options.out, json.dumps(done, indent=2) + "\n")
         print(f"{name}: {json.dumps(done[name])}", flush=True)
     law = done["score_law"]
     return int("failed" in law or not law["largest_difference"] <= 1e-4 or any("failed" in done[s] for s in stages))

@@ -39,6 +39,7 @@ class BackendSpec:
         deterministic: False where it reports time that was measured.
         snapshots: whether ``snapshot`` and ``restore`` work.
         cluster: whose nodes a lane has; None: a single node.
+        memory_bytes: of memory that it takes in this process once it has been reset, about; 0: not told.
     """
 
     name: str
@@ -49,6 +50,7 @@ class BackendSpec:
     deterministic: bool
     snapshots: bool
     cluster: Cluster | None = None
+    memory_bytes: int = 0
 
 
 @runtime_checkable
@@ -101,7 +103,7 @@ def open_backend(name: str, profile: Profile, lanes: int = 1, cluster: Cluster |
 
     Raises:
         UnknownNameError: no such backend.
-        InvalidInputError: a number of lanes or a cluster that this backend cannot have.
+        InvalidInputError: a number of lanes or a cluster that this backend cannot have, or more memory than is free.
         IncompatibleError: libraries that it needs are missing or do not pair.
     """
     if name not in BACKENDS:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym import yaml_form
 from helm_gym.errors import InvalidInputError
-from helm_gym.profile import Profile, read
+from helm_gym.profile import Profile
+from helm_gym.ranges import Within, check_ranges
 from helm_gym.workload.state import INDEX, WorkloadPath, bounds, poisson_gaps
 
 MAX_NODES = 1024
@@ -27,18 +31,18 @@ class Node:
         speed: how many times as fast it computes; the host link stays as it is.
     """
 
-    count: int = 1
-    memory: float = 1.0
-    speed: float = 1.0
+    count: Annotated[int, Within(1, MAX_NODES)] = 1
+    memory: Annotated[float, Within(0, 1, above=True)] = 1.0
+    speed: Annotated[float, Within(0, 16, above=True)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outage:
     """Node ``node`` is lost for ``intervals`` from interval ``start`` on, and comes back with cold caches."""
 
-    node: int
-    start: int
-    intervals: int
+    node: Annotated[int, Within(0, MAX_NODES - 1)]
+    start: Annotated[int, Within(0, 1_000_000)]
+    intervals: Annotated[int, Within(1, 1_000_000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,26 +60,18 @@ class Cluster:
     """
 
     nodes: tuple[Node, ...]
-    catalogue: float = 4.0
-    interests: int = 32
-    interest_share: float = 0.9
-    load: float = 0.55
+    catalogue: Annotated[float, Within(0, 64, above=True)] = 4.0
+    interests: Annotated[int, Within(1, 1_000_000)] = 32
+    interest_share: Annotated[float, Within(0, 1)] = 0.9
+    load: Annotated[float, Within(0, 4, above=True)] = 0.55
     outages: tuple[Outage, ...] = ()
-    losses: int = 0
+    losses: Annotated[int, Within(0, 1000)] = 0
 
     def __post_init__(self) -> None:
-        sound = all(n.count >= 1 and 0 < n.memory <= 1 and 0 < n.speed <= 16 for n in self.nodes)
-        if not self.nodes or not sound or self.size > MAX_NODES:
+        check_ranges(self, "A cluster")
+        if not 1 <= self.size <= MAX_NODES:
             raise InvalidInputError(
-                f"A cluster needs 1 to {MAX_NODES} nodes, each kind with a count of at least 1, a memory above 0 and "
-                f"at most 1 (the profile's), and a speed above 0 and at most 16; these are {list(self.nodes)}."
-            )
-        if not 0 < self.catalogue <= 64:
-            raise InvalidInputError(f"A cluster's catalogue must be above 0 and at most 64, not {self.catalogue:g}.")
-        if self.interests < 1 or not 0 <= self.interest_share <= 1 or not 0 < self.load <= 4 or self.losses < 0:
-            raise InvalidInputError(
-                f"A cluster needs at least one interest, an interest_share of 0 to 1, a load above 0 and at most 4 and "
-                f"no negative losses, not {self.interests}, {self.interest_share:g}, {self.load:g}, {self.losses}."
+                f"A cluster needs 1 to {MAX_NODES:,} nodes; the kinds of this one add up to {self.size:,}."
             )
         for outage in self.outages:
             if not (0 <= outage.node < self.size and outage.start >= 0 and outage.intervals >= 1):
@@ -121,12 +117,12 @@ def find_cluster(text: str) -> Cluster:
         InvalidInputError: neither, or values that do not fit each other.
         UnknownNameError: a key that a cluster does not have.
     """
-    if text.isdigit():
+    if re.fullmatch("[0-9]{1,9}", text):
         return Cluster((Node(int(text)),))
     path = pathlib.Path(text)
     if path.suffix not in (".yaml", ".yml"):
         raise InvalidInputError(f"Cluster '{text}' is neither a number of nodes nor a YAML file; write 8 or a path.")
-    cluster: Cluster = read(Cluster, path)
+    cluster: Cluster = yaml_form.read(Cluster, path)
     return cluster
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from helm_gym.text import shorten
+
+_NAME = 100  # characters of a name that is shown
+
 
 class HelmError(Exception):
     """A mistake of the user's or a limit of this machine; the command line prints it and exits with 2."""
@@ -17,7 +21,7 @@ class UnknownNameError(HelmError):
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}."
-        super().__init__(f"Unknown {kind} '{name}'; {hint}")
+        super().__init__(f"Unknown {kind} '{shorten(name, _NAME)}'; {hint}")
 
 
 class InvalidInputError(HelmError):

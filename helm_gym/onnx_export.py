@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from helm_gym import onnx_check, runs
+from helm_gym import files, onnx_check, runs
 from helm_gym.backend import open_backend
 from helm_gym.cluster import Cluster, Node
 from helm_gym.cluster_view import RouterLayout
@@ -64,7 +64,7 @@ def export_file(
     with naming(path):
         policy = (OnnxRouter if routes else OnnxPolicy).from_bytes(content, layout, str(path))
         _check_recorded(policy, record(policy, layout, task, routes))
-    runs.write(out, content)
+    files.write(out, content)
     return policy.checked.facts
 
 

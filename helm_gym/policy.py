@@ -141,7 +141,7 @@ def _open_path(text: str, layout: ObservationLayout) -> Policy:
 
         return OnnxPolicy(path, layout)
     refuse_file(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return runs.open_run(path, layout)
     if os.sep in text:
         raise InvalidInputError(f"Policy '{text}' is no folder or file; give a run folder, an .onnx file or a name.")

@@ -6,59 +6,53 @@ import dataclasses
 import hashlib
 import json
 import math
-import operator
 import pathlib
-import types
-import typing
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-
+from helm_gym import yaml_form
 from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.ranges import Name, Text, Within, check_name, check_ranges
 
-_SIGNED = "cost.mean_error"  # a report about the fit: of either sign, NaN where nothing was fitted
-_POSITIVE = (
-    *(f"model.{name}" for name in ("layers", "heads", "embedding_dim", "qk_dim", "v_dim", "max_history")),
-    *("model.max_candidates", "pool.pages", "pool.page_bytes", "link.bandwidth_gb_per_s", "population.users"),
-    *("population.items", "population.hot_users", "interval.requests", "interval.window", "slo_ms", "max_batch"),
-)
 PROFILES = pathlib.Path(__file__).parent / "profiles"
+_INDICES = 2**31  # what the memory manager's tables can number
+_Share = Annotated[float, Within(0, 1)]
+_Cost = Annotated[float, Within(0, 1e6)]  # ms
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     """The HSTU model (production variant, real_backend/hstu)."""
 
-    layers: int
-    heads: int
-    embedding_dim: int
-    qk_dim: int
-    v_dim: int
-    max_history: int
-    max_candidates: int
+    layers: Annotated[int, Within(1, 128)]
+    heads: Annotated[int, Within(1, 256)]
+    embedding_dim: Annotated[int, Within(1, 65_536)]
+    qk_dim: Annotated[int, Within(1, 65_536)]
+    v_dim: Annotated[int, Within(1, 65_536)]
+    max_history: Annotated[int, Within(1, 65_536)]
+    max_candidates: Annotated[int, Within(1, 4096)]
     dtype: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
     """The page pool that both caches share. ``shadow_pages``: depth of the shadow lists on each side."""
 
-    pages: int
-    page_bytes: int
-    min_alpha: float = 0.05
-    max_alpha: float = 0.95
-    page_moves_per_interval: int = 50
-    shadow_pages: int = 64
+    pages: Annotated[int, Within(2, 2**24)]
+    page_bytes: Annotated[int, Within(1, 2**30)]
+    min_alpha: _Share = 0.05
+    max_alpha: _Share = 0.95
+    page_moves_per_interval: Annotated[int, Within(1, 2**24)] = 50
+    shadow_pages: Annotated[int, Within(0, 2**24)] = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
     """The host link; ``modelled`` says that transfers are timed by these figures and not by a clock."""
 
-    bandwidth_gb_per_s: float
-    latency_ms: float
-    background_share: float = 0.1
+    bandwidth_gb_per_s: Annotated[float, Within(0, 1e6, above=True)]
+    latency_ms: _Cost
+    background_share: _Share = 0.1
     modelled: bool = True
 
 
@@ -67,32 +61,32 @@ class KvMiss:
     """How a KV miss is served: ``recompute``, ``copy`` from the host tier if it holds the user, or the ``cheapest``."""
 
     policy: Literal["recompute", "copy", "cheapest"] = "recompute"
-    host_users: int = 0
+    host_users: Annotated[int, Within(0, 2**24)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Population:
     """Users, items and requests as the profile's workload has them at rest."""
 
-    users: int
-    items: int
-    hot_share: float
-    hot_users: int
-    mean_history: float
-    log_sigma: float
-    item_zipf: float
-    new_share: float
-    turnover: float
-    delta_tokens: float
-    candidates: int
+    users: Annotated[int, Within(2, 2**27)]
+    items: Annotated[int, Within(1, 2**30)]
+    hot_share: _Share
+    hot_users: Annotated[int, Within(1, 512)]
+    mean_history: Annotated[float, Within(1, 65_536)]
+    log_sigma: Annotated[float, Within(0, 4)]
+    item_zipf: Annotated[float, Within(0.4, 1.4)]
+    new_share: _Share
+    turnover: _Share
+    delta_tokens: Annotated[float, Within(1, 256)]
+    candidates: Annotated[int, Within(1, 4096)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """The clock: a decision every ``requests``, telemetry over the last ``window`` requests."""
 
-    requests: int = 50
-    window: int = 200
+    requests: Annotated[int, Within(1, 10_000)] = 50
+    window: Annotated[int, Within(1, 1_000_000)] = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +100,20 @@ class CostModel:
             known; where it is 0 the model's own figure for it stands in, which is some per cent off.
     """
 
-    base_ms: float
-    per_token_ms: float
-    per_pair_ms: float
-    per_context_ms: float
-    probe_ms: float = 0.0
-    machine: str = ""
-    date: str = ""
-    mean_error: float = math.nan
+    base_ms: _Cost
+    per_token_ms: _Cost
+    per_pair_ms: _Cost
+    per_context_ms: _Cost
+    probe_ms: _Cost = 0.0
+    machine: Annotated[str, Text(200)] = ""
+    date: Annotated[str, Text(40)] = ""
+    mean_error: Annotated[float, Within(-1e6, 1e6, or_nan=True)] = math.nan  # of either sign; NaN: nothing was fitted
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    name: str
-    description: str
+    name: Annotated[str, Name()]
+    description: Annotated[str, Text(500)]
     device: Literal["cpu", "cuda"]
     model: Model
     pool: Pool
@@ -127,10 +121,10 @@ class Profile:
     kv_miss: KvMiss
     population: Population
     cost: CostModel
-    slo_ms: float
+    slo_ms: Annotated[float, Within(0, 1e7, above=True)]
     interval: Interval = Interval()
-    max_batch: int = 1
-    max_step: float = 0.1
+    max_batch: Annotated[int, Within(1, 1024)] = 1
+    max_step: Annotated[float, Within(0, 1, above=True)] = 0.1
 
     def __post_init__(self) -> None:
         _check(self)
@@ -157,6 +151,12 @@ class Profile:
         return self.pool.page_bytes // self.kv_bytes_per_token
 
     @property
+    def staging_pages(self) -> int:
+        """Pages behind the pool, for what a micro-batch reads and finds no room for."""
+        tokens = self.max_batch * (self.model.max_history + self.model.max_candidates)
+        return -(-tokens // self.rows_per_page)
+
+    @property
     def pages_per_user(self) -> int:
         """Pages that a user with the longest history occupies."""
         return -(-self.model.max_history // self.tokens_per_page)
@@ -164,8 +164,8 @@ class Profile:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with anything that decides what a backend reports."""
-        cost = dataclasses.replace(self.cost, machine="", date="", mean_error=0.0)
-        content = dataclasses.asdict(dataclasses.replace(self, name="", description="", cost=cost))
+        content = dataclasses.asdict(self) | {"name": "", "description": ""}
+        content["cost"] |= {"machine": "", "date": "", "mean_error": 0.0}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -175,13 +175,11 @@ class Profile:
 
 
 def _check(profile: Profile) -> None:
-    """Raises InvalidInputError where the parts of a profile do not fit each other."""
+    """Raises InvalidInputError where a value is out of its range, or the parts of a profile do not fit each other."""
+    check_name("A profile's name", profile.name)
     where = f"Profile '{profile.name}'"
-    pool, population = profile.pool, profile.population
-    for key in _POSITIVE:
-        value: float = operator.attrgetter(key)(profile)
-        if value <= 0:
-            raise InvalidInputError(f"{where}: {key} must be above 0, not {value!r}.")
+    check_ranges(profile, where)
+    pool, population, cost = profile.pool, profile.population, profile.cost
     if profile.tokens_per_page < 1 or profile.rows_per_page < 1:
         raise InvalidInputError(
             f"{where}: a page of {pool.page_bytes} B cannot hold one token's KV ({profile.kv_bytes_per_token} B) and "
@@ -207,8 +205,19 @@ def _check(profile: Profile) -> None:
         raise InvalidInputError(
             f"{where}: population.users must be at least twice population.hot_users and above interval.requests."
         )
-    if not 0.4 <= population.item_zipf <= 1.4:
-        raise InvalidInputError(f"{where}: population.item_zipf {population.item_zipf} must lie in .4 to 1.4.")
+    if population.candidates > profile.model.max_candidates:
+        raise InvalidInputError(
+            f"{where}: population.candidates {population.candidates} are more than the model's maximum of "
+            f"{profile.model.max_candidates}."
+        )
+    if cost.base_ms + cost.per_token_ms + cost.per_pair_ms + cost.per_context_ms <= 0:
+        raise InvalidInputError(f"{where}: all costs are 0; one of base_ms, per_token_ms, ... must be above 0.")
+    slots = (pool.pages + profile.staging_pages) * profile.rows_per_page
+    if slots >= _INDICES:
+        raise InvalidInputError(
+            f"{where}: {pool.pages} pages of {profile.rows_per_page} rows are {slots:,} slots, with their staging; at "
+            f"most {_INDICES - 1:,} can be numbered, so lower pool.pages or raise model.embedding_dim."
+        )
 
 
 def names() -> list[str]:
@@ -221,80 +230,22 @@ def load(name_or_path: str | pathlib.Path) -> Profile:
 
     Raises:
         UnknownNameError: no such profile, or a key that a profile does not have.
-        InvalidInputError: the file is not YAML, or a value is of another type or does not fit the others.
+        InvalidInputError: the file is not YAML, or a value is of another type, out of its range or does not fit the
+            others.
     """
     path = pathlib.Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        path = PROFILES / f"{name_or_path}.yaml"
-        if not path.exists():
+        if str(name_or_path) not in names():
             raise UnknownNameError("profile", str(name_or_path), names())
-    profile: Profile = read(Profile, path)
+        path = PROFILES / f"{name_or_path}.yaml"
+    profile: Profile = yaml_form.read(Profile, path)
     return profile
 
 
-def read(kind: Any, path: pathlib.Path) -> Any:
-    """Makes the dataclass ``kind`` of a YAML file.
+def save(profile: Profile, path: pathlib.Path) -> None:
+    """Writes ``profile`` as YAML, whole or not at all.
 
     Raises:
-        UnknownNameError: a key that ``kind`` does not have.
-        InvalidInputError: the file is not YAML, or a value is of another type or does not fit the others.
+        InvalidInputError: the place cannot be written to.
     """
-    what = kind.__name__
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"{what} {path} cannot be read: {error.strerror}; give a file's path.") from error
-    except yaml.YAMLError as error:
-        raise InvalidInputError(f"{what} {path} is not YAML: {' '.join(str(error).split())}.") from error
-    return _build(kind, data, str(path), "")
-
-
-def save(profile: Profile, path: pathlib.Path) -> None:
-    """Writes ``profile`` as YAML."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(profile), sort_keys=False, width=100), encoding="utf-8")
-
-
-def _build(kind: Any, data: object, where: str, key: str) -> Any:
-    """Makes the dataclass ``kind`` of a mapping, key by key, with errors that name file and key."""
-    label = key or "the file"
-    if not isinstance(data, dict):
-        raise InvalidInputError(f"{where}: {label} must be a mapping, not {type(data).__name__}.")
-    hints = typing.get_type_hints(kind)
-    for name in data:
-        if name not in hints:
-            known = [f"{key}.{hint}".lstrip(".") for hint in hints]
-            raise UnknownNameError(f"key in {where}", f"{key}.{name}".lstrip("."), known)
-    values = {}
-    for field in dataclasses.fields(kind):
-        full = f"{key}.{field.name}".lstrip(".")
-        if field.name in data:
-            values[field.name] = _value(hints[field.name], data[field.name], where, full)
-        elif field.default is dataclasses.MISSING:
-            raise InvalidInputError(f"{where}: {full} is missing.")
-    return kind(**values)
-
-
-def _value(hint: Any, value: Any, where: str, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where, key)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list):
-            raise InvalidInputError(f"{where}: {key} must be a list, not {value!r}.")
-        return tuple(_value(typing.get_args(hint)[0], entry, where, f"{key}[{k}]") for k, entry in enumerate(value))
-    if typing.get_origin(hint) is Literal:
-        if value not in typing.get_args(hint):
-            raise UnknownNameError(f"value of {key} in {where}", str(value), map(str, typing.get_args(hint)))
-        return value
-    if isinstance(hint, types.UnionType):
-        raise AssertionError(f"profile fields have one type: {key}")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, hint) or isinstance(value, bool) is not (hint is bool):
-        raise InvalidInputError(f"{where}: {key} must be {hint.__name__}, not {value!r}.")
-    if key == _SIGNED:
-        return value
-    if hint is float and not math.isfinite(value):
-        raise InvalidInputError(f"{where}: {key} must be finite, not {value!r}.")
-    if hint in (int, float) and value < 0:
-        raise InvalidInputError(f"{where}: {key} must not be negative, not {value!r}.")
-    return value
+    yaml_form.save(profile, path)

@@ -162,7 +162,7 @@ def _open_path(text: str, layout: ObservationLayout) -> Any:
 
         return OnnxRouter(path, layout)
     policy.refuse_file(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return runs.open_run(path, layout, routes=True)
     if os.sep in text:
         raise InvalidInputError(f"Router '{text}' is no folder or file; give a run folder, an .onnx file or a name.")

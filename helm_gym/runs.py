@@ -15,19 +15,24 @@ import dataclasses
 import datetime
 import importlib.resources
 import json
+import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
+from helm_gym import files
 from helm_gym.errors import IncompatibleError, InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
 from helm_gym.profile import Profile
+from helm_gym.ranges import check_name
+from helm_gym.text import shown
 
 if TYPE_CHECKING:
     from helm_gym import training
@@ -35,6 +40,9 @@ if TYPE_CHECKING:
 Tensors = Mapping[str, NDArray[Any]]
 
 FORMAT = 1
+_OBJECTS = ("settings", "facts", "scores", "versions")  # fields of Run that are JSON objects
+STATES = ("training", "done")
+MAX_RUN_BYTES, MAX_TENSOR_BYTES = 16 * files.MIB, 1024 * files.MIB
 RUN, CARD, POLICY, PROFILE = "run.json", "card.json", "policy.safetensors", "profile.yaml"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 SHIPPED = "shipped"  # folder of a package: <agent>/<profile>/ with card, tensors and policy.onnx
@@ -71,11 +79,13 @@ class Origin:
         """
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            kind = str if field.name.startswith("profile") else int
-            try:
-                values[field.name] = kind(facts[field.name])
-            except (KeyError, TypeError, ValueError) as error:
-                raise InvalidInputError(f"{what} does not say its {field.name}; HELM-Gym did not make it.") from error
+            value = facts.get(field.name)
+            if not field.name.startswith("profile"):
+                value = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
+            if type(value) is not (str if field.name.startswith("profile") else int):
+                raise InvalidInputError(f"{what} does not say its {field.name}; HELM-Gym did not make it.")
+            values[field.name] = value
+        check_name(f"{what}: its profile's name", values["profile"])
         return cls(**values)
 
     def check(self, layout: ObservationLayout, what: str) -> None:
@@ -135,38 +145,27 @@ class Run:
             raise InvalidInputError(f"{what} is no run of format {FORMAT}; train it again with this version.")
         origin = Origin.read(values, what)
         names = {field.name: field for field in dataclasses.fields(cls) if field.name != "origin"}
-        kinds = {"seed": int, "steps": int, "settings": dict, "facts": dict, "scores": dict, "versions": dict}
+        kinds: dict[str, Any] = {"seed": int, "steps": int} | dict.fromkeys(_OBJECTS, dict)
         for name, field in names.items():
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if name not in values and required:
                 raise InvalidInputError(f"{what} lacks '{name}'; train it again.")
-            if name in values and not isinstance(values[name], kinds.get(name, str)):
-                raise InvalidInputError(f"{what}: '{name}' is {values[name]!r}; train it again.")
+            value: Any = values.get(name)
+            kind = kinds.get(name, str)
+            if name in values and (type(value) is not kind or (kind is int and not 0 <= value < 2**63)):
+                raise InvalidInputError(f"{what}: '{name}' is {shown(value)}; train it again.")
+        if values.get("status", "done") not in STATES:
+            raise InvalidInputError(f"{what}: 'status' is {shown(values['status'])}; train it again.")
         return cls(origin=origin, **{name: values[name] for name in names if name in values})
 
 
-def write(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        InvalidInputError: the place cannot be written to.
-    """
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        beside.replace(path)
-    except OSError as error:
-        raise InvalidInputError(f"{path} cannot be written: {error.strerror}; give another folder.") from error
-
-
 def write_run(folder: pathlib.Path, run: Run, name: str = RUN) -> None:
-    write(folder / name, json.dumps(run.to_json(), indent=2) + "\n")
+    files.write(folder / name, json.dumps(run.to_json(), indent=2) + "\n")
 
 
 def is_run(path: pathlib.Path) -> bool:
     """Whether ``path`` is a folder with run.json, or with the card of a shipped policy."""
-    return (path / RUN).is_file() or (path / CARD).is_file()
+    return os.path.isfile(path / RUN) or os.path.isfile(path / CARD)
 
 
 def read_run(folder: pathlib.Path) -> Run:
@@ -175,38 +174,43 @@ def read_run(folder: pathlib.Path) -> Run:
     Raises:
         InvalidInputError: neither is there, or it cannot be read as one.
     """
-    path = folder / (RUN if (folder / RUN).is_file() else CARD)
-    if not path.is_file():
+    path = folder / (RUN if os.path.lexists(folder / RUN) else CARD)
+    if not os.path.lexists(path):
         raise InvalidInputError(f"{folder} is no run folder: it holds no {RUN}; `helm-gym train` makes one.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read ({error}); train it again.") from error
-    return Run.from_json(values, str(path))
+    return Run.from_json(files.read_json(path, "Run", MAX_RUN_BYTES, "remove its folder and train again"), str(path))
 
 
 def write_tensors(path: pathlib.Path, tensors: Tensors, facts: Mapping[str, Any] | None = None) -> None:
     """Writes tensors and, as JSON in the same file so that they are never apart, ``facts``."""
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    write(path, save(arrays, metadata={"facts": json.dumps(facts or {})}))
+    files.write(path, save(arrays, metadata={"facts": json.dumps(facts or {})}))
 
 
-def read_tensors(path: pathlib.Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def read_tensors(path: pathlib.Path, again: str = "train it again") -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The tensors of a file, and its facts.
 
+    Args:
+        again: what to do where it cannot be read.
+
     Raises:
-        InvalidInputError: missing, broken, or with a value that is not finite.
+        InvalidInputError: missing, broken, too large, of a type that numpy has not, or with a value that is not finite.
     """
+    content = files.read_bytes(path, "Tensors", MAX_TENSOR_BYTES, again)
     try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InvalidInputError(f"{path} cannot be read ({reason}); train it again.") from error
-    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
-    if bad:
-        raise InvalidInputError(f"{path}: tensor '{bad[0]}' is not finite; train it again.")
+        tensors = load(content)
+    except KeyError as error:  # a type's name: bfloat16 and those of eight bits
+        raise InvalidInputError(
+            f"{path} holds tensors of type {error.args[0]}; numpy's are needed, {again}."
+        ) from error
+    except (ValueError, SafetensorError) as error:
+        raise InvalidInputError(f"{path} cannot be read ({files.reason(error)}); {again}.") from error
+    for name, value in tensors.items():
+        if value.dtype.kind not in "biuf" or not np.isfinite(value).all():
+            raise InvalidInputError(f"{path}: tensor {shown(name)} is not finite, or no number; {again}.")
+    header = files.parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], str(path), again)
+    facts = files.parse_json(header.get("__metadata__", {}).get("facts", "{}"), f"{path}: its metadata", again)
+    if not isinstance(facts, dict):
+        raise InvalidInputError(f"{path}: its metadata is no object; {again}.")
     return tensors, facts
 
 
@@ -276,7 +280,7 @@ def policy_tensors(folder: pathlib.Path, run: Run) -> dict[str, NDArray[Any]]:
         InvalidInputError: a training that has not come to a policy yet, or a broken file.
     """
     path = folder / POLICY
-    if path.is_file():
+    if os.path.lexists(path):
         return read_tensors(path)[0]
     if run.status == "training":
         raise InvalidInputError(f"Run {folder} holds no policy yet; train it on with the command that began it.")
@@ -284,8 +288,16 @@ def policy_tensors(folder: pathlib.Path, run: Run) -> dict[str, NDArray[Any]]:
 
 
 def open_profile(folder: pathlib.Path, run: Run) -> Profile:
-    """The profile that a run was trained on: its own copy, or the shipped one of that name."""
+    """The profile that a run was trained on: its own copy, or the shipped one of that name.
+
+    Raises:
+        InvalidInputError: its copy is missing and none of that name is shipped, or it cannot be read.
+    """
     from helm_gym import profile as profiles
 
     own = folder / PROFILE
-    return profiles.load(own if own.is_file() else run.origin.profile)
+    if os.path.lexists(own):
+        return profiles.load(own)
+    if run.origin.profile not in profiles.names():
+        raise InvalidInputError(f"Run {folder} lacks its {PROFILE}; the command that began it writes it again.")
+    return profiles.load(run.origin.profile)

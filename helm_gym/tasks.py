@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 from helm_gym.errors import UnknownNameError
+from helm_gym.ranges import Name, Within, check_ranges
 from helm_gym.reward import CostWeights
+from helm_gym.text import shown
+
+MAX_INTERVALS = 100_000  # of an episode: five million requests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,16 +24,19 @@ class Task:
         seeds: the public development seeds, one episode each.
     """
 
-    name: str
+    name: Annotated[str, Name()]
     regime: str
     doc: str
     profile: str = "cpu-small"
-    warmup: int = 40
-    settle: int = 40
-    horizon: int = 480
-    start_alpha: float = 0.5
+    warmup: Annotated[int, Within(0, MAX_INTERVALS)] = 40
+    settle: Annotated[int, Within(0, MAX_INTERVALS)] = 40
+    horizon: Annotated[int, Within(1, MAX_INTERVALS)] = 480
+    start_alpha: Annotated[float, Within(0, 1)] = 0.5
     seeds: tuple[int, ...] = tuple(range(10))
     weights: CostWeights = dataclasses.field(default_factory=CostWeights)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, f"Task {shown(self.name)}")
 
 
 TASKS = {

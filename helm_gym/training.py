@@ -11,29 +11,33 @@ import importlib
 import inspect
 import json
 import math
+import os
 import pathlib
 import re
 import shutil
-import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym import files, runs
 from helm_gym import profile as profiles
-from helm_gym import runs
-from helm_gym.errors import InvalidInputError, UnknownNameError
-from helm_gym.locks import alone
+from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
+from helm_gym.locks import FOLDER_LOCK, alone
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
 from helm_gym.profile import Profile
+from helm_gym.ranges import Within, ranges_of
 from helm_gym.runs import Run, Tensors
 from helm_gym.tasks import Task
+from helm_gym.text import shown
 
 if TYPE_CHECKING:
     import onnx
 
+MAX_STEPS = 10**12  # decisions of one lane; years of any machine
+_ANY_NUMBER = Within(-1e9, 1e9)  # of a hyper-parameter that declares no range
 Report = Callable[[int, int, str], None]  # steps done, of how many, what is known of them
 
 TOTAL, EXTENDED = "total_steps", "extended_at"  # facts: steps in whole rounds; where it was given more of them
@@ -127,12 +131,13 @@ class Training:
         """Writes a checkpoint; the newest two are kept."""
         folder = self.folder / runs.CHECKPOINTS
         runs.write_tensors(folder / f"{step:012d}.safetensors", tensors, facts)
-        for old in sorted(folder.glob("*.safetensors"))[:-2]:
+        for old in [*sorted(folder.glob("*.safetensors"))[:-2], *folder.glob(".*.tmp")]:  # and what kills have left
             old.unlink()
 
     def restore(self) -> Checkpoint | None:
         """The newest checkpoint that can be read; None where there is none."""
-        for path in sorted((self.folder / runs.CHECKPOINTS).glob("*.safetensors"), reverse=True):
+        numbered = (self.folder / runs.CHECKPOINTS).glob(f"{'[0-9]' * 12}.safetensors")
+        for path in sorted(numbered, reverse=True):
             try:
                 tensors, facts = runs.read_tensors(path)
             except InvalidInputError:  # a disk that was full, say; the one before it is whole
@@ -146,8 +151,12 @@ class Training:
         A training that was killed reports again what it reported behind its last checkpoint: an equal is kept, too.
         """
         path = self.folder / runs.POLICY
-        if path.is_file() and cost > runs.read_tensors(path)[1]["cost"]:
-            return False
+        if path.is_file():
+            before = runs.read_tensors(path)[1].get("cost")
+            if not isinstance(before, int | float):
+                raise InvalidInputError(f"{path} does not say its cost; remove {self.folder} and train again.")
+            if cost > before:
+                return False
         runs.write_tensors(path, tensors, {"step": step, "cost": cost})
         return True
 
@@ -174,13 +183,20 @@ def make_settings(agent: Trainable, values: Mapping[str, Any], where: str) -> An
 
     Raises:
         UnknownNameError: no such hyper-parameter; the nearest is given.
-        InvalidInputError: a value of another type.
+        InvalidInputError: a value of another type or out of its range.
     """
-    hints = typing.get_type_hints(agent.settings)
+    fields = ranges_of(agent.settings)
     for name in values:
-        if name not in hints:
-            raise UnknownNameError(f"hyper-parameter of {agent.name} in {where}", name, hints)
-    return agent.settings(**{name: _parse(name, value, hints[name], where) for name, value in values.items()})
+        if name not in fields:
+            raise UnknownNameError(f"hyper-parameter of {agent.name} in {where}", name, fields)
+    parsed = {}
+    for name, given in values.items():
+        kind, declared = fields[name]
+        parsed[name] = _parse(name, given, kind, where)
+        allowed = declared or (_ANY_NUMBER if kind in (int, float) else None)
+        if allowed is not None and parsed[name] not in allowed:
+            raise InvalidInputError(f"{where}: {name} must be {allowed}, not {shown(parsed[name])}.")
+    return agent.settings(**parsed)
 
 
 def describe_settings(settings: type) -> dict[str, str]:
@@ -197,9 +213,9 @@ def describe_settings(settings: type) -> dict[str, str]:
 
 def _parse(name: str, value: Any, kind: type, where: str) -> Any:
     """``value``, of JSON or a text, as ``kind``."""
-    if kind is float and type(value) is int:
-        value = float(value)
     try:
+        if kind is float and type(value) is int:
+            value = float(value)
         if type(value) is kind and not (isinstance(value, float) and not math.isfinite(value)):
             return value
         if not isinstance(value, str):
@@ -211,7 +227,7 @@ def _parse(name: str, value: Any, kind: type, where: str) -> Any:
             raise ValueError
     except (ValueError, KeyError, OverflowError) as error:
         wanted = {int: "a whole number", float: "a finite number", bool: "true or false"}.get(kind, kind.__name__)
-        raise InvalidInputError(f"{where}: {name} must be {wanted}, not '{value}'.") from error
+        raise InvalidInputError(f"{where}: {name} must be {wanted}, not {shown(value)}.") from error
     return parsed
 
 
@@ -223,7 +239,8 @@ def build(agent: Trainable, layout: ObservationLayout, settings: Any, tensors: T
     """
     try:
         return agent.policy(layout, settings, tensors)
-    except (KeyError, ValueError) as error:
+    # A file from outside: tensors of any shape and type, among them those that arithmetic or indexing fails on.
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         reason = f"tensor {error} is missing" if isinstance(error, KeyError) else str(error)
         raise InvalidInputError(f"{where} does not hold a policy of {agent.name}: {reason}; train it again.") from error
 
@@ -255,6 +272,10 @@ def train(
     """
     if task.regime == "trace":
         raise InvalidInputError(f"Task '{task.name}' plays one recording, which is to be judged by; train on another.")
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise InvalidInputError(f"A training takes 1 to {MAX_STEPS:,} steps, not {shown(steps)}.")
+    if not 0 <= seed < 2**63:
+        raise InvalidInputError(f"A training's seed must be 0 to 2**63 - 1, not {shown(seed)}.")
     agent = find_trainable(name)
     settings = make_settings(agent, overrides or {}, "the settings")
     layout = ObservationLayout(profile)
@@ -270,8 +291,9 @@ def train(
     total = -(-wanted.steps // size) * size
     if agent.steps:
         wanted.facts = {TOTAL: total}
-    run = _begin(out, wanted, profile)
+    _check_folder(out)
     with alone(out, f"Another process is training into {out}; wait for it to end."):
+        run = _begin(out, wanted, profile)
         if run.status == "done" and wanted.steps <= run.steps:
             return run
         notes = [f"{total} steps" + (f", {total // size} whole rounds of {size}" if size > 1 else "")]
@@ -295,13 +317,11 @@ def train(
 def _begin(folder: pathlib.Path, wanted: Run, profile: Profile) -> Run:
     """The run in the folder if it is the wanted one; otherwise the wanted one, written there."""
     if not runs.is_run(folder):
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InvalidInputError(f"--out {folder} is a folder with other things in it; give a new one.")
         from helm_gym.evaluation.machine import describe_machine, versions
 
         wanted.machine, wanted.versions = describe_machine(), versions()
-        runs.write_run(folder, wanted)
-        profiles.save(profile, folder / runs.PROFILE)
+        _keep_profile(profile, folder / runs.PROFILE)
+        runs.write_run(folder, wanted)  # last: before it, nothing has begun
         return wanted
     there = runs.read_run(folder)
     ours, theirs = (json.loads(json.dumps(run.to_json())) for run in (wanted, there))
@@ -316,6 +336,8 @@ def _begin(folder: pathlib.Path, wanted: Run, profile: Profile) -> Run:
     ]
     if differs:
         raise InvalidInputError(f"Run {folder} is another training: {', '.join(differs)}; give another --out.")
+    if there.status != "done":
+        _keep_profile(profile, folder / runs.PROFILE, ours=True)
     return there
 
 
@@ -346,3 +368,30 @@ def _extend(run: Run, agent: Trainable, training: Training, steps: int) -> list[
     run.steps, run.facts[TOTAL] = steps, training.steps
     runs.write_run(folder, run)
     return notes
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+    """Raises InvalidInputError unless the folder is new, a run's, or holds what a kill left of a run's beginning."""
+    if runs.is_run(folder) or not os.path.isdir(folder):
+        return
+    left = {FOLDER_LOCK, runs.PROFILE, *(files.unfinished(folder / name).name for name in (runs.RUN, runs.PROFILE))}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in left)
+    if others:
+        raise InvalidInputError(f"--out {folder} is a folder with other things in it ({others[0]}); give a new one.")
+
+
+def _keep_profile(profile: Profile, path: pathlib.Path, ours: bool = False) -> None:
+    """Writes the run's profile unless it is there; ``ours``: what is broken may be replaced, for we wrote it.
+
+    Raises:
+        InvalidInputError: another profile is there.
+    """
+    try:
+        same = os.path.lexists(path) and profiles.load(path).fingerprint == profile.fingerprint
+    except HelmError:
+        same = False
+    if same:
+        return
+    if os.path.lexists(path) and not ours:
+        raise InvalidInputError(f"{path} is there and is not profile '{profile.name}'; give another --out.")
+    profiles.save(profile, path)

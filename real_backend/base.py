@@ -10,15 +10,31 @@ from numpy.typing import NDArray
 from helm_gym.backend import BackendSpec, Rung, check_allocation
 from helm_gym.cluster import Cluster
 from helm_gym.errors import InvalidInputError
+from helm_gym.machine_memory import bytes_a_unit, require
 from helm_gym.profile import Profile
 from helm_gym.routing import Routing
 from helm_gym.telemetry import COLUMN, WIDTH, RoutedTraffic, Telemetry
-from helm_gym.workload.sampling import make_requests, make_traffic, sample_intervals
+from helm_gym.workload.sampling import make_requests, make_traffic, sample_intervals, traffic_bytes
 from helm_gym.workload.state import WorkloadState, check_state, limits
-from real_backend.cluster import FrontDoor
-from real_backend.memory.layout import Rules, make_memory, make_plan, make_rules, with_speed
+from real_backend.cluster import FrontDoor, front_bytes
+from real_backend.memory.layout import Rules, make_memory, make_plan, make_rules, plan_bytes, with_speed
 from real_backend.memory.report import last_interval, order, report
 from real_backend.memory.serve import make_ledger
+
+_LESS = "lower population.users or items, model.max_history or pool.pages, or run fewer lanes or nodes at a time"
+
+
+def managed_bytes(profile: Profile, lanes: int, nodes: int) -> int:
+    """Memory of a manager's caches, plans, requests and ledgers, and of the users that requests come from."""
+    none = np.zeros(0, np.int64)
+    parts = (make_memory(profile, none), make_requests(profile, 0), make_ledger(profile, 0, nodes))
+    a_unit = sum(bytes_a_unit(part) for part in parts)
+    return lanes * nodes * a_unit + plan_bytes(profile) + traffic_bytes(profile, lanes, nodes)
+
+
+def _text(name: str, profile: Profile, lanes: int, nodes: int) -> str:
+    counts = f"{lanes:,} lane{'s' * (lanes != 1)}" + (f" of {nodes:,} nodes" if nodes > 1 else "")
+    return f"Backend '{name}' on profile '{profile.name}', {counts},"
 
 
 class ManagedBackend:
@@ -40,6 +56,9 @@ class ManagedBackend:
         if lanes < 1:
             raise InvalidInputError(f"A backend needs at least one lane, not {lanes}.")
         nodes = 1 if cluster is None else cluster.size
+        self.profile, self.cluster = profile if cluster is None else cluster.widen(profile), cluster
+        need = self._memory_bytes(lanes, nodes)
+        require(need, _text(self.name, profile, lanes, nodes), _LESS)
         self.spec = BackendSpec(
             self.name,
             self.rung,
@@ -49,8 +68,8 @@ class ManagedBackend:
             deterministic=self.rung != "measured",
             snapshots=self.snapshots,
             cluster=cluster,
+            memory_bytes=need,
         )
-        self.profile, self.cluster = profile if cluster is None else cluster.widen(profile), cluster
         self.speed = 1.0
         self._pages = np.full(1, profile.pool.pages) if cluster is None else cluster.pages(profile)  # (nodes,)
         self._set_rules(make_rules(profile))
@@ -120,6 +139,12 @@ class ManagedBackend:
         rings = (self._ledger.sojourn_ms, self._ledger.service_ms)
         sojourn, service = (last_interval(self._ledger, ring).copy().reshape(*shape, -1) for ring in rings)
         return Telemetry(values.reshape(*shape, WIDTH), sojourn, service, traffic=traffic)
+
+    def _memory_bytes(self, lanes: int, nodes: int) -> int:
+        """What this process will take once it has been reset."""
+        profile = self.profile
+        need = managed_bytes(profile, lanes, nodes)
+        return need if self.cluster is None else need + front_bytes(profile, lanes, nodes)
 
     def _serve(self, targets: NDArray[np.int64]) -> None:
         """Serves the units' requests while their EMB moves towards ``targets`` (units,) pages."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from helm_gym.cluster import Cluster
 from helm_gym.compiled import kernel
+from helm_gym.machine_memory import bytes_a_unit
 from helm_gym.profile import Profile
 from helm_gym.routing import RULES, WEIGHTS, Routing, check_alive, check_routing
 from helm_gym.telemetry import RoutedTraffic
@@ -26,6 +27,20 @@ from real_backend.memory.layout import N_EMB, N_PAGES, Memory, Rules, clear
 from real_backend.memory.serve import FREE_AT_S, NO_USER, NOW_S, REFILL_CREDIT, SPAN_S, Ledger, room
 from real_backend.router import route
 from real_backend.view import NEXT, TIED, make_view, refresh
+
+
+def front_bytes(profile: Profile, lanes: int, nodes: int) -> int:
+    """Memory of a ``FrontDoor`` once it has been reset; ``profile``: with the cluster's population."""
+    inboxes = 2 * bytes_a_unit(make_requests(profile, 0, _times(profile, nodes)))
+    waiting = 2 * _times(profile, nodes) * profile.interval.requests * np.dtype(np.float64).itemsize
+    streams = 2 * bytes_a_unit(make_requests(profile, 0, nodes))
+    view = bytes_a_unit(make_view(profile, np.zeros(0, np.int64), np.ones(nodes)))
+    return lanes * (nodes * (inboxes + waiting) + streams + view)
+
+
+def _times(profile: Profile, nodes: int) -> int:
+    """How many intervals' requests of a single node an inbox has room for."""
+    return room(profile, nodes) // profile.interval.requests
 
 
 class FrontDoor:
@@ -44,7 +59,7 @@ class FrontDoor:
 
     def make_inboxes(self) -> Requests:
         """Room for what any node may be handed in one interval, (lanes x nodes, ...)."""
-        times, units = room(self.profile, self.nodes) // self.profile.interval.requests, self.lanes * self.nodes
+        times, units = _times(self.profile, self.nodes), self.lanes * self.nodes
         self._inboxes = make_requests(self.profile, units, times)
         self._waiting = make_requests(self.profile, units, times)  # not answered when an interval began
         self._due_s = np.zeros((2, units, self._waiting.user.shape[1]))  # when they came, when they will be answered

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from helm_gym.compiled import kernel
 from helm_gym.errors import InvalidInputError
+from helm_gym.machine_memory import require
 from helm_gym.profile import Profile
 from real_backend import fbgemm
+from real_backend.hstu.attention import BLOCK
 from real_backend.hstu.model import HSTU, Jagged
 from real_backend.memory.layout import FILLS, MOVES, OFFLOADS, REFILLS, TOKENS, Plan, make_plan
 
@@ -62,6 +64,25 @@ def _locate(plan_slots, cached, stored, length, candidates, pages, page_tokens, 
     return new, kept
 
 
+def memory_bytes(profile: Profile, block: int = BLOCK["cuda"]) -> tuple[int, int]:
+    """What an engine takes of the host's memory and of the device's, a full micro-batch's intermediate values included.
+
+    Args:
+        block: queries that attention takes at once on the device.
+    """
+    model, pool, batch, element = profile.model, profile.pool, profile.max_batch, profile.bytes_per_element
+    tokens = batch * (model.max_history + model.max_candidates)
+    wide, width = model.heads * (model.qk_dim + model.v_dim), model.heads * model.v_dim
+    user_bytes = profile.pages_per_user * pool.page_bytes
+    table = profile.population.items * profile.row_bytes
+    host = table + profile.kv_miss.host_users * user_bytes + 5 * tokens * 8
+    caches = (pool.pages + profile.staging_pages) * pool.page_bytes + batch * user_bytes
+    weights = 4 * model.embedding_dim * (model.layers * (4 * wide + 3 * width) + model.max_history)
+    layer = tokens * (3 * model.embedding_dim + 2 * wide + 6 * width)
+    attention = 2 * batch * model.heads * min(block, model.max_history) * model.max_history
+    return host, caches + weights + element * (layer + attention)
+
+
 class Engine:
     """The device's side of one node: pool, full embedding table, host tier for KV, and the model.
 
@@ -72,7 +93,8 @@ class Engine:
 
     Raises:
         IncompatibleError: torch and fbgemm do not go together.
-        InvalidInputError: the profile's pages are not filled exactly by rows and by tokens, or there is no such device.
+        InvalidInputError: the profile's pages are not filled exactly by rows and by tokens, or there is no such device,
+            or it or the host has too little memory.
     """
 
     def __init__(self, profile: Profile, device: str | None = None) -> None:
@@ -85,10 +107,11 @@ class Engine:
             raise InvalidInputError(f"Profile '{profile.name}' asks for cuda, which this machine lacks; choose cpu.")
         if not self._cuda:
             torch.set_num_threads(1)
+        self._require_memory()
         model, pool, batch = profile.model, profile.pool, profile.max_batch
         dtype = getattr(torch, model.dtype)
         tokens = batch * (model.max_history + model.max_candidates)
-        staging = -(-tokens // profile.rows_per_page)
+        staging = profile.staging_pages
         kv = (model.layers, model.heads * (model.qk_dim + model.v_dim))
 
         # Zeros and not uninitialised memory: a masked key is multiplied by 0, which only a finite number survives.
@@ -154,6 +177,17 @@ class Engine:
         n = plan.counts[REFILLS]
         with self._on_copy_stream():
             self._fill(plan.refill_row[:n], plan.refill_slot[:n])
+
+    def _require_memory(self) -> None:
+        """Raises InvalidInputError where host or device have less than all of it takes."""
+        host, device = memory_bytes(self.profile, BLOCK[self.device.type])
+        what, less = (
+            f"HSTU on profile '{self.profile.name}'",
+            "lower pool.pages, population.items or kv_miss.host_users",
+        )
+        require(host if self._cuda else host + device, what, less)
+        if self._cuda:
+            require(device, f"{what}, on the device,", less, torch.cuda.mem_get_info(self.device)[0])
 
     def _warm_up(self) -> None:
         """Compiles the index kernel and lets the libraries set themselves up, off the first request's clock."""

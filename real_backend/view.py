@@ -72,7 +72,7 @@ def make_view(profile: Profile, seeds: NDArray[np.int64], speed: NDArray[np.floa
         free_at_s=np.zeros((lanes, nodes)),
         alive=np.ones((lanes, nodes), np.bool_),
         speed=np.tile(np.asarray(speed, np.float64), (lanes, 1)),
-        rng=np.stack(states).astype(np.uint64),
+        rng=np.array(states, np.uint64).reshape(lanes, 4),
         turn=np.zeros((lanes, 2), np.int64),
         ring_key=keys[order],
         ring_node=(order // POINTS).astype(np.int32),

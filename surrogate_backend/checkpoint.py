@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from safetensors.numpy import save as save_tensors
 
-from helm_gym import runs
+from helm_gym import files
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
+from helm_gym.runs import read_tensors
 
 SHIPPED = pathlib.Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "model.safetensors", "card.json"
 FORMAT = 1
+_AGAIN = "fit it again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def find(text: str | None, profile: Profile, kind: str = "") -> pathlib.Path:
                 "fit one, and give its folder, or take backend 'modelled'."
             )
         return SHIPPED / max(own, key=lambda name: int(name.rpartition("-v")[2]))
-    if pathlib.Path(text).is_dir():
+    if os.path.isdir(text):
         return pathlib.Path(text)
     if text not in names():
         raise UnknownNameError("checkpoint", text, names())
@@ -75,8 +76,8 @@ def save(folder: pathlib.Path, checkpoint: Checkpoint) -> None:
     """
     weights = save_tensors({name: np.ascontiguousarray(value) for name, value in checkpoint.tensors.items()})
     (folder / CARD).unlink(missing_ok=True)
-    runs.write(folder / WEIGHTS, weights)
-    runs.write(folder / CARD, json.dumps(checkpoint.card, indent=2) + "\n")
+    files.write(folder / WEIGHTS, weights)
+    files.write(folder / CARD, json.dumps(checkpoint.card, indent=2) + "\n")
 
 
 def load(folder: pathlib.Path, profile: Profile) -> Checkpoint:
@@ -85,12 +86,8 @@ def load(folder: pathlib.Path, profile: Profile) -> Checkpoint:
     Raises:
         InvalidInputError: files that are missing or broken, of another format, or of another profile.
     """
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InvalidInputError(f"Checkpoint {folder} cannot be read ({reason}); fit it again.") from error
+    card = files.read_json(folder / CARD, "Checkpoint", instead=_AGAIN)
+    tensors, _ = read_tensors(folder / WEIGHTS, _AGAIN)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise InvalidInputError(f"Checkpoint {folder} is not of format {FORMAT}; fit it again with this version.")
     if card.get("profile_fingerprint") != profile.fingerprint:
@@ -99,7 +96,4 @@ def load(folder: pathlib.Path, profile: Profile) -> Checkpoint:
             f"{card.get('profile_fingerprint')}) than '{profile.name}' ({profile.fingerprint}); fit one to it, or take "
             "backend 'modelled'."
         )
-    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
-    if bad:
-        raise InvalidInputError(f"Checkpoint {folder}: tensor '{bad[0]}' is not finite; fit it again.")
     return Checkpoint(tensors, card)

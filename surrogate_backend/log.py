@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ import helm_gym
 from helm_gym.backend import BackendSpec
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.machine import describe_machine
+from helm_gym.files import MIB, read_bytes, read_json
 from helm_gym.profile import Profile
 from helm_gym.telemetry import FIELDS
 from helm_gym.workload.state import PARAMETERS
@@ -30,6 +32,8 @@ from surrogate_backend.claims import Claim, first_line, sync, take, writing
 FORMAT = 1
 MANIFEST = "log.json"
 RUNGS = ("measured", "modelled")
+MAX_ROWS = 1_000_000  # of an episode: nodes times intervals
+MAX_FILE_BYTES = 1024 * MIB
 _SLACK = 1e-6  # of bounds: shares are quotients of sums
 CONSTANTS = {  # of an episode
     "episode": pa.int32(),
@@ -152,7 +156,7 @@ def write_manifest(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
     """
     wanted = {"format": FORMAT, **content}
     with writing(folder):
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             folder.mkdir(parents=True, exist_ok=True)
             sync(folder.parent)
     mine = take(folder / MANIFEST, wait=True)
@@ -171,12 +175,9 @@ def write_manifest(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 def _manifest(folder: pathlib.Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{path} cannot be read ({first_line(error)}); take another folder.") from error
+    content = read_json(path, "Log", instead="take another folder")
     if not isinstance(content, dict):
         raise InvalidInputError(f"{path} is not what `helm-gym collect` writes; take another folder.")
     return content
@@ -195,7 +196,7 @@ def files(folder: pathlib.Path) -> list[pathlib.Path]:
     Raises:
         InvalidInputError: no folder, or none in it.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InvalidInputError(f"Log {folder} is no folder; give one that `helm-gym collect --out` wrote.")
     found = sorted(folder.glob("episode-*.parquet"))
     if not found:
@@ -232,7 +233,7 @@ def planned_intervals(folder: pathlib.Path) -> object:
 
 def is_of_clusters(folder: pathlib.Path) -> bool:
     """Whether a log is one of clusters (surrogate_backend/clusters/log.py)."""
-    return folder.is_dir() and bool((_manifest(folder) or {}).get("clusters"))
+    return os.path.isdir(folder) and bool((_manifest(folder) or {}).get("clusters"))
 
 
 def read_tables(
@@ -258,7 +259,8 @@ def read_tables(
         )
     for path in paths:
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            content = read_bytes(path, "Log", MAX_FILE_BYTES, "remove the file, and `helm-gym collect` makes it again")
+            with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
                 found = _table(path, file, profile, expected, constants, groups)
         except (pa.ArrowException, OSError, ValueError) as error:
             refuse(path, f"cannot be read as Parquet ({first_line(error)})", error)
@@ -288,6 +290,8 @@ def _table(
 ) -> tuple[dict[str, Any], pa.Table] | None:
     """Constants and other columns of one file; None where its group is not asked for."""
     found = file.schema_arrow
+    if file.metadata.num_rows > MAX_ROWS:
+        refuse(path, f"has {file.metadata.num_rows:,} rows; an episode has at most {MAX_ROWS:,}")
     for name in expected.names:
         if found.names.count(name) != 1:
             refuse(path, f"lacks the column '{name}'" if name not in found.names else f"has the column '{name}' twice")
@@ -311,7 +315,7 @@ def _episode(
     requests = profile.interval.requests
     interval, node = (take_column(path, table, name) for name in ("interval", "node"))
     whole = planned if isinstance(planned, int) and constants["group"] != "sweep" else len(interval)
-    if not np.array_equal(interval, np.arange(whole)):
+    if len(interval) != whole or not np.array_equal(interval, np.arange(whole)):
         refuse(path, f"lacks an interval, or has them out of order ({len(interval)} of {whole})")
     if node.any():
         refuse(path, "holds more nodes than node 0")

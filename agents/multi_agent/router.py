@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from helm_gym.cluster_view import RouterLayout
 from helm_gym.errors import IncompatibleError, InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
+from helm_gym.ranges import Within
 from helm_gym.routing import WEIGHTS
 from helm_gym.runs import Tensors
 
@@ -48,15 +49,15 @@ class Settings:
     columns: str = "utilisation_mean,returning_share_mean"
     smoothing: float = 0.2
     controller: str = "three-layer-ppo"
-    nodes: int = 4
-    large: int = 8
-    candidates: int = 5
-    elite: int = 2
-    episodes: int = 2
-    intervals: int = 60
+    nodes: Annotated[int, Within(1, 1024)] = 4
+    large: Annotated[int, Within(1, 1024)] = 8
+    candidates: Annotated[int, Within(1, 10_000)] = 5
+    elite: Annotated[int, Within(1, 10_000)] = 2
+    episodes: Annotated[int, Within(1, 10_000)] = 2
+    intervals: Annotated[int, Within(1, 100_000)] = 60
     spread: float = 0.3
-    validation: int = 4
-    validate_every: int = 2
+    validation: Annotated[int, Within(1, 10_000)] = 4
+    validate_every: Annotated[int, Within(1, 1_000_000)] = 2
 
     def __post_init__(self) -> None:
         if not all(0 <= weight <= 4 for weight in (self.kv, self.emb, self.load)):

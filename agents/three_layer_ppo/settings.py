@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 from agents.on_policy import OnPolicySettings
 from helm_gym.errors import InvalidInputError
+from helm_gym.ranges import Within
 
 LAYERS = ("base", "adapter", "recovery")
 
@@ -41,37 +43,37 @@ class Settings(OnPolicySettings):
         homing: share of the distance to the mean curve's split that a resting target drifts in a decision.
     """
 
-    lanes: int = 256
-    batch_size: int = 2048
-    n_epochs: int = 4
-    learning_rate: float = 7e-4
-    gamma: float = 0.97
-    log_std: float = -1.5
-    move_price: float = 0.3
+    lanes: Annotated[int, Within(1, 65_536)] = 256
+    batch_size: Annotated[int, Within(1, 2**24)] = 2048
+    n_epochs: Annotated[int, Within(1, 1000)] = 4
+    learning_rate: Annotated[float, Within(0, 1e6, above=True)] = 7e-4
+    gamma: Annotated[float, Within(0, 1)] = 0.97
+    log_std: Annotated[float, Within(-20, 2)] = -1.5
+    move_price: Annotated[float, Within(-1e6, 1e6)] = 0.3
     layers: str = ",".join(LAYERS)
-    sharpness: float = 0.015
-    pull: float = 0.1
-    prior_alpha: float = 0.57
-    per_returning: float = -0.6
-    per_history: float = -0.22
-    per_load: float = -0.68
-    rate: float = 0.05
-    leak: float = 0.0
-    bound: float = 0.2
-    trust: float = 0.1
-    reach: float = 0.04
-    drift: float = 1.5
-    alarm: float = 3.0
-    hold: float = 6.0
-    slow: float = 0.1
-    lead: float = 1.0
-    still: float = 0.13
-    quicken: float = 2.5
-    jump: float = 0.1
-    memory: float = 0.02
-    rest_from: float = 0.22
-    rest_at: float = 0.32
-    homing: float = 0.03
+    sharpness: Annotated[float, Within(0, 1e6, above=True)] = 0.015
+    pull: Annotated[float, Within(0, 1)] = 0.1
+    prior_alpha: Annotated[float, Within(-1e6, 1e6)] = 0.57
+    per_returning: Annotated[float, Within(-1e6, 1e6)] = -0.6
+    per_history: Annotated[float, Within(-1e6, 1e6)] = -0.22
+    per_load: Annotated[float, Within(-1e6, 1e6)] = -0.68
+    rate: Annotated[float, Within(0, 1)] = 0.05
+    leak: Annotated[float, Within(0, 1)] = 0.0
+    bound: Annotated[float, Within(0, 1e6)] = 0.2
+    trust: Annotated[float, Within(0, 1)] = 0.1
+    reach: Annotated[float, Within(0, 1e6)] = 0.04
+    drift: Annotated[float, Within(0, 1e6)] = 1.5
+    alarm: Annotated[float, Within(0, 1e6, above=True)] = 3.0
+    hold: Annotated[float, Within(0, 1e6, above=True)] = 6.0
+    slow: Annotated[float, Within(0, 1)] = 0.1
+    lead: Annotated[float, Within(0, 1e6)] = 1.0
+    still: Annotated[float, Within(0, 1e6, above=True)] = 0.13
+    quicken: Annotated[float, Within(0, 1e6)] = 2.5
+    jump: Annotated[float, Within(0, 1)] = 0.1
+    memory: Annotated[float, Within(0, 1)] = 0.02
+    rest_from: Annotated[float, Within(-1e6, 1e6)] = 0.22
+    rest_at: Annotated[float, Within(-1e6, 1e6)] = 0.32
+    homing: Annotated[float, Within(0, 1)] = 0.03
 
     def __post_init__(self) -> None:
         super().__post_init__()

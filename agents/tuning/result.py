@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from agents.tuning import storage
 from agents.tuning.objective import Objective, blocks, reference_name
 from agents.tuning.search import Candidates, Plan, Progress, search
+from helm_gym import files, runs
 from helm_gym import profile as profiles
-from helm_gym import runs
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.evaluation.statistics import bootstrap
@@ -183,7 +183,7 @@ def _write(plan: Plan, best: Candidate, figures: dict[str, Any], found: optuna.S
     )
     profiles.save(plan.profile, plan.out / runs.PROFILE)
     runs.write_run(plan.out, run)
-    runs.write(plan.out / TUNE, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    files.write(plan.out / TUNE, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     for name, draw in _plots().items():
         _plot(plan.out / f"{name}.png", draw, found)
 
@@ -226,4 +226,4 @@ def _plot(path: pathlib.Path, draw: Callable[[optuna.Study], Any], found: optuna
     figure = np.ravel(axes)[0].figure
     figure.savefig(image, format="png", dpi=120, bbox_inches="tight")
     pyplot.close(figure)
-    runs.write(path, image.getvalue())
+    files.write(path, image.getvalue())

@@ -10,6 +10,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from helm_gym.profile import Profile
 from helm_gym.runs import open_run
 from helm_gym.search import Searchable
 from helm_gym.tasks import Task
+from helm_gym.text import sentence
 from helm_gym.training import Trainable
 
 Progress = Callable[[str, int, int], None]  # what is under way, how much is done, of how much
@@ -183,7 +185,9 @@ def search(plan: Plan, workers: int = 1, progress: Progress | None = None) -> op
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_work_there, args=(plan, os.getpid()), daemon=True) for _ in range(workers)]
     try:
-        # Ctrl-C is for this process, which ends the others: they are born with it masked.
+        # Ctrl-C is for this process, which ends the others: they are born with it masked. What multiprocessing starts
+        # beside the first of them would unmask it again.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for process in processes:
             process.start()
@@ -260,7 +264,7 @@ def _work_there(plan: Plan, parent: int) -> None:
         with storages.naming(plan.place):
             work(plan, lambda what, done, total: None, parent)
     except HelmError as error:
-        raise SystemExit(f"Error: {error}") from error
+        raise SystemExit(f"Error: {sentence(error)}") from error
 
 
 def _open(plan: Plan, progress: Progress) -> optuna.Study:

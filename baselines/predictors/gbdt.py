@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from baselines.predictors.trees import boost
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
+from helm_gym.ranges import Within
 from helm_gym.runs import Tensors
 from helm_gym.search import Trial
 from helm_gym.training import Trainable, Training
@@ -40,13 +41,13 @@ class Settings:
         examples: another run's folder, whose examples are taken in place of new ones.
     """
 
-    trees: int = 200
-    leaves: int = 20
-    leaf_size: int = 100
-    learning_rate: float = 0.08
-    patience: int = 30
-    smoothing: float = 0.4
-    dead_band: float = 0.02
+    trees: Annotated[int, Within(1, 100_000)] = 200
+    leaves: Annotated[int, Within(2, 10_000)] = 20
+    leaf_size: Annotated[int, Within(1, 2**30)] = 100
+    learning_rate: Annotated[float, Within(0, 10, above=True)] = 0.08
+    patience: Annotated[int, Within(1, 100_000)] = 30
+    smoothing: Annotated[float, Within(0, 1, above=True)] = 0.4
+    dead_band: Annotated[float, Within(0, 1)] = 0.02
     examples: str = ""
 
     def __post_init__(self) -> None:

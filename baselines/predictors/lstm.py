@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.lstm import LstmCell
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
+from helm_gym.ranges import Within
 from helm_gym.runs import Tensors
 from helm_gym.search import Trial
 from helm_gym.training import Trainable, Training
@@ -37,14 +38,14 @@ class Settings:
         examples: another run's folder, whose examples are taken in place of new ones.
     """
 
-    hidden: int = 32
-    epochs: int = 60
-    batch: int = 16
-    learning_rate: float = 5e-3
-    weight_decay: float = 1e-3
-    noise: float = 0.05
-    smoothing: float = 1.0
-    dead_band: float = 0.02
+    hidden: Annotated[int, Within(1, 1024)] = 32
+    epochs: Annotated[int, Within(1, 100_000)] = 60
+    batch: Annotated[int, Within(1, 1_000_000)] = 16
+    learning_rate: Annotated[float, Within(0, 10, above=True)] = 5e-3
+    weight_decay: Annotated[float, Within(0, 1e6)] = 1e-3
+    noise: Annotated[float, Within(0, 1e6)] = 0.05
+    smoothing: Annotated[float, Within(0, 1, above=True)] = 1.0
+    dead_band: Annotated[float, Within(0, 1)] = 0.02
     examples: str = ""
 
     def __post_init__(self) -> None:

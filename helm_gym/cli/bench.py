@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table
+from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table, say
 
 
 def bench(
@@ -63,4 +63,4 @@ def bench(
         for name, figure in found.items()
     ]
     print_table("", ("figure", "value", "unit", "rung", "against", "what it is"), rows)
-    typer.echo(f"CPU time of one process, {ran_on['machine']}.")
+    say(f"CPU time of one process, {ran_on['machine']}.")

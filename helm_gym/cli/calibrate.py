@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from helm_gym import profile as profiles
-from helm_gym.cli.common import Json, Profile, Progress, Quiet, Tick, check_writable, print_json, print_table
+from helm_gym.cli.common import Json, Profile, Progress, Quiet, Tick, check_writable, print_json, print_table, say
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import CostModel
+from helm_gym.ranges import check_name
 
 CALIBRATION = "real_backend.calibration:calibrate"  # opened by name: helm_gym imports no backend
 
@@ -38,6 +39,7 @@ def calibrate(
     if out is not None and out.suffix not in (".yaml", ".yml"):
         raise InvalidInputError(f"--out {out} must end in .yaml, as profiles do.")
     if out is not None:
+        check_name("--out without its ending, the profile's name,", out.stem)
         check_writable("--out", out)
     with Progress(quiet).stage(f"calibrate {opened.name}") as tick:
         result = fit(opened, seeds, tick)
@@ -60,12 +62,12 @@ def calibrate(
     shipped = dataclasses.asdict(opened.cost)
     rows = [(key, f"{cost[key]:.4g}", f"{shipped[key]:.4g}") for key in cost if key.endswith("_ms")]
     print_table(f"Cost model of {opened.name}", ("coefficient", "this machine", "the profile's"), rows)
-    typer.echo(
+    say(
         f"Held-out error of the mean: {result.held_out_error:+.1%}, {result.samples} micro-batches fitted on "
         f"{result.cost.machine}, {result.cost.date}, measured rung."
     )
     if out is not None:
-        typer.echo(f"Profile written to {out}.")
+        say(f"Profile written to {out}.")
 
 
 def fit(profile: profiles.Profile, seeds: int, tick: Tick | None = None) -> Any:
@@ -84,7 +86,7 @@ def on_this_machine(profile: profiles.Profile, cost: CostModel, name: str) -> pr
     from helm_gym.workload.state import at_rest
 
     def compute_ms(of: CostModel) -> float:
-        free = dataclasses.replace(profile.link, bandwidth_gb_per_s=1e12, latency_ms=0.0)
+        free = dataclasses.replace(profile.link, bandwidth_gb_per_s=1e6, latency_ms=0.0)  # next to nothing
         return float(service_ms(dataclasses.replace(profile, cost=of, link=free), at_rest(profile)[None]).mean())
 
     slower = compute_ms(cost) / compute_ms(profile.cost)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from helm_gym.cli.common import Json, Profile, Progress, Quiet, open_by_name, print_json
+from helm_gym.cli.common import Json, Profile, Progress, Quiet, open_by_name, print_json, say
 from helm_gym.errors import InvalidInputError
 
 COLLECT = "surrogate_backend.collect:collect"  # opened by name: helm_gym imports no backend
@@ -102,7 +102,7 @@ def collect(
                 "seconds": seconds,
             }
         )
-    typer.echo(
+    say(
         f"Log {out}: {there} episode{'s' * (there != 1)} there before, {added} added: {logged:,} intervals in "
         f"{seconds:,.0f} s, {rung} rung."
     )

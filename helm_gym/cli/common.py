@@ -1,4 +1,8 @@
-"""What commands share: strict JSON, tables, progress on stderr, and how seeds are written."""
+"""What commands share: all that they print, options, and how seeds are written.
+
+Names, paths and metadata come from outside. Whatever is printed, as a line, a table, progress or JSON, is made
+``plain`` here, so that none of them can move a terminal's cursor or turn the direction of writing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from helm_gym import files
 from helm_gym.errors import InvalidInputError
+from helm_gym.text import literal, plain
 
 
 class Tick(Protocol):
@@ -50,7 +56,20 @@ def strict(value: Any) -> Any:
 
 
 def to_json(value: Any) -> str:
-    return json.dumps(strict(value), indent=2, allow_nan=False, ensure_ascii=False)
+    """Strict JSON; what is not printable is escaped in it, a byte of a file's name that is no UTF-8 too."""
+    text = json.dumps(strict(value), indent=2, allow_nan=False, ensure_ascii=False)
+    return text if text.replace("\n", "").isprintable() else re.sub(r"[^\n]", _json_character, text)
+
+
+def _json_character(found: re.Match[str]) -> str:
+    character = found[0]
+    return character if character.isprintable() else json.dumps(character)[1:-1]
+
+
+def say(*lines: object) -> None:
+    """Lines on stdout."""
+    for line in lines:
+        typer.echo(plain(str(line)))
 
 
 def print_json(value: Any) -> None:
@@ -59,14 +78,18 @@ def print_json(value: Any) -> None:
 
 def check_writable(option: str, path: pathlib.Path) -> None:
     """Makes the folder; raises InvalidInputError before the work, not behind it, where ``path`` cannot be written."""
+    instead = "give another path"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path.open("a").close()
-        else:  # a file without a name: a kill must not leave an empty one
+        if not path.exists():
+            # Not under its own name, which a kill would leave empty.
             tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise InvalidInputError(f"{option} {path} cannot be written: {error.strerror}; give another path.") from error
+        elif path.is_file():
+            path.open("a").close()
+        else:
+            raise InvalidInputError(f"{option} {path} is there and is no file; {instead}.")
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{option} {path} cannot be written: {files.reason(error)}; {instead}.") from error
 
 
 def console() -> Console:
@@ -76,20 +99,14 @@ def console() -> Console:
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table of texts, the first column emphasised."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table = Table(title=literal(title), title_justify="left", box=None, pad_edge=False, header_style="dim")
     for number, heading in enumerate(headings):
         last = number == len(headings) - 1
-        table.add_column(heading, style="bold" if number == 0 else "", no_wrap=not last, overflow="fold")
+        style = "bold" if number == 0 else ""
+        table.add_column(literal(heading), style=style, no_wrap=not last, overflow="fold")
     for row in rows:
-        table.add_row(*map(_literal, row))
+        table.add_row(*map(literal, row))
     console().print(table)
-
-
-def _literal(text: str) -> str:
-    """Text that rich must not read as markup, such as ``[0, 1]``."""
-    from rich.markup import escape
-
-    return escape(text)
 
 
 class Progress:
@@ -101,7 +118,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(plain(text), file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def stage(self, label: str, unit: str = "") -> Iterator[Tick]:
@@ -117,11 +134,11 @@ class Progress:
             ends = TextColumn("{task.fields[pace]}") if unit else TimeRemainingColumn()
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), ends)
             with Bars(*columns, console=self._console, transient=True) as bars:
-                task = bars.add_task(label, total=None, pace="")
+                task = bars.add_task(literal(label), total=None, pace="")
 
                 def advance(what: str, done: int, total: int, amount: int | None = None) -> None:
                     text = pace.text(done, total, amount)
-                    described = f"{label}: {what}" if what else label
+                    described = literal(f"{label}: {what}" if what else label)
                     bars.update(task, completed=done, total=total, description=described, pace=text)
 
                 yield advance

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from helm_gym.cli.common import Progress, Quiet, check_writable, console, to_json
+from helm_gym import files
+from helm_gym.cli.common import Progress, Quiet, check_writable, console, say, to_json
 
 if TYPE_CHECKING:
     from helm_gym.evaluation.results import Evaluation
@@ -36,7 +37,7 @@ def demo(
       helm-gym demo --out runs/demo
     """
     check_writable("--out", out / "report.html")
-    from helm_gym import evaluation, runs
+    from helm_gym import evaluation
     from helm_gym import profile as profiles
     from helm_gym.cli.calibrate import fit, on_this_machine
     from helm_gym.evaluation.report import Section, write_report
@@ -94,8 +95,8 @@ def demo(
         "change": {"policy": best, "static": static, "measured": change.to_json(), "modelled": predicted},
         "learned": learned,
     }
-    runs.write(out / "results.json", to_json(results) + "\n")
-    typer.echo(f"\n{learned}\n\nReport: {out / 'report.html'}\nFigures: {out / 'results.json'}")
+    files.write(out / "results.json", to_json(results) + "\n")
+    say("", learned, "", f"Report: {out / 'report.html'}", f"Figures: {out / 'results.json'}")
 
 
 def ranked(figures: dict[str, Any], among: Sequence[str]) -> list[str]:

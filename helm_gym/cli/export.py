@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Annotated, Any
 
 import typer
 
-from helm_gym.cli.common import Json, check_writable, open_by_name, print_json
+from helm_gym import files
+from helm_gym.cli.common import Json, check_writable, open_by_name, print_json, say
 from helm_gym.errors import InvalidInputError
+from helm_gym.tasks import TASKS
 
 EXPORT = "agents.export:export"  # opened by name: helm_gym imports no agent
 WRITE_CARD = "agents.export:write_card"
@@ -74,7 +75,7 @@ def export(
         open_by_name(WRITE_CARD)(run, out, judged, facts)
     if as_json:
         return print_json(facts | {"file": str(out)})
-    typer.echo(f"{out}: the graph of {run} differs from it by at most {facts['largest_difference']:.1g}.")
+    say(f"{out}: the graph of {run} differs from it by at most {facts['largest_difference']:.1g}.")
 
 
 def _export_file(
@@ -99,12 +100,9 @@ def _export_file(
 
 
 def _read(path: pathlib.Path) -> Any:
-    try:
-        judged = json.loads(path.read_text(encoding="utf-8"))
-        if not {"task", "rung", "seeds", "machine", "date", "policies"} <= set(judged):
-            raise ValueError("it lacks what an evaluation has")
-    except (OSError, ValueError, TypeError) as error:
-        raise InvalidInputError(
-            f"--scores {path} is no output of `helm-gym evaluate --json` ({error}); give one."
-        ) from error
+    judged = files.read_json(path, "--scores", instead="give what `helm-gym evaluate --json` printed")
+    rows = judged.get("policies") if isinstance(judged, dict) else None
+    named = isinstance(rows, list) and all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows)
+    if not named or not {"rung", "seeds", "machine", "date"} <= set(judged) or judged.get("task") not in [*TASKS]:
+        raise InvalidInputError(f"--scores {path} is no output of `helm-gym evaluate --json`; give one.")
     return judged

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from helm_gym.cli.common import Json, Profile, Progress, Quiet, check_writable, open_by_name, print_json, print_table
+from helm_gym.cli.common import (
+    Json,
+    Profile,
+    Progress,
+    Quiet,
+    check_writable,
+    open_by_name,
+    print_json,
+    print_table,
+    say,
+)
 
 FIND = "surrogate_backend.checkpoint:find"  # opened by name: helm_gym imports no backend
 JUDGE = "surrogate_backend.fidelity:judge"
@@ -52,9 +62,9 @@ def fidelity(
         for name, value in figures["surrogate"].items()
     ]
     print_table("", ("metric", "floor", "surrogate", "unit"), rows)
-    typer.echo(f"{checkpoint} against {log}, {figures['rung']} rung; floor: the backend against itself.")
+    say(f"{checkpoint} against {log}, {figures['rung']} rung; floor: the backend against itself.")
     for name, why in figures["missing"].items():
-        typer.echo(f"{name}: {why}")
+        say(f"{name}: {why}")
 
 
 def _figure(value: float | None) -> str:

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from helm_gym.cli.common import Json, Profile, Progress, Quiet, check_writable, open_by_name, print_json, print_table
+from helm_gym.cli.common import (
+    Json,
+    Profile,
+    Progress,
+    Quiet,
+    check_writable,
+    open_by_name,
+    print_json,
+    print_table,
+    say,
+)
 from helm_gym.locks import alone
 
 FIT = "surrogate_backend.fit:fit"  # opened by name: helm_gym imports no backend
@@ -61,4 +71,4 @@ def fit(
         return print_json(card | {"checkpoint": str(out)})
     rows = [(name, f"{value:.4g}") for name, value in card["held_out"].items()]
     print_table("", ("held out", "value"), rows)
-    typer.echo(f"Checkpoint: {out}")
+    say(f"Checkpoint: {out}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from helm_gym import files
 from helm_gym.cli.bench import bench
 from helm_gym.cli.calibrate import calibrate
 from helm_gym.cli.collect import collect
@@ -21,6 +24,7 @@ from helm_gym.cli.reproduce import reproduce
 from helm_gym.cli.train import train
 from helm_gym.cli.tune import tune
 from helm_gym.errors import HelmError
+from helm_gym.text import sentence
 
 # Command modules import what is heavy (numba, torch, matplotlib) inside their functions, so that --help is instant.
 COMMANDS = (
@@ -41,18 +45,60 @@ COMMANDS = (
 )
 
 
+# Typer brings Click along under a name of its own; this is its class of all mistakes in a command line.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Ends what a user did wrong, or this machine cannot do, with one sentence on stderr and exit code 2."""
+    try:
+        yield
+    except _UsageError as error:
+        raise _UsageError(sentence(error.format_message()), ctx=error.ctx) from error
+    except (HelmError, MemoryError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has seen enough; Typer ends quietly
+            raise
+        typer.echo(f"Error: {sentence(_told(error))}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"This machine has too little memory ({files.reason(error) or 'out of memory'}); ask for less at a time."
+    if isinstance(error, OSError):
+        where = f"{error.filename} cannot be used" if error.filename is not None else "This machine fails"
+        return f"{where}: {files.reason(error)}; mend that, and run the command again."
+    return str(error)
+
+
+class Command(TyperCommand):
+    """Refuses empty values, of all options and arguments: `--out ""` is a variable of a script that is not set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for param in cast(list[Any], self.get_params(ctx)):  # of a class that Typer keeps to itself
+            values = given.get(param.name)
+            for value in values if isinstance(values, list | tuple) else (values,):
+                if isinstance(value, str) and not value.strip():
+                    raise typer.BadParameter("it is empty; give a value, or leave it out.", ctx=ctx, param=param)
+        return super().parse_args(ctx, args)
+
+
 class Commands(TyperGroup):
-    """Ends a mistake of the user's with one sentence on stderr. Ctrl-C is Typer's own: quiet, exit code 130."""
+    """All commands. Ctrl-C is Typer's own: quiet, exit code 130."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [command.__name__ for command in COMMANDS]
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        # Without arguments the help is printed, by way of an error.
+        with one_sentence() if args else contextlib.nullcontext():
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with one_sentence():
             return super().invoke(ctx)
-        except HelmError as error:
-            typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(2) from error
 
 
 def _version(asked: bool) -> None:
@@ -87,11 +133,13 @@ def _root(
 
 for _command in COMMANDS:
     # Given whole: Typer's own short help ends in the middle of a sentence.
-    app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
+    app.command(cls=Command, short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
 
 
 def run() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no letter for a dash gets its number
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # they are text files here
     try:
         app()
     except KeyboardInterrupt:  # outside of a command: while Python still loads modules, say

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from helm_gym import profile as profiles
-from helm_gym.cli.common import Json, Profile, Progress, Quiet, check_writable, print_json, to_json
+from helm_gym.cli.common import Json, Profile, Progress, Quiet, check_writable, print_json, say, to_json
 from helm_gym.errors import UnknownNameError
 from helm_gym.locks import alone
 
@@ -55,5 +55,5 @@ def reproduce(
         paths = paper.save(made, figure, folder, to_json)
     if as_json:
         return print_json(made.figures)
-    typer.echo(made.markdown)
-    typer.echo(f"Written: {', '.join(map(str, paths))}")
+    say(*made.markdown.split("\n"))
+    say(f"Written: {', '.join(map(str, paths))}")

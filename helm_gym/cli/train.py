@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from helm_gym.cli.common import Json, Progress, Quiet, check_writable, parse_overrides, print_json, print_table
+from helm_gym.cli.common import Json, Progress, Quiet, check_writable, parse_overrides, print_json, print_table, say
 from helm_gym.errors import InvalidInputError
 
 
@@ -79,4 +79,4 @@ def train(
     facts = {name: value for name, value in run.facts.items() if isinstance(value, int | float)}
     facts |= run.facts.get("validation", {})
     said = ", ".join(f"{name} {value:.7g}" for name, value in facts.items())
-    typer.echo(f"Run {out}{said and f': {said}'}.")
+    say(f"Run {out}{said and f': {said}'}.")

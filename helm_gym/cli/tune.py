@@ -17,6 +17,7 @@ from helm_gym.cli.common import (
     parse_overrides,
     print_json,
     print_table,
+    say,
 )
 
 TUNE = "agents.tuning.result:tune"  # opened by name: helm_gym imports no agent
@@ -63,8 +64,11 @@ def tune(
       optuna-dashboard sqlite:///runs/pid/study.db
     """
     from helm_gym import profile as profiles
+    from helm_gym.ranges import check_name
     from helm_gym.tasks import find_task
 
+    if study is not None:
+        check_name("--study", study)
     where = find_task(task)
     opened = profiles.load(profile or where.profile)
     plan = open_by_name(PLAN)(
@@ -115,7 +119,7 @@ def show(figures: dict[str, Any], out: pathlib.Path) -> None:
         rows,
     )
     named = "the settings that it began with" if best["trial"] is None else f"trial {best['trial']}"
-    typer.echo(f"Run {out}: {named}; `helm-gym evaluate {out}` judges it.")
+    say(f"Run {out}: {named}; `helm-gym evaluate {out}` judges it.")
 
 
 def _number(value: Any) -> str:

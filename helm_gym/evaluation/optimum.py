@@ -6,9 +6,11 @@ Only the modelled rung can do that: there a seed fixes the requests whatever the
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +20,7 @@ from helm_gym.backend import open_backend
 from helm_gym.control_loop import start_warm
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.results import Optimum
+from helm_gym.machine_memory import available_bytes
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
 from helm_gym.workload.state import WorkloadPath
@@ -68,8 +71,8 @@ def offline_optimum(
         seeds: one a lane; with the path they fix every request.
         grid: (A,) evenly spaced alphas; those out of the profile's bounds are left out.
         advance: told how many more intervals of how many lanes are done, as their product.
-        threads: replays at a time; as many as there are cores, and at most four, where not given. The result does not
-            depend on it.
+        threads: replays at a time; as many as there are cores and memory for, and at most four, where not given. The
+            result does not depend on it.
 
     Raises:
         InvalidInputError: fewer than three alphas within the profile's bounds, or not evenly spaced.
@@ -82,34 +85,49 @@ def offline_optimum(
         )
     blocks = [slice(first, first + MAX_LANES) for first in range(0, len(seeds), MAX_LANES)]
     cost = np.empty((len(alphas), len(seeds), path.intervals))
+    stopped = threading.Event()
 
     def replay(job: tuple[int, slice]) -> int:
         number, lanes = job
         part = cost[number, lanes]
-        part[:] = _replay(task, profile, cut_path(path, lanes), seeds[lanes], alphas[number])
+        part[:] = _replay(task, profile, cut_path(path, lanes), seeds[lanes], alphas[number], stopped)
         return part.size
 
     jobs = [(number, lanes) for lanes in blocks for number in range(len(alphas))]
     # Kernels run without the interpreter lock, and a replay shares nothing with another.
-    with concurrent.futures.ThreadPoolExecutor(threads or min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for size in pool.map(replay, jobs):
-            if advance is not None:
-                advance(size)
+    with concurrent.futures.ThreadPoolExecutor(threads or _threads(profile, min(MAX_LANES, len(seeds)))) as pool:
+        try:
+            for size in pool.map(replay, jobs):
+                if advance is not None:
+                    advance(size)
+        except BaseException:  # Ctrl-C, say: the replays under way would be waited for
+            stopped.set()
+            raise
     expected = expected_cost(cost, path)
     star = np.clip(argmin(alphas, expected), profile.pool.min_alpha, profile.pool.max_alpha)
     return Optimum(grid=alphas, cost_ms=cost, expected_ms=expected, alpha_star=star)
 
 
+def _threads(profile: Profile, lanes: int) -> int:
+    with contextlib.closing(open_backend("modelled", profile, lanes)) as backend:
+        fit = int(available_bytes() / max(1, backend.spec.memory_bytes))
+    return max(1, min(_MAX_THREADS, os.cpu_count() or 1, fit))
+
+
 def _replay(
-    task: Task, profile: Profile, path: WorkloadPath, seeds: Sequence[int], alpha: float
+    task: Task, profile: Profile, path: WorkloadPath, seeds: Sequence[int], alpha: float, stopped: threading.Event
 ) -> NDArray[np.float64]:
-    """Mean service time of each interval at ``alpha``, (lanes, T) in ms."""
+    """Mean service time of each interval at ``alpha``, (lanes, T) in ms; NaN of those that come after ``stopped``."""
     backend = open_backend("modelled", profile, lanes=len(seeds))
     target = np.full((len(seeds), 1), alpha)
     start_warm(backend, task, path, seeds, target)
-    steps = [backend.step(target, path.at(t))["interval_service_ms"][:, 0] for t in range(path.intervals)]
+    service_ms = np.full((len(seeds), path.intervals), np.nan)
+    for t in range(path.intervals):
+        if stopped.is_set():
+            break
+        service_ms[:, t] = backend.step(target, path.at(t))["interval_service_ms"][:, 0]
     backend.close()
-    return np.stack(steps, axis=1)
+    return service_ms
 
 
 def expected_cost(cost_ms: NDArray[np.float64], path: WorkloadPath) -> NDArray[np.float64]:

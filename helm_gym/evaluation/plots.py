@@ -7,6 +7,7 @@ import html
 import io
 import itertools
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from helm_gym.evaluation.results import Episodes, Evaluation
+from helm_gym.text import plain
 from helm_gym.workload.state import WorkloadPath
 
 # Okabe and Ito's palette, safe for colour-blind readers. A policy keeps its colour in every report.
@@ -68,6 +70,7 @@ RC: Any = {  # matplotlib types its keys one by one
     "lines.linewidth": 1.6,
     "legend.frameon": False,
 }
+_OF_NAMES = {**RC, "text.parse_math": False}  # a policy's name may have a $ in it
 _ROLLING_REQUESTS = 200
 WIDTH = 10.4
 
@@ -114,7 +117,8 @@ def settings(path: WorkloadPath) -> dict[str, NDArray[np.bool_]]:
 
 def svg(figure: Figure, alt: str, prefix: str) -> str:
     """The figure as an ``<svg>`` element for a page: labelled, ids made its own, nothing fixed in size."""
-    with rc_context(RC), io.StringIO() as out:
+    with rc_context(RC), io.StringIO() as out, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # of the size of a name; browsers have them
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         text = out.getvalue()
     text = text[text.index("<svg") :]
@@ -178,7 +182,7 @@ def _shade(ax: Axes, path: WorkloadPath, lane: int, label: bool) -> None:
 
 
 def _line(name: str, among: Sequence[str]) -> dict[str, Any]:
-    style: dict[str, Any] = {"color": colour(name, among), "label": name, "zorder": 3}
+    style: dict[str, Any] = {"color": colour(name, among), "label": plain(name), "zorder": 3}
     if is_static(name):
         return style | {"linestyle": (0, (5, 2)), "linewidth": 1.3, "zorder": 2}
     if is_oracle(name):
@@ -194,7 +198,7 @@ def legend(figure: Figure, ax: Axes) -> None:
 def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
     """One lane: alpha of a few policies, against alpha* where there is one, and below it their P99."""
     names, episodes, path = shown_in_detail(evaluation), all_episodes(evaluation), evaluation.path
-    with rc_context(RC):
+    with rc_context(_OF_NAMES):
         figure = Figure((WIDTH, 6.4), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True)
         if evaluation.optimum is not None:
@@ -236,7 +240,7 @@ def episode(evaluation: Evaluation, prefix: str, lane: int = 0) -> Picture:
 
 def against_alpha(evaluation: Evaluation, prefix: str) -> Picture:
     """What a split costs: expected service by setting (always by replay), and the sojourn of static splits."""
-    with rc_context(RC):
+    with rc_context(_OF_NAMES):
         figure = Figure((WIDTH, 4.1), layout="constrained")
         left, right = figure.subplots(1, 2)
         stars = cost_by_setting(left, evaluation, normalise=False)
@@ -310,12 +314,12 @@ def _static_latency(ax: Axes, evaluation: Evaluation) -> None:
 def bars(figures: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], prefix: str) -> Picture:
     """Bars with intervals, one panel a figure: (label, [{name, value, low, high}, ...])."""
     names = [str(row["name"]) for row in figures[0][1]]
-    with rc_context(RC):
+    with rc_context(_OF_NAMES):
         figure = Figure((WIDTH, 1.3 + 0.36 * len(names)), layout="constrained")
         axes = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
         for ax, (label, rows) in zip(axes, figures, strict=True):
             _bar_panel(ax, label, rows, names)
-        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_yticks(range(len(names)), list(map(plain, names)))
         axes[0].invert_yaxis()
     alt = "Bars with intervals. " + " ".join(
         f"{label}: " + ", ".join(f"{r['name']} {r['value']:.3g}" for r in rows if np.isfinite(r["value"])) + "."

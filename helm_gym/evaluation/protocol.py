@@ -19,7 +19,8 @@ from helm_gym.evaluation.gains import best_static, split_of, static_name
 from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.evaluation.optimum import GRID, MAX_LANES, cut_optimum, cut_path, offline_optimum
 from helm_gym.evaluation.recording import Recording, Watched, join
-from helm_gym.evaluation.results import Episodes, Evaluation, Optimum
+from helm_gym.evaluation.results import Episodes, Evaluation, Optimum, bytes_kept
+from helm_gym.machine_memory import require
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant, open_entrant, play
 from helm_gym.policy import Oracle, Policy, Truth
@@ -81,6 +82,13 @@ def evaluate(
     _check_distinct("policy", [entrant.name for entrant in entrants], least=0)
     _check_routed(entrants, cluster)
     intervals = task.settle + task.horizon
+    nodes = 1 if cluster is None else cluster.size
+    served = len(entrants) + (len(ALPHA_GRID) + 2) * references
+    require(
+        len(chosen) * intervals * (served * bytes_kept(profile.interval.requests, nodes) + 16 * len(GRID)),
+        f"An evaluation of {served} policies on {len(chosen):,} seeds, {intervals:,} intervals each,",
+        "give fewer seeds or a shorter horizon",
+    )
     path = path or draw_path(task, profile, chosen, intervals, trace, cluster)
     clairvoyant = clairvoyant or any(entrant.name == "clairvoyant" for entrant in entrants)
     scaled = references and cluster is None

@@ -13,11 +13,12 @@ import pathlib
 import string
 from collections.abc import Mapping, Sequence
 
-from helm_gym import runs
+from helm_gym import files
 from helm_gym.evaluation import plots
 from helm_gym.evaluation.metrics import METRICS, NO_VALUE, Metric, Row
 from helm_gym.evaluation.results import Evaluation
 from helm_gym.evaluation.summary import columns
+from helm_gym.text import plain
 
 _PAGE = pathlib.Path(__file__).with_name("report.html")
 _BARS = ("p99_ms", "kv_hit_rate", "gain_captured", "gain_captured_p99")  # columns that are drawn, too
@@ -130,7 +131,7 @@ def save(path: pathlib.Path, text: str) -> None:
     Raises:
         InvalidInputError: the path cannot be written.
     """
-    runs.write(path, text)
+    files.write(path, "\n".join(map(plain, text.split("\n"))))
 
 
 def render(sections: Sequence[Section], title: str = "", lead: str = "") -> str:

@@ -107,6 +107,11 @@ class Episodes:
         return sojourn[np.isfinite(sojourn)]
 
 
+def bytes_kept(requests: int, nodes: int) -> int:
+    """Memory of an interval of ``Episodes`` in which each of ``nodes`` answers so many requests."""
+    return nodes * (4 * requests + 8 * (len(NODE_FIELDS) + 2)) + 8 * len(TRAFFIC)
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """Policies on one task, one rung, the same seeds: on a node each, or in a cluster behind a router.

@@ -13,6 +13,7 @@ from helm_gym.evaluation.metrics import Row
 from helm_gym.evaluation.report import Section, best_names, label, table_rows, write_report
 from helm_gym.evaluation.results import Evaluation
 from helm_gym.evaluation.summary import to_json
+from helm_gym.text import literal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,9 +90,9 @@ class Scores:
         caption = "\n".join((caption, *section.notes))
         where = evaluation.profile if cluster is None else f"{cluster.size} nodes of {evaluation.profile}"
         table = Table(
-            title=f"{evaluation.task.name} on {where}",
+            title=literal(f"{evaluation.task.name} on {where}"),
             title_justify="left",
-            caption=escape(caption),
+            caption=literal(caption),
             caption_justify="left",
             box=None,
             header_style="dim",
@@ -102,7 +103,7 @@ class Scores:
             table.add_column(heading, justify="right", no_wrap=True)
         for row, reference in table_rows(self.figures):
             name = str(row["name"])
-            cells = [escape(label(name, self.figures))]
+            cells = [literal(label(name, self.figures))]
             for column in section.columns:
                 text = escape(form(column.text(row)))
                 cells.append(f"[bold]{text}[/]" if name in best.get(column.key, ()) else text)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from helm_gym import runs
+from helm_gym import files
 from helm_gym.errors import UnknownNameError
 from helm_gym.profile import Profile
 
@@ -85,6 +85,6 @@ def save(made: Reproduction, name: str, folder: pathlib.Path, to_json: Callable[
     contents |= {"md": made.markdown, "json": to_json(made.figures) + "\n"}
     paths = {ending: folder / f"{name}.{ending}" for ending in contents}
     for ending, content in contents.items():
-        runs.write(paths[ending], content)
+        files.write(paths[ending], content)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
     return list(paths.values())

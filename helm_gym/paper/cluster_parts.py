@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym import runs
+from helm_gym import files
 from helm_gym.cluster import Cluster
+from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation import protocol
 from helm_gym.evaluation.gains import over_seeds
 from helm_gym.evaluation.machine import describe_machine, versions
@@ -60,14 +61,14 @@ class ClusterParts:
         text = json.dumps(key, sort_keys=True)
         path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            there = {}
-        if there.get("key") != json.loads(text):
+            there = files.read_json(path, "Part")
+        except InvalidInputError:
+            there = None
+        if not isinstance(there, dict) or there.get("key") != json.loads(text):
             opened = [open_entrant(pair, self.layout, in_cluster=True)]
             run = protocol.evaluate(task, opened, profile=self.profile, seeds=seeds, progress=tick, cluster=cluster)
             there = {"key": key, "by_seed": {name: x.tolist() for name, x in by_seed(run, run.policies[0]).items()}}
-            runs.write(path, json.dumps(there))
+            files.write(path, json.dumps(there))
         return {name: np.array(values, np.float64) for name, values in there["by_seed"].items()}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym import runs
+from helm_gym import files, runs
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.evaluation import protocol
 from helm_gym.evaluation.optimum import GRID, offline_optimum
@@ -47,7 +47,7 @@ class Parts:
         if there is None:
             run = self.evaluate(task, [policy], tick)
             there = {"by_seed": {metric: x.tolist() for metric, x in by_seed(run, run.policies[0]).items()}}
-            runs.write(path, json.dumps(self._key() | there))
+            files.write(path, json.dumps(self._key() | there))
         return {metric: np.array(values, np.float64) for metric, values in there["by_seed"].items()}
 
     def evaluate(self, task: Task, policies: Sequence[Policy], tick: Tick, references: bool = False) -> Evaluation:
@@ -91,10 +91,11 @@ class Parts:
 
     def _read(self, path: pathlib.Path) -> dict[str, Any] | None:
         try:
-            there: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            there = files.read_json(path, "Part")
+        except InvalidInputError:
             return None
-        return there if {name: there.get(name) for name in self._key()} == self._key() else None
+        ours = isinstance(there, dict) and {name: there.get(name) for name in self._key()} == self._key()
+        return there if ours else None
 
 
 def open_if_there(name: str, layout: ObservationLayout) -> Policy | None:

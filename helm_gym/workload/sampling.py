@@ -11,18 +11,20 @@ interests, each with a popularity of its own: the same Zipf, moved on among the 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.compiled import kernel
+from helm_gym.machine_memory import bytes_a_unit
 from helm_gym.profile import Profile
 from helm_gym.workload.state import INDEX
 
 EXPONENTS = np.linspace(0.4, 1.4, 21)
 QUANTILES = 1 << 14
 MAX_HOT_USERS = 512
+_TABLE_BYTES = 36  # an item, while ``make_traffic`` makes its tables (measured)
 
 _HOT_SHARE, _HOT_USERS, _MEAN_HISTORY = INDEX["hot_share"], INDEX["hot_users"], INDEX["mean_history"]
 _ZIPF, _DRIFT, _TURNOVER, _NEW = INDEX["item_zipf"], INDEX["item_drift"], INDEX["turnover"], INDEX["new_share"]
@@ -85,18 +87,11 @@ def make_traffic(
     interest_share: float = 0.0,
 ) -> Traffic:
     """Draws each unit's users under its parameters ``values`` (units, parameters), seeded by ``seeds`` (units,)."""
-    units, p = len(seeds), profile.population
+    p = profile.population
     states = [np.random.SeedSequence([int(s), 0x48454C4D]).generate_state(4, np.uint64) for s in seeds]
     traffic = Traffic(
         rng=np.stack(states).astype(np.uint64),
-        items=np.zeros((units, p.users, profile.model.max_history), np.int32),
-        length=np.zeros((units, p.users), np.int32),
-        version=np.zeros((units, p.users), np.int32),
-        last_used=np.full((units, p.users), -1, np.int32),
-        hot=np.zeros((units, nodes * MAX_HOT_USERS), np.int32),
-        hot_count=np.zeros((units, 1), np.int32),
-        interval=np.zeros((units, 1), np.int32),
-        drift=np.zeros((units, 1)),
+        **_make_users(profile, len(seeds), nodes),
         permutation=np.random.default_rng(profile.model.seed).permutation(p.items).astype(np.int32),
         zipf=_zipf_tables(p.items),
         log_sigma=np.array([p.log_sigma]),
@@ -106,6 +101,26 @@ def make_traffic(
     )
     _populate(traffic, values)
     return traffic
+
+
+def _make_users(profile: Profile, units: int, nodes: int) -> dict[str, NDArray[Any]]:
+    """The arrays of ``Traffic`` that lead with the unit, but for the random numbers, before anything is drawn."""
+    users = profile.population.users
+    return {
+        "items": np.zeros((units, users, profile.model.max_history), np.int32),
+        "length": np.zeros((units, users), np.int32),
+        "version": np.zeros((units, users), np.int32),
+        "last_used": np.full((units, users), -1, np.int32),
+        "hot": np.zeros((units, nodes * MAX_HOT_USERS), np.int32),
+        "hot_count": np.zeros((units, 1), np.int32),
+        "interval": np.zeros((units, 1), np.int32),
+        "drift": np.zeros((units, 1)),
+    }
+
+
+def traffic_bytes(profile: Profile, units: int, nodes: int = 1) -> int:
+    """Memory of ``make_traffic``, what it takes on its way included."""
+    return units * bytes_a_unit(_make_users(profile, 0, nodes).values()) + _TABLE_BYTES * profile.population.items
 
 
 def make_requests(profile: Profile, units: int, nodes: int = 1) -> Requests:

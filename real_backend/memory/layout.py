@@ -6,6 +6,7 @@ rows that found no slot. An embedding slot is ``page * rows_per_page + offset``.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -174,7 +175,8 @@ def make_memory(profile: Profile, emb_pages: NDArray[np.int64], pages_of: NDArra
     """
     units = len(emb_pages)
     own = np.full(units, profile.pool.pages) if pages_of is None else pages_of
-    pages, rows, items = int(own.max()), profile.rows_per_page, profile.population.items
+    pages = int(own.max()) if units else profile.pool.pages
+    rows, items = profile.rows_per_page, profile.population.items
     users = profile.population.users
     slots, sims = pages * rows, len(SIM_ALPHAS)
     staging = profile.max_batch * (profile.model.max_history + profile.model.max_candidates)
@@ -245,33 +247,38 @@ def clear(memory: Memory, u: int, emb: int, pages: int, rows_per_page: int) -> N
     memory.sim_user[u, users, :, NEWER] = memory.sim_user[u, users, :, OLDER] = users
 
 
-def make_plan(profile: Profile) -> Plan:
+def _plan_shapes(profile: Profile) -> dict[str, tuple[int, ...]]:
     """Room for the largest micro-batch, the largest move before it, and the refills after it."""
     batch, rows = profile.max_batch, profile.rows_per_page
     tokens = batch * (profile.model.max_history + profile.model.max_candidates)
     moves = profile.pool.page_moves_per_interval * rows
     offloads = profile.pool.page_moves_per_interval + batch * profile.pages_per_user
     refills = max(1, profile.pool.shadow_pages * rows)
+    return {
+        "slots": (tokens,),
+        "cached": (batch,),
+        "stored": (batch,),
+        "fill_row": (tokens,),
+        "fill_slot": (tokens,),
+        "move_from": (moves,),
+        "move_to": (moves,),
+        "move_row": (moves,),
+        "offload_place": (offloads,),
+        "offload_pages": (offloads, profile.pages_per_user),
+        "upload_place": (batch,),
+        "refill_row": (refills,),
+        "refill_slot": (refills,),
+    }
 
-    def room(*shape: int) -> NDArray[np.int32]:
-        return np.full(shape, -1, np.int32)
 
-    return Plan(
-        np.zeros(PLAN_COUNTS, np.int64),
-        room(tokens),
-        room(batch),
-        room(batch),
-        room(tokens),
-        room(tokens),
-        room(moves),
-        room(moves),
-        room(moves),
-        room(offloads),
-        room(offloads, profile.pages_per_user),
-        room(batch),
-        room(refills),
-        room(refills),
-    )
+def make_plan(profile: Profile) -> Plan:
+    rooms = {name: np.full(shape, -1, np.int32) for name, shape in _plan_shapes(profile).items()}
+    return Plan(counts=np.zeros(PLAN_COUNTS, np.int64), **rooms)
+
+
+def plan_bytes(profile: Profile) -> int:
+    """Memory of ``make_plan``."""
+    return sum(math.prod(shape) * np.dtype(np.int32).itemsize for shape in _plan_shapes(profile).values())
 
 
 @kernel

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from agents.tuning import result, search, storage, study
 from agents.tuning.storage import StorageError, open_storage
-from helm_gym import runs
+from helm_gym import files, runs
 from helm_gym.errors import HelmError, InvalidInputError
 from tests import postgres
 from tests.agents.tunings import Bowl, make_plan, search_bowl_with, trials_of, tried
@@ -197,7 +197,7 @@ def test_a_full_disk_is_no_bad_trial(tmp_path: pathlib.Path, monkeypatch: pytest
 
     def full(self: Bowl, policy: Any, seeds: Any) -> NDArray[np.float64]:
         if len(self.served) == 3:
-            runs.write(pathlib.Path("/dev/full/x"), "")
+            files.write(pathlib.Path("/dev/full/x"), "")
         return serve(self, policy, seeds)
 
     monkeypatch.setattr(bowl, "relative_costs", full)

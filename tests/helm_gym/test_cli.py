@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
+import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
+import agents
 from helm_gym import profile as profiles
 from helm_gym.cli import common
 from helm_gym.cli.common import Progress, parse_seeds, to_json
@@ -22,6 +28,7 @@ from helm_gym.cli.main import COMMANDS, app
 from helm_gym.errors import InvalidInputError
 from helm_gym.paper import FIGURES
 from helm_gym.profile import Interval
+from helm_gym.text import plain
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:50.99,{},109\n"
 
@@ -111,6 +118,122 @@ def test_mistake_ends_with_one_sentence_and_exit_code_2(arguments: tuple[str, ..
     *_, last = result.stderr.strip().splitlines()
     assert last.startswith("Error: ") and sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+GIVEN_TEXT = [
+    (name, param)
+    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]  # it is a group
+    for param in command.params
+    if not getattr(param, "is_flag", False)
+]
+BEFORE = {("fidelity", "log"): ("checkpoint",)}  # arguments that come before an argument
+
+
+@pytest.mark.parametrize(("name", "param"), GIVEN_TEXT, ids=lambda value: getattr(value, "name", value))
+def test_an_empty_value_is_an_error_of_every_option_and_argument(name: str, param: Any) -> None:
+    for empty in ("", "  "):
+        option = param.opts[:1] if param.param_type_name == "option" else BEFORE.get((name, param.name), ())
+        result = helm(name, *option, empty)
+        assert result.exit_code == 2 and result.stdout == ""
+        assert f"Error: Invalid value for {param.get_error_hint()}: it is empty" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (evaluate("pid", horizon="9" * 20), "horizon must be 1 to 100,000, not 99999999999999999999."),
+        (evaluate("oracle-late:1e300"), "oracle-late:1e+300 never learns of a regime; give at most 100,000."),
+        (evaluate("x" * 10_000), "xxx"),
+        (evaluate("x" * 10_000 + ".onnx"), "File name too long"),
+        (evaluate("runs/" + "x" * 10_000), "is no folder or file"),
+        (evaluate("pid", profile="x" * 10_000 + ".yaml"), "File name too long"),
+        (evaluate("pid", task="x" * 10_000), "known: burst-v0"),
+        (evaluate("pid", html="x" * 10_000), "File name too long"),
+        (evaluate("pid", html="/dev/full"), "--html /dev/full is there and is no file"),
+        (evaluate("pid+joint", cluster="²"), "'²' is neither a number of nodes nor a YAML file"),
+        (evaluate("pid+joint", cluster="9" * 5000), "is neither a number of nodes"),
+        (evaluate("pid+joint", cluster="0"), "count must be 1 to 1,024, not 0"),
+        (evaluate("pid", seeds="٣"), "--seeds '٣' cannot be read"),
+        (evaluate("pid", seeds="9" * 5000), "cannot be read"),
+        (evaluate("pid", task="trace-v0", trace="."), "."),
+        (("train", "pid", "--out", "x", "--steps", "9" * 30), "A training takes 1 to 1,000,000,000,000 steps"),
+        (("train", "ppo", "--out", "x", "--set", "hidden=1e9"), "hidden must be 1 to 4,096, not 1000000000"),
+        (("train", "pid", "--out", "x", "--set", "kp=1e308"), "kp must be -1,000,000,000 to 1,000,000,000"),
+        (("fidelity", "x" * 10_000, "log"), "Unknown checkpoint 'xxx"),
+        (("calibrate", "--out", "\x1b[31m.yaml"), "must be a name"),
+        (("tune", "pid", "--out", "x", "--study", "../x"), "--study must be a name"),
+        (("x" * 10_000,), "No such command"),
+        (("--" + "x" * 10_000,), "No such option"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else value[0][:9],
+)
+def test_values_beyond_what_can_be_end_with_one_short_sentence(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = helm(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    *_, last = result.stderr.strip().splitlines()
+    assert last.startswith("Error: ") and sentence in last
+    assert len(last) <= len("Error: ") + 500 and "Traceback" not in result.stderr
+
+
+ODD = ("\x1b[31mred", "\u202etxt", "two\nlines", "[/red]", "$\\frac{$", os.fsdecode(b"\xff"))
+
+
+def test_names_from_outside_reach_no_terminal_as_they_are(tmp_path: pathlib.Path) -> None:
+    shipped, page = pathlib.Path(agents.__file__).parent / "shipped" / "pid" / "cpu-small", tmp_path / f"{ODD[0]}.html"
+    runs = [shutil.copytree(shipped, tmp_path / name) for name in ODD]
+    small = evaluate(*map(str, runs), seeds="1", horizon="1", html=page)
+    table, figures = helm(*small), helm(*small, "--json")
+    assert (table.exit_code, figures.exit_code) == (0, 0)
+    for text in (table.stdout, table.stderr, figures.stdout, page.read_text(encoding="utf-8")):
+        assert text.replace("\n", "").isprintable()
+    assert all(plain(name) in table.stdout for name in ODD)
+    assert [row["name"] for row in strict_json(figures.stdout)["policies"]] == list(map(str, runs))
+    for name in ODD:
+        refused = helm(*evaluate(str(tmp_path / f"{name}.onnx")))
+        assert refused.exit_code == 2 and refused.stderr.replace("\n", "").isprintable()
+        assert plain(" ".join(name.split())) in refused.stderr
+
+
+def test_a_profiles_texts_reach_no_terminal_as_they_are(tmp_path: pathlib.Path) -> None:
+    text = (profiles.PROFILES / "cpu-small.yaml").read_text().replace("cpu-small", '"\\e[31m"')
+    (tmp_path / "x.yaml").write_text(text)
+    result = helm(*evaluate("pid", profile=tmp_path / "x.yaml"))
+    assert result.exit_code == 2 and r"\x1b[31m" in result.stderr and "\x1b" not in result.stderr
+
+
+def test_progress_is_plain_and_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Progress().stage("a \x1b[31m[/red]") as tick:
+        tick("\u202e", 1, 2)
+    Progress().say("b \x1b[0m")
+    assert capsys.readouterr().err == "a \\x1b[31m[/red] ...\nb \\x1b[0m\n"
+    terminal = Progress()
+    terminal._console = Console(file=io.StringIO(), force_terminal=True, no_color=True)
+    with terminal.stage("a \x1b]0;[/red]") as tick:
+        tick("[/bold]\u202e", 1, 2)
+    assert "\x1b]0;" not in terminal._console.file.getvalue() and "\u202e" not in terminal._console.file.getvalue()
+
+
+def test_commands_print_through_the_one_border() -> None:
+    for path in pathlib.Path(common.__file__).parent.glob("*.py"):
+        if path.name not in ("common.py", "main.py"):
+            assert not re.search(r"(typer\.echo|(?<!\.)\bprint|sys\.std\w+\.write)\(", path.read_text()), path
+
+
+def test_what_the_machine_cannot_do_ends_with_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, sentence in (
+        (MemoryError("Unable to allocate 9 TiB"), "too little memory (Unable to allocate 9 TiB); ask for less"),
+        (OSError(28, "No space left on device", "/x\x1b"), r"/x\x1b cannot be used: No space left on device"),
+    ):
+
+        def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(profiles, "load", fail)
+        result = helm("evaluate", "pid", "--task", "burst-v0")
+        assert result.exit_code == 2 and sentence in result.stderr and "Traceback" not in result.stderr
 
 
 def test_malformed_trace_is_named_by_file_and_line(tmp_path: pathlib.Path) -> None:

@@ -239,7 +239,7 @@ def test_actions_that_cannot_be_used_change_nothing(actions: Any, message: str) 
     [
         ({"reward": "teams"}, UnknownNameError, "Unknown reward 'teams'; did you mean 'team'"),
         ({"task": "trace-v0"}, InvalidInputError, "has no recording; give one with trace=PATH"),
-        ({"cluster": 0}, InvalidInputError, "1 to 1024 nodes"),
+        ({"cluster": 0}, InvalidInputError, "1 to 1,024"),
         ({"cluster": -3}, InvalidInputError, "neither a number of nodes nor a YAML file"),
         ({"cluster": "nowhere.yaml"}, InvalidInputError, "nowhere.yaml cannot be read"),
         ({"backend": "modeled"}, UnknownNameError, "did you mean 'modelled'"),

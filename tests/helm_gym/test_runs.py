@@ -83,12 +83,7 @@ def test_a_run_opens_as_its_best_policy(tmp_path: pathlib.Path) -> None:
 
 
 def test_an_interrupted_training_goes_on_from_its_newest_checkpoint(tmp_path: pathlib.Path) -> None:
-    def interrupt(done: int, total: int, words: str) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        training.train("constant", TASK, PROFILE, tmp_path / "x", 0, progress=interrupt)
+    interrupted(tmp_path / "x")
     assert runs.read_run(tmp_path / "x").status == "training"
     newest = tmp_path / "x" / runs.CHECKPOINTS / f"{2:012d}.safetensors"
     newest.write_bytes(newest.read_bytes()[:-2])  # a disk that was full
@@ -126,6 +121,102 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: pathlib.Path) 
     with pytest.raises(InvalidInputError, match="other things in it"):
         train(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {},
+        {".lock": b""},
+        {".run.json.tmp": b'{"form'},
+        {".lock": b"", ".profile.yaml.tmp": b"name: cpu", "profile.yaml": None},
+        {".lock": b"", "profile.yaml": None, ".run.json.tmp": b""},
+    ],
+    ids=lambda left: "+".join(left),
+)
+def test_what_a_kill_leaves_of_a_beginning_is_begun_again(tmp_path: pathlib.Path, left: dict[str, bytes]) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name, content in left.items():
+        if content is None:
+            profiles.save(PROFILE, folder / name)
+        else:
+            (folder / name).write_bytes(content)
+    assert train(folder).status == "done"
+    open_on(folder)
+    assert profiles.load(folder / runs.PROFILE).fingerprint == PROFILE.fingerprint
+    assert not list(folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"name: cpu-sm", b"\xff", (profiles.PROFILES / "h200.yaml").read_bytes()]
+)
+def test_a_lost_or_half_written_profile_is_written_again(tmp_path: pathlib.Path, content: bytes | None) -> None:
+    interrupted(tmp_path / "x")
+    path = tmp_path / "x" / runs.PROFILE
+    path.unlink() if content is None else path.write_bytes(content)
+    train(tmp_path / "x")
+    assert profiles.load(path) == dataclasses.replace(PROFILE, cost=profiles.load(path).cost)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 8, 100])
+def test_a_half_written_checkpoint_is_passed_over(tmp_path: pathlib.Path, kept: int) -> None:
+    interrupted(tmp_path / "x")
+    checkpoints = sorted((tmp_path / "x" / runs.CHECKPOINTS).iterdir())
+    for path in checkpoints:
+        path.write_bytes(path.read_bytes()[:kept])
+    (checkpoints[0].parent / "best.safetensors").write_bytes(b"")
+    (checkpoints[0].parent / ".000000000009.safetensors.tmp").write_bytes(b"half")
+    assert train(tmp_path / "x").facts == {"rounds": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (runs.RUN, b"", "run.json is not JSON"),
+        (runs.RUN, b"[" * 100_000, "nested more than 64 deep"),
+        (runs.RUN, b'{"format": 1}', "does not say its layout_version"),
+        (runs.RUN, b"\xff", "no text in UTF-8"),
+        (runs.POLICY, b"", "policy.safetensors cannot be read"),
+        (runs.POLICY, b"12345678{", "policy.safetensors cannot be read"),
+    ],
+)
+def test_what_cannot_be_mended_is_named(tmp_path: pathlib.Path, name: str, content: bytes, sentence: str) -> None:
+    interrupted(tmp_path / "x")
+    (tmp_path / "x" / name).write_bytes(content)
+    with pytest.raises(HelmError) as refused:
+        train(tmp_path / "x")
+    assert sentence in str(refused.value)
+
+
+def test_a_folder_that_only_looks_begun_is_left_alone(tmp_path: pathlib.Path) -> None:
+    for name in ("tensorboard", "checkpoints"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(InvalidInputError, match=rf"other things in it \({name}\)"):
+            train(tmp_path)
+        (tmp_path / name).rmdir()
+    (tmp_path / runs.PROFILE).write_text("# mine")
+    with pytest.raises(InvalidInputError, match="is there and is not profile 'cpu-small'"):
+        train(tmp_path)
+    assert (tmp_path / runs.PROFILE).read_text() == "# mine"
+
+
+def test_a_place_that_cannot_be_a_folder_is_named(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "x", tmp_path / ("x" * 300), pathlib.Path("a\0b")):
+        with pytest.raises(InvalidInputError, match="cannot be written"):
+            train(place)
+
+
+def interrupted(folder: pathlib.Path) -> None:
+    """A training that was broken off in its second round."""
+
+    def interrupt(done: int, total: int, words: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train("constant", TASK, PROFILE, folder, 0, progress=interrupt)
 
 
 def test_two_processes_do_not_train_into_one_folder(tmp_path: pathlib.Path) -> None:
@@ -199,6 +290,13 @@ def test_a_run_is_refused_under_another_profile_of_the_same_name(tmp_path: pathl
         ({"agent": "constnat"}, "did you mean 'constant'?"),
         ({"window": "wide"}, "does not say its window"),
         ({"seed": "one"}, "'seed' is 'one'"),
+        ({"seed": True}, "'seed' is True"),
+        ({"steps": -1}, "'steps' is -1"),
+        ({"steps": 10**400}, "'steps' is 1000"),
+        ({"status": "over"}, "'status' is 'over'"),
+        ({"window": float("inf")}, "does not say its window"),
+        ({"profile": "../../x"}, "must be a name"),
+        ({"agent": "x" * 100_000}, "Unknown agent to train 'xxx"),
     ],
 )
 def test_a_broken_run_is_refused(tmp_path: pathlib.Path, change: dict[str, Any], sentence: str) -> None:
@@ -214,6 +312,8 @@ def test_a_broken_run_is_refused(tmp_path: pathlib.Path, change: dict[str, Any],
     [
         ({"weight": np.array([np.nan])}, "tensor 'weight' is not finite"),
         ({"wieght": np.zeros(1)}, "tensor 'weight' is missing"),
+        ({"weight": np.zeros(0)}, "does not hold a policy of constant"),
+        ({"weight": np.zeros(1, np.complex64)}, "tensor 'weight' is not finite, or no number"),
     ],
 )
 def test_weights_that_are_none_are_refused(tmp_path: pathlib.Path, tensors: Tensors, sentence: str) -> None:
@@ -224,13 +324,51 @@ def test_weights_that_are_none_are_refused(tmp_path: pathlib.Path, tensors: Tens
     assert sentence in str(refused.value)
 
 
+def safetensors(kind: str, shape: list[int], size: int) -> bytes:
+    header = json.dumps({"weight": {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (safetensors("BF16", [1], 2), "tensors of type BF16"),
+        (safetensors("F8_E4M3", [1], 1), "tensors of type F8_E4M3"),
+        (safetensors("F32", [2**40, 2**40], 0), "cannot be read"),
+        (safetensors("F32", [0, 2**62], 0), "cannot be read"),
+        (safetensors("BOOL", [], 1), "does not hold a policy"),
+        ((2**63).to_bytes(8, "little"), "cannot be read"),
+        ((100_000_000).to_bytes(8, "little") + b"{", "cannot be read"),
+        ((100_000).to_bytes(8, "little") + b"[" * 100_000, "cannot be read"),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,
+)
+def test_tensors_of_unusual_types_and_headers_are_refused(
+    tmp_path: pathlib.Path, content: bytes, sentence: str
+) -> None:
+    train(tmp_path / "x")
+    (tmp_path / "x" / runs.POLICY).write_bytes(content)
+    with pytest.raises(InvalidInputError) as refused:
+        open_on(tmp_path / "x")
+    assert sentence in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_a_runs_files_are_files(tmp_path: pathlib.Path) -> None:
+    train(tmp_path / "x")
+    for name in (runs.POLICY, runs.RUN):
+        (tmp_path / "x" / name).unlink()
+        (tmp_path / "x" / name).symlink_to("/dev/zero")
+        with pytest.raises(InvalidInputError, match="is no regular file but a device"):
+            runs.read_run(tmp_path / "x") if name == runs.RUN else open_on(tmp_path / "x")
+
+
 def test_broken_files_end_with_one_sentence(tmp_path: pathlib.Path) -> None:
     train(tmp_path / "x")
     (tmp_path / "x" / runs.POLICY).write_bytes(b"\x80\x04 pickled")
     with pytest.raises(InvalidInputError, match=r"policy\.safetensors cannot be read"):
         open_on(tmp_path / "x")
     (tmp_path / "x" / runs.RUN).write_text("{")
-    with pytest.raises(InvalidInputError, match=r"run\.json cannot be read"):
+    with pytest.raises(InvalidInputError, match=r"run\.json is not JSON"):
         open_on(tmp_path / "x")
     with pytest.raises(InvalidInputError, match=r"holds no run\.json"):
         open_on(tmp_path)

@@ -142,7 +142,9 @@ def test_no_node_alive_or_a_wrong_routing_is_refused():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("nodes: [{count: 0}]", "count of at least 1"),
+        ("nodes: [{count: 0}]", "count must be 1 to 1,024, not 0"),
+        ("nodes: [{count: 1000}, {count: 25}]", "add up to 1,025"),
+        ("nodes: [{count: 2}]\nlosses: 1000000000", "losses must be 0 to 1,000"),
         ("nodes: [{count: 2}]\nload: many", "load must be float"),
         ("nodes: [{cuont: 2}]", "did you mean 'nodes\\[0\\].count'"),
         ("nodes: 3", "must be a list"),

@@ -25,7 +25,7 @@ USERS, EMB_PAGES = 6, 16  # the test's own manager: pages 0..15 hold rows, the o
 def small(page_bytes: int = 256, max_batch: int = 4, model: Model = MODEL, **changes: object) -> Profile:
     base = profiles.load("cpu-small")
     pool = dataclasses.replace(POOL, page_bytes=page_bytes, pages=160)
-    population = dataclasses.replace(base.population, items=500, mean_history=10.0)
+    population = dataclasses.replace(base.population, items=500, mean_history=10.0, candidates=model.max_candidates)
     whole = {"kv_miss": KvMiss("copy", 3), **changes}
     return dataclasses.replace(base, model=model, pool=pool, population=population, max_batch=max_batch, **whole)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -191,7 +192,10 @@ def test_what_is_not_parquet_is_refused(content: bytes, copy: pathlib.Path, smal
 
 def test_a_folder_in_place_of_a_file_is_refused(copy: pathlib.Path, small: Profile) -> None:
     (copy / "episode-000001.parquet").mkdir()
-    assert "cannot be read as Parquet" in refusal(copy, small)
+    assert "is no regular file but a folder" in refusal(copy, small)
+    (copy / "episode-000001.parquet").rmdir()
+    os.mkfifo(copy / "episode-000001.parquet")
+    assert "is no regular file but a pipe" in refusal(copy, small)
 
 
 @given(data=st.data())
@@ -249,7 +253,8 @@ def test_folders_that_are_no_log_are_refused(tmp_path: pathlib.Path, copy: pathl
     assert "is no folder" in refusal(copy / "log.json", small)
     (tmp_path / "empty").mkdir()
     assert "holds no episodes" in refusal(tmp_path / "empty", small)
-    for content, sentence in (("{", "cannot be read"), ("[]", "is not what"), ('{"format": 2}', "is of format 2")):
+    told = {"{": "is not JSON", "[" * 100_000: "nested", "[]": "is not what", '{"format": 2}': "is of format 2"}
+    for content, sentence in told.items():
         (copy / "log.json").write_text(content, encoding="utf-8")
         assert sentence in refusal(copy, small)
 
