@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import reprlib
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,35 @@ from helm_gym.profile import Profile
 
 Mode = Literal["delta", "absolute"]
 _COMPILED_FOR = "fd"  # float32, which agents send, and float64
+_REAL = "iuf"  # kinds of numbers; a boolean is none
+
+
+def as_floats(values: Any, shape: tuple[int, ...], what: str) -> NDArray[np.floating]:
+    """Numbers as an array that kernels are compiled for; float32 and float64 stay as they are.
+
+    Args:
+        shape: that they must have.
+        what: they are, at the start of a sentence.
+
+    Raises:
+        InvalidInputError: another shape, or no real numbers: complex, masked, booleans, texts.
+    """
+    array: NDArray[Any] = values
+    fast = type(values) is np.ndarray and values.dtype.char in _COMPILED_FOR and values.dtype.isnative
+    if not fast:
+        try:
+            array = np.asarray(values)
+        except Exception as error:  # whatever an object's own conversion raises: a torch tensor with a gradient, say
+            raise InvalidInputError(f"{what} is {reprlib.repr(values)}; {shape} numbers are needed.") from error
+    if array.shape != shape:
+        raise InvalidInputError(f"{what} has shape {array.shape}; {shape} is needed.")
+    if fast:
+        return array
+    masked = isinstance(values, np.ma.MaskedArray)
+    if masked or array.dtype.kind not in _REAL:
+        given = "a masked array" if masked else reprlib.repr(array.tolist())
+        raise InvalidInputError(f"{what} is {given}; {shape} numbers are needed.")
+    return array.astype(np.float32 if array.dtype.char == "f" else np.float64)
 
 
 def apply_action(
@@ -28,11 +58,7 @@ def apply_action(
     Raises:
         InvalidInputError: a wrong shape or a value that is not finite.
     """
-    a = np.asarray(action)
-    if a.dtype.char not in _COMPILED_FOR:
-        a = a.astype(np.float64)
-    if a.shape != (*target.shape, 1):
-        raise InvalidInputError(f"Action has shape {a.shape}; {(*target.shape, 1)} (lanes, nodes, 1) is needed.")
+    a = as_floats(action, (*target.shape, 1), "Action")
     out, pool = np.empty(target.shape), profile.pool
     absolute, step = mode == "absolute", profile.max_step
     if not passes.next_target(target, a, absolute, pool.min_alpha, pool.max_alpha, step, out):
