@@ -122,8 +122,7 @@ class ControlLoop:
         Raises:
             InvalidInputError: another number of seeds than lanes, or a loop that is closed.
         """
-        if self._closed:
-            raise InvalidInputError("The control loop is closed, and so is its environment; make another.")
+        self._check_open()
         if len(seeds) != self.shape[0]:
             raise InvalidInputError(f"{len(seeds)} seeds were given for {self.shape[0]} lanes.")
         if path is None:
@@ -153,6 +152,7 @@ class ControlLoop:
         """
         path, t = self.path, self.t
         if path is None or t >= self.intervals:
+            self._check_open()
             raise InvalidInputError(
                 "The control loop must be reset before it is stepped, and again after its last step."
             )
@@ -164,6 +164,10 @@ class ControlLoop:
             self._weights = np.asarray(routing.weights)
         self.target, self.t = target, t + 1
         return self._outcome(telemetry)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidInputError("The control loop is closed, and so is its environment; make another.")
 
     def close(self) -> None:
         """Ends the backend; afterwards nothing can be reset or stepped."""

@@ -52,7 +52,7 @@ def open_loop(
         InvalidInputError: an argument of another type or out of its range, arguments that do not go together, a file
             that cannot be used, or more memory than there is.
     """
-    lanes = whole_number("num_envs", lanes, "at least one lane is needed")
+    lanes = whole_number("num_envs", lanes, "lane")
     chosen = choose_task(task, regime)
     one_of("action_mode", action_mode, get_args(Mode))
     one_of("backend", backend, BACKENDS)
@@ -62,7 +62,7 @@ def open_loop(
         given = "has no recording; give one with trace=PATH" if trace is None else "takes no trace; use 'trace-v0'"
         raise InvalidInputError(f"Task '{chosen.name}' {given}.")
     if intervals is not None:
-        intervals = whole_number("intervals", intervals, "an episode needs at least one interval")
+        intervals = whole_number("intervals", intervals, "interval")
     machine = find_profile(chosen.profile if profile is None else profile)
     recording = None if trace is None else find_trace(trace)
     return ControlLoop(chosen, open_backend(backend, machine, lanes, cluster), action_mode, recording, intervals)
@@ -81,7 +81,7 @@ def choose_task(task: TaskLike | None, regime: str | None) -> Task:
         refuse("task", task, "a task's name (see helm_gym.tasks.TASKS) or a Task")
     checked: Task = profiles.from_fields(Task, plain_values(task), "task")
     one_of("task.regime", checked.regime, by_regime)
-    whole_number("task.horizon", checked.horizon, "an episode needs at least one interval")
+    whole_number("task.horizon", checked.horizon, "interval")
     return checked
 
 
@@ -115,7 +115,8 @@ def find_trace(trace: TraceLike) -> Trace:
         return read_trace(path("trace", trace, "the path of a recording or a Trace"))
     of = dict(trace) if isinstance(trace, Mapping) else vars(trace)
     try:
-        made = Trace(**{name: np.asarray(value) if _is_array(value) else value for name, value in of.items()})
+        arrays: dict[str, Any] = {name: np.asarray(value) if _is_array(value) else value for name, value in of.items()}
+        made = Trace(**arrays)
         times, columns = np.asarray(made.arrival_s, np.float64), [v for v in vars(made).values() if _is_array(v)]
     except (TypeError, ValueError):
         refuse("trace", trace, "a recording's path or a Trace, whose arrays are of numbers")
@@ -137,17 +138,15 @@ def one_of(argument: str, value: Any, known: Iterable[str]) -> str:
     return value
 
 
-def whole_number(argument: str, value: Any, least: str) -> int:
-    """``value`` as a number of at least 1; ``least`` says why.
+def whole_number(argument: str, value: Any, of: str) -> int:
+    """``value`` as a number of at least 1, of what it counts.
 
     Raises:
         InvalidInputError: it is none, or smaller.
     """
     number = index(value)
     if number is None or number < 1:
-        raise InvalidInputError(
-            f"{argument}={shown(value)} cannot be used; {least}, and whole numbers alone are taken."
-        )
+        raise InvalidInputError(f"{argument}={shown(value)} cannot be used; give a whole number, at least one {of}.")
     return number
 
 
@@ -181,7 +180,11 @@ def lane_seeds(seed: Any, lanes: int) -> list[int | None]:
         return [None] * lanes
     if not is_many(seed):
         first = check_seed(seed)
-        return [first, *(check_seed(first + lane) for lane in range(1, lanes))]
+        if first > SEEDS - lanes:
+            raise InvalidInputError(
+                f"seed={first} cannot be used for {lanes} lanes; the last one's would be above 2^63 - 1."
+            )
+        return list(range(first, first + lanes))
     if len(seed) != lanes:
         raise InvalidInputError(f"{len(seed)} seeds were given for {lanes} lanes.")
     return [None if one is None else check_seed(one) for one in seed]

@@ -145,7 +145,7 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         """
         one_of("reward", reward, get_args(Sharing))
         if max_cycles is not None:
-            max_cycles = whole_number("max_cycles", max_cycles, "an episode needs at least one interval")
+            max_cycles = whole_number("max_cycles", max_cycles, "interval")
         cluster = choose_cluster(cluster)
         self.loop = open_loop(1, task, regime, profile, backend, action_mode, trace, intervals, render_mode, cluster)
         self.reward, self.max_cycles = reward, max_cycles

@@ -65,16 +65,16 @@ class DiscreteActions(gym.ActionWrapper[Floats, np.int64, Floats], RecordConstru
     """
 
     def __init__(self, env: gym.Env[Floats, Floats], bins: int = 5):
+        if not isinstance(env, gym.Env) or not isinstance(env.unwrapped, PartitionEnv):
+            raise InvalidInputError(f"DiscreteActions wraps a single partition environment, not {shown(env)}.")
         RecordConstructorArgs.__init__(self, bins=bins)
         super().__init__(env)
-        if not isinstance(env.unwrapped, PartitionEnv):
-            raise InvalidInputError(f"DiscreteActions wraps a partition environment, not {env.unwrapped}.")
         self.values = action_values(bins)
         self.action_space = spaces.Discrete(len(self.values))
         self._loop = env.unwrapped.loop
 
     def action(self, action: np.int64) -> Floats:
-        number = index(action)
+        number = action if type(action) in (np.int64, int) else index(action)  # a look at the type costs least
         if number is None or not 0 <= number < len(self.values):
             raise InvalidInputError(
                 f"Action {shown(action)} is none; give a whole number from 0 to {len(self.values) - 1}."
@@ -90,7 +90,7 @@ class DiscreteActions(gym.ActionWrapper[Floats, np.int64, Floats], RecordConstru
         return _masks(self._loop, self.values)[0]
 
 
-class DiscreteVectorActions(VectorActionWrapper[Floats, NDArray[np.int64], Floats, Floats, NDArray[Any]]):
+class DiscreteVectorActions(VectorActionWrapper[Floats, NDArray[np.int64], Floats, NDArray[Any]]):
     """The same of every lane of a ``PartitionVectorEnv``: actions are whole numbers (lanes,).
 
     Args:
@@ -111,9 +111,9 @@ class DiscreteVectorActions(VectorActionWrapper[Floats, NDArray[np.int64], Float
     """
 
     def __init__(self, env: VectorEnv[Floats, Floats, NDArray[Any]], bins: int = 5):
+        if not isinstance(env, VectorEnv) or not isinstance(env.unwrapped, PartitionVectorEnv):
+            raise InvalidInputError(f"DiscreteVectorActions wraps a native vector of partitions, not {shown(env)}.")
         super().__init__(env)
-        if not isinstance(env.unwrapped, PartitionVectorEnv):
-            raise InvalidInputError(f"DiscreteVectorActions wraps a native vector of partitions, not {env.unwrapped}.")
         self.values = action_values(bins)
         self.single_action_space = spaces.Discrete(len(self.values))
         self.action_space = batch_space(self.single_action_space, env.num_envs)

@@ -78,7 +78,7 @@ class LanesVectorEnv(PlainSpec, VectorEnv[Floats, Floats, NDArray[Any]]):
         self._actions_shape = (self.num_envs, *single_spaces[1].shape)
         self._limit = loop.intervals
         if max_episode_steps is not None and not (isinstance(max_episode_steps, int) and max_episode_steps == -1):
-            limit = whole_number("max_episode_steps", max_episode_steps, "an episode needs at least one interval")
+            limit = whole_number("max_episode_steps", max_episode_steps, "interval")
             self._limit = min(self._limit, limit)
         self._screen = self.screen(loop) if render_mode else None
         self._random: list[np.random.Generator] = []
