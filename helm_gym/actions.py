@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from helm_gym import passes
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
+from helm_gym.text import shown
 
 Mode = Literal["delta", "absolute"]
 # What kernels are compiled for. Compared by identity, which costs least in a step; an equal one is converted.
@@ -33,12 +33,12 @@ def as_floats(values: Any, shape: tuple[int, ...], what: str) -> NDArray[np.floa
     try:
         array = np.asarray(values)
     except Exception as error:  # whatever an object's own conversion raises: a torch tensor with a gradient, say
-        raise InvalidInputError(f"{what} is {reprlib.repr(values)}; {shape} numbers are needed.") from error
+        raise InvalidInputError(f"{what} is {shown(values)}; {shape} numbers are needed.") from error
     if array.shape != shape:
         raise InvalidInputError(f"{what} has shape {array.shape}; {shape} is needed.")
     masked = isinstance(values, np.ma.MaskedArray)
     if masked or array.dtype.kind not in _REAL:
-        given = "a masked array" if masked else reprlib.repr(array.tolist())
+        given = "a masked array" if masked else shown(array.tolist())
         raise InvalidInputError(f"{what} is {given}; {shape} numbers are needed.")
     return array.astype(np.float32 if array.dtype.char == "f" else np.float64)  # of this machine's byte order
 

@@ -6,7 +6,6 @@ import dataclasses
 import enum
 import operator
 import os
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, get_args
 
@@ -19,9 +18,12 @@ from helm_gym.cluster import Cluster, find_cluster
 from helm_gym.control_loop import ControlLoop
 from helm_gym.envs.render import RENDER_MODES
 from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.machine_memory import require
 from helm_gym.profile import Profile
-from helm_gym.tasks import TASKS, Task, find_task
+from helm_gym.tasks import MAX_INTERVALS, TASKS, Task, find_task
+from helm_gym.text import shown
 from helm_gym.workload.traces import Trace, read_trace
+from helm_gym.yaml_form import from_fields
 
 PathLike = str | os.PathLike[str]
 Fields = Mapping[str, Any]  # of a dataclass, as an EnvSpec keeps it
@@ -31,6 +33,10 @@ TraceLike = PathLike | Trace | Fields
 ClusterLike = int | PathLike | Cluster | Fields
 
 SEEDS = 2**63  # 0 to one below it: an int64
+MAX_LANES = 2**31 - 1  # memory ends before
+# Memory, about: of a lane's interval (workload, and again while the next episode's is drawn; what is drawn of it), of a
+# recorded request, and of a node with its observation, telemetry and the surrogate's state. A backend counts its own.
+_INTERVAL_BYTES, _REQUEST_BYTES, _NODE_BYTES = 192, 24, 8192
 
 
 def open_loop(
@@ -52,7 +58,7 @@ def open_loop(
         InvalidInputError: an argument of another type or out of its range, arguments that do not go together, a file
             that cannot be used, or more memory than there is.
     """
-    lanes = whole_number("num_envs", lanes, "lane")
+    lanes = whole_number("num_envs", lanes, "lane", MAX_LANES)
     chosen = choose_task(task, regime)
     one_of("action_mode", action_mode, get_args(Mode))
     one_of("backend", backend, BACKENDS)
@@ -61,11 +67,17 @@ def open_loop(
     if (chosen.regime == "trace") is not (trace is not None):
         given = "has no recording; give one with trace=PATH" if trace is None else "takes no trace; use 'trace-v0'"
         raise InvalidInputError(f"Task '{chosen.name}' {given}.")
-    if intervals is not None:
-        intervals = whole_number("intervals", intervals, "interval")
+    steps = chosen.horizon if intervals is None else whole_number("intervals", intervals, "interval", MAX_INTERVALS)
     machine = find_profile(chosen.profile if profile is None else profile)
     recording = None if trace is None else find_trace(trace)
-    return ControlLoop(chosen, open_backend(backend, machine, lanes, cluster), action_mode, recording, intervals)
+    nodes = 1 if cluster is None else cluster.size
+    an_interval = _INTERVAL_BYTES + nodes * (16 + (recording is not None) * _REQUEST_BYTES * machine.interval.requests)
+    require(
+        lanes * (steps * an_interval + nodes * _NODE_BYTES),
+        f"An environment with num_envs={lanes:,} and intervals={steps:,}",
+        "give fewer lanes or a shorter episode",
+    )
+    return ControlLoop(chosen, open_backend(backend, machine, lanes, cluster), action_mode, recording, steps)
 
 
 def choose_task(task: TaskLike | None, regime: str | None) -> Task:
@@ -79,9 +91,8 @@ def choose_task(task: TaskLike | None, regime: str | None) -> Task:
         return find_task("mixed-v0" if task is None else task)
     if not isinstance(task, Task | Mapping):
         refuse("task", task, "a task's name (see helm_gym.tasks.TASKS) or a Task")
-    checked: Task = profiles.from_fields(Task, plain_values(task), "task")
+    checked: Task = from_fields(Task, plain_values(task), "task")
     one_of("task.regime", checked.regime, by_regime)
-    whole_number("task.horizon", checked.horizon, "interval")
     return checked
 
 
@@ -90,7 +101,7 @@ def find_profile(profile: ProfileLike) -> Profile:
     if isinstance(profile, Profile):
         return profile
     if isinstance(profile, Mapping):
-        made: Profile = profiles.from_fields(Profile, plain_values(profile), "profile")
+        made: Profile = from_fields(Profile, plain_values(profile), "profile")
         return made
     return profiles.load(path("profile", profile, "a shipped profile's name, the path of a YAML file or a Profile"))
 
@@ -98,7 +109,7 @@ def find_profile(profile: ProfileLike) -> Profile:
 def choose_cluster(cluster: ClusterLike) -> Cluster:
     """A cluster by its number of nodes, by the path of its YAML file, or as it is."""
     if isinstance(cluster, Cluster | Mapping):
-        made: Cluster = profiles.from_fields(Cluster, plain_values(cluster), "cluster")
+        made: Cluster = from_fields(Cluster, plain_values(cluster), "cluster")
         return made
     if isinstance(cluster, int | np.integer) and not isinstance(cluster, bool):
         return find_cluster(str(operator.index(cluster)))
@@ -138,15 +149,18 @@ def one_of(argument: str, value: Any, known: Iterable[str]) -> str:
     return value
 
 
-def whole_number(argument: str, value: Any, of: str) -> int:
-    """``value`` as a number of at least 1, of what it counts.
+def whole_number(argument: str, value: Any, of: str, most: int | None = None) -> int:
+    """``value`` as a number of at least 1, and at most ``most``, of what it counts.
 
     Raises:
-        InvalidInputError: it is none, or smaller.
+        InvalidInputError: it is none, or out of this range.
     """
     number = index(value)
-    if number is None or number < 1:
-        raise InvalidInputError(f"{argument}={shown(value)} cannot be used; give a whole number, at least one {of}.")
+    if number is None or number < 1 or (most is not None and number > most):
+        end = "" if most is None else f" and at most {most:,}"
+        raise InvalidInputError(
+            f"{argument}={shown(value)} cannot be used; give a whole number, at least one {of}{end}."
+        )
     return number
 
 
@@ -221,14 +235,6 @@ def check_options(options: Any, known: Iterable[str] = ()) -> dict[str, Any]:
 def refuse(argument: str, value: Any, expected: str) -> NoReturn:
     """Raises InvalidInputError: ``argument`` has to be ``expected``."""
     raise InvalidInputError(f"{argument}={shown(value)} cannot be used; give {expected}.")
-
-
-def shown(value: Any) -> str:
-    """``value`` as a message shows it: on one line, and no longer than a line can bear."""
-    if isinstance(value, int) and value.bit_length() > 1000:
-        return f"a number of {value.bit_length()} bits"  # Python does not write thousands of digits out
-    text = " ".join(reprlib.repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def plain_values(value: Any) -> Any:

@@ -87,7 +87,8 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
     ## Starting State
 
     As `ClusterEnv`. `reset(seed=s)` plays the workload of seed s; a reset without a seed draws the next one from a
-    generator that the last seed given has seeded.
+    generator that the last seed given has seeded. There are no options (PettingZoo's checkers hand over
+    `{"options": 1}`, which is taken and does nothing).
 
     ## Episode End
 

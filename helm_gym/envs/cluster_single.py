@@ -87,8 +87,8 @@ class ClusterEnv(LaneEnv):
 
     ```
 
-    * `cluster`: the number of nodes (4 where not given), a YAML file or a `helm_gym.cluster.Cluster`: nodes of other
-      memory or speed, interests, load, outages.
+    * `cluster`: the number of nodes (4 where not given), a YAML file, a `helm_gym.cluster.Cluster` or a dict of its
+      fields: nodes of other memory or speed, interests, load, outages.
     * `task` or `regime`, `profile`, `action_mode`, `trace`, `intervals`: see `PartitionEnv`. Of recorded arrivals an
       interval takes N x 50 in turn, at the cluster's load.
     * `backend`: `"modelled"` (default), `"surrogate"` (its learned twin), or `"real"`, in `helm/ClusterLive-v0`, and
@@ -98,7 +98,7 @@ class ClusterEnv(LaneEnv):
     ## Vectorized environment
 
     `gym.make_vec("helm/Cluster-v0", num_envs=n)` opens `ClusterVectorEnv`: n lanes of one control loop, each
-    bit-identical to this environment under the same seed.
+    bit-identical to this environment under the same seed; `autoreset_mode` as in `PartitionEnv`.
 
     ## Version History
 

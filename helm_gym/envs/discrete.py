@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import gymnasium as gym
@@ -13,12 +14,13 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from helm_gym.control_loop import ControlLoop
-from helm_gym.envs.arguments import index, shown
+from helm_gym.envs.arguments import index
 from helm_gym.envs.partition import PartitionEnv
 from helm_gym.envs.partition_vector import PartitionVectorEnv
 from helm_gym.envs.vector import Floats
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
+from helm_gym.text import shown
 
 MAX_BINS = 9999  # a step is less than a page long before
 
@@ -120,11 +122,14 @@ class DiscreteVectorActions(VectorActionWrapper[Floats, NDArray[np.int64], Float
         self._loop = env.unwrapped.loop
 
     def actions(self, actions: NDArray[np.int64]) -> Floats:
-        numbers, bins = np.asarray(actions), len(self.values)
+        numbers: NDArray[Any] = np.empty(0)
+        with contextlib.suppress(ValueError):  # lists of unequal lengths
+            numbers = np.asarray(actions)
         if numbers.shape != (self.num_envs,) or numbers.dtype.kind not in "iu" or np.ma.isMaskedArray(actions):
             raise InvalidInputError(
                 f"Actions {shown(actions)} are none; give {self.num_envs} whole numbers, one a lane."
             )
+        bins = len(self.values)
         outside = (numbers < 0) | (numbers >= bins)
         if outside.any():
             lane = int(outside.argmax())

@@ -91,6 +91,7 @@ class PartitionEnv(LaneEnv):
     Caches warmed for the task's `warmup` intervals at its `start_alpha`. `reset(seed=s)` plays the workload of seed s,
     whatever the actions (evaluation makes it longer, by the intervals in which a policy settles unscored); a reset
     without a seed draws one from `np_random`, from 2³² up, so that it is never one of the seeds that tasks publish.
+    Seeds are whole numbers from 0 to 2⁶³ - 1, Python's or numpy's. `reset` has no options and refuses those given.
 
     ## Episode End
 
@@ -114,13 +115,21 @@ class PartitionEnv(LaneEnv):
       and is registered as nondeterministic with `Live` in the id: `helm/PartitionLive-v0`, `helm/BurstLive-v0`, ...
     * `action_mode`: `"delta"` (default) or `"absolute"`.
     * `trace`: a recording's path (Azure 2023 CSV or Mooncake JSONL) or a `Trace`; the trace task needs one.
-    * `intervals`: length of an episode; the task's horizon where not given.
+    * `intervals`: length of an episode, at most 100,000; the task's horizon where not given.
     * `render_mode`: `"ansi"` or `"rgb_array"`.
+
+    Where an object is taken (`Task`, `Profile`, `Trace`), a dict of its fields is, too. `env.spec` holds it so, and
+    `gym.make(EnvSpec.from_json(env.spec.to_json()))` makes the same environment again. `env.spec.max_episode_steps` is
+    the length of an episode. In a spec that is handed to `gym.make` it is a limit, as Gymnasium has it: for longer
+    episodes, give `max_episode_steps=-1` beside `intervals`. `gym.make(id, max_episode_steps=n)` truncates earlier and
+    leaves the workload's path as it is.
 
     ## Vectorized environment
 
     `gym.make_vec(id, num_envs=n)` opens `PartitionVectorEnv`: n lanes of one control loop, stepped as one batch, each
-    bit-identical to this environment under the same seed. Stable-Baselines3, which has vectors of its own, takes
+    bit-identical to this environment under the same seed. Its autoreset is next-step; `autoreset_mode="SameStep"` and
+    `"Disabled"` are Gymnasium's other modes. `DiscreteActions` and `DiscreteVectorActions` (`helm_gym.envs.discrete`)
+    offer discrete actions with masks. Stable-Baselines3, which has vectors of its own, takes
     `helm_gym.envs.sb3.PartitionVecEnv(n, task=...)`.
 
     ## Version History
