@@ -73,9 +73,9 @@ class LanesVectorEnv(PlainSpec, VectorEnv[Floats, Floats, NDArray[Any]]):
         self.loop, self.render_mode = loop, render_mode
         self.num_envs = loop.shape[0]
         self.single_observation_space, self.single_action_space = single_spaces
+        self._lane_shape = single_spaces[1].shape
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._actions_shape = (self.num_envs, *single_spaces[1].shape)
         self._limit = loop.intervals
         if max_episode_steps is not None and not (isinstance(max_episode_steps, int) and max_episode_steps == -1):
             limit = whole_number("max_episode_steps", max_episode_steps, "interval")
@@ -164,7 +164,7 @@ class LanesVectorEnv(PlainSpec, VectorEnv[Floats, Floats, NDArray[Any]]):
 
     def serve(self, actions: Floats) -> Step:
         """Serves one control interval in every lane; ``ended`` says afterwards whether it was the episodes' last."""
-        outcome = self.apply(as_floats(actions, self._actions_shape, "The lanes' action"))
+        outcome = self.apply(as_floats(actions, (self.num_envs, *self._lane_shape), "The lanes' action"))
         self.ended = self.loop.t >= self._limit
         return self._recorded(outcome)
 
