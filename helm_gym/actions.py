@@ -18,12 +18,13 @@ _F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 _REAL = "iuf"  # kinds of numbers; a boolean is none
 
 
-def as_floats(values: Any, shape: tuple[int, ...], what: str) -> NDArray[np.floating]:
+def as_floats(values: Any, shape: tuple[int, ...], what: str, axes: str = "") -> NDArray[np.floating]:
     """Numbers as an array that kernels are compiled for; float32 and float64 stay as they are.
 
     Args:
         shape: that they must have.
         what: they are, at the start of a sentence.
+        axes: what the axes of the shape are, where that is not plain.
 
     Raises:
         InvalidInputError: another shape, or no real numbers: complex, masked, booleans, texts.
@@ -35,7 +36,7 @@ def as_floats(values: Any, shape: tuple[int, ...], what: str) -> NDArray[np.floa
     except Exception as error:  # whatever an object's own conversion raises: a torch tensor with a gradient, say
         raise InvalidInputError(f"{what} is {shown(values)}; {shape} numbers are needed.") from error
     if array.shape != shape:
-        raise InvalidInputError(f"{what} has shape {array.shape}; {shape} is needed.")
+        raise InvalidInputError(f"{what} has shape {array.shape}; {shape}{axes} is needed.")
     masked = isinstance(values, np.ma.MaskedArray)
     if masked or array.dtype.kind not in _REAL:
         given = "a masked array" if masked else shown(array.tolist())
@@ -56,7 +57,7 @@ def apply_action(
     Raises:
         InvalidInputError: a wrong shape or a value that is not finite.
     """
-    a = as_floats(action, (*target.shape, 1), "Action")
+    a = as_floats(action, (*target.shape, 1), "Action", " (lanes, nodes, 1)")
     out, pool = np.empty(target.shape), profile.pool
     absolute, step = mode == "absolute", profile.max_step
     if not passes.next_target(target, a, absolute, pool.min_alpha, pool.max_alpha, step, out):
