@@ -59,7 +59,10 @@ class LaneEnv(PlainSpec, gym.Env[Floats, Floats]):
         seed = None if seed is None else check_seed(seed)
         super().reset(seed=seed)
         self._seed = episode_seed(seed, self.np_random)
-        return self._shown(self.loop.reset([self._seed]))
+        outcome = self.loop.reset([self._seed])
+        if self._screen is not None:
+            self._screen.record(outcome)
+        return self.observe(outcome), self.describe(outcome)
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
         """Serves one control interval.
@@ -68,8 +71,9 @@ class LaneEnv(PlainSpec, gym.Env[Floats, Floats]):
             InvalidInputError: an action of a wrong shape, not real or not finite, or an episode that is over.
         """
         outcome = self.apply(as_floats(action, self._action_shape, "Action"))
-        observation, info = self._shown(outcome)
-        return observation, outcome.reward.item(), False, outcome.done, info
+        if self._screen is not None:
+            self._screen.record(outcome)
+        return self.observe(outcome), outcome.reward.item(), False, outcome.done, self.describe(outcome)
 
     def render(self) -> Any:
         """Text (``ansi``), or an image, uint8 (height, width, 3)."""
@@ -84,8 +88,3 @@ class LaneEnv(PlainSpec, gym.Env[Floats, Floats]):
     @property
     def episode_steps(self) -> int:
         return self.loop.intervals
-
-    def _shown(self, outcome: Step) -> tuple[Floats, dict[str, Any]]:
-        if self._screen is not None:
-            self._screen.record(outcome)
-        return self.observe(outcome), self.describe(outcome)
