@@ -9,12 +9,10 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from helm_gym.control_loop import Step
-from helm_gym.envs.cluster_single import open_cluster_loop
-from helm_gym.envs.partition import PathLike, lane_spaces
+from helm_gym.envs.arguments import ProfileLike, TaskLike, choose_cluster, open_loop
+from helm_gym.envs.partition import lane_spaces
 from helm_gym.envs.vector import Floats, LanesVectorEnv
 from helm_gym.errors import InvalidInputError
-from helm_gym.profile import Profile
-from helm_gym.tasks import Task
 from helm_gym.telemetry import Telemetry
 
 
@@ -34,14 +32,15 @@ class NodeLanes(LanesVectorEnv):
         num_envs: int,
         *,
         cluster: int,
-        task: str | Task | None = None,
-        profile: PathLike | Profile | None = None,
+        task: TaskLike | None = None,
+        profile: ProfileLike | None = None,
         backend: str = "surrogate",
         intervals: int | None = None,
     ):
         if num_envs % cluster:
             raise InvalidInputError(f"{num_envs} lanes cannot be clusters of {cluster} nodes; give a multiple of it.")
-        loop = open_cluster_loop(num_envs // cluster, task, None, profile, backend, cluster, "delta", None, intervals)
+        lanes, of = num_envs // cluster, choose_cluster(cluster)
+        loop = open_loop(lanes, task, None, profile, backend, "delta", None, intervals, None, of)
         super().__init__(loop, lane_spaces(loop))
         self.num_envs = num_envs
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -124,6 +124,7 @@ class ControlLoop:
         self.shape = backend.spec.lanes, backend.spec.nodes
         self.router_layout = None if backend.spec.cluster is None else RouterLayout()
         self._slo_ms = math.nan
+        self._closed = False
 
     def reset(self, seeds: Sequence[int], path: WorkloadPath | None = None, routing: Routing | None = None) -> Step:
         """Starts one episode a lane, warm: ``warmup`` intervals of the first setting at ``start_alpha``.
@@ -132,7 +133,11 @@ class ControlLoop:
             seeds: one a lane; they draw the path and the requests.
             path: the workload to play in place of the one that the seeds draw; a cluster's is made by ``in_cluster``.
             routing: of a cluster's requests until a step gives another; by the joint cost in ms where not given.
+
+        Raises:
+            InvalidInputError: another number of seeds than lanes, or a loop that is closed.
         """
+        self._check_open()
         if len(seeds) != self.shape[0]:
             raise InvalidInputError(f"{len(seeds)} seeds were given for {self.shape[0]} lanes.")
         if path is None:
@@ -159,6 +164,7 @@ class ControlLoop:
         """
         path, t = self.path, self.t
         if path is None or t >= self.intervals:
+            self._check_open()
             raise InvalidInputError(
                 "The control loop must be reset before it is stepped, and again after its last step."
             )
@@ -170,6 +176,16 @@ class ControlLoop:
             self._weights = np.asarray(routing.weights)
         self.target, self.t = target, t + 1
         return self._outcome(telemetry)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidInputError("The control loop is closed, and so is its environment; make another.")
+
+    def close(self) -> None:
+        """Ends the backend; afterwards nothing can be reset or stepped."""
+        if not self._closed:
+            self.backend.close()
+        self._closed, self.path = True, None
 
     def _outcome(self, telemetry: Telemetry) -> Step:
         slo_ms = self.backend.slo_ms

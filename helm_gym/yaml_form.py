@@ -87,6 +87,19 @@ def save(instance: Any, path: pathlib.Path) -> None:
     files.write(path, yaml.safe_dump(dataclasses.asdict(instance), sort_keys=False, width=100))
 
 
+def from_fields(kind: Any, data: object, where: str) -> Any:
+    """Makes the dataclass ``kind`` of its fields as plain values, checked as those of a YAML file are.
+
+    Args:
+        where: they come from, at the start of a sentence.
+
+    Raises:
+        UnknownNameError: a key that ``kind`` does not have.
+        InvalidInputError: no mapping, or a value is of another type, out of its range or does not fit the others.
+    """
+    return _build(kind, data, where, "")
+
+
 def _build(kind: Any, data: object, where: str, key: str) -> Any:
     """Makes the dataclass ``kind`` of a mapping, key by key, with errors that name file and key."""
     label = key or "the file"
@@ -102,7 +115,7 @@ def _build(kind: Any, data: object, where: str, key: str) -> Any:
         full = f"{key}.{field.name}".lstrip(".")
         if field.name in data:
             values[field.name] = _value(*fields[field.name], data[field.name], where, full)
-        elif field.default is dataclasses.MISSING:
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InvalidInputError(f"{where}: {full} is missing.")
     return kind(**values)
 

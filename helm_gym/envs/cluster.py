@@ -12,23 +12,33 @@ from numpy.typing import NDArray
 from pettingzoo.utils.conversions import parallel_to_aec
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
-from helm_gym.actions import Mode
+from helm_gym.actions import Mode, as_floats
 from helm_gym.control_loop import Step
+from helm_gym.envs.arguments import (
+    ClusterLike,
+    ProfileLike,
+    TaskLike,
+    TraceLike,
+    check_options,
+    check_seed,
+    choose_cluster,
+    one_of,
+    open_loop,
+    whole_number,
+)
 from helm_gym.envs.cluster_render import ClusterScreen
-from helm_gym.envs.cluster_single import ClusterLike, apply_joint, cluster_spaces, global_state, open_cluster_loop
+from helm_gym.envs.cluster_single import apply_joint, cluster_spaces, global_state
 from helm_gym.envs.info import describe_cluster, describe_lane
-from helm_gym.envs.partition import PathLike, lane_spaces
-from helm_gym.envs.render import METADATA, check_render_mode
+from helm_gym.envs.partition import lane_spaces
+from helm_gym.envs.render import METADATA
 from helm_gym.envs.vector import Box, Floats, episode_seed
-from helm_gym.errors import InvalidInputError, UnknownNameError
-from helm_gym.profile import Profile
+from helm_gym.errors import InvalidInputError
 from helm_gym.reward import TERMS
 from helm_gym.routing import WEIGHTS
-from helm_gym.tasks import Task
-from helm_gym.workload.traces import Trace
 
 Sharing = Literal["team", "node"]
 ROUTER = "router"
+_OF_CHECKERS = "options"  # an option that PettingZoo's checkers hand to every environment
 Outcome = tuple[dict[str, Floats], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]
 
 
@@ -77,7 +87,8 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
     ## Starting State
 
     As `ClusterEnv`. `reset(seed=s)` plays the workload of seed s; a reset without a seed draws the next one from a
-    generator that the last seed given has seeded.
+    generator that the last seed given has seeded. There are no options (PettingZoo's checkers hand over
+    `{"options": 1}`, which is taken and does nothing).
 
     ## Episode End
 
@@ -115,13 +126,13 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
 
     def __init__(
         self,
-        task: str | Task | None = None,
+        task: TaskLike | None = None,
         regime: str | None = None,
-        profile: PathLike | Profile | None = None,
+        profile: ProfileLike | None = None,
         backend: str = "modelled",
         cluster: ClusterLike = 4,
         action_mode: Mode = "delta",
-        trace: PathLike | Trace | None = None,
+        trace: TraceLike | None = None,
         reward: Sharing = "team",
         intervals: int | None = None,
         max_cycles: int | None = None,
@@ -131,12 +142,13 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
 
         Raises:
             UnknownNameError: no such task, regime, profile, backend, action_mode, reward or render_mode.
-            InvalidInputError: arguments that do not go together, a cluster that cannot be, or a file that is unusable.
+            InvalidInputError: as ``PartitionEnv``, and for a cluster that cannot be.
         """
-        if reward not in get_args(Sharing):
-            raise UnknownNameError("reward", str(reward), get_args(Sharing))
-        check_render_mode(render_mode)
-        self.loop = open_cluster_loop(1, task, regime, profile, backend, cluster, action_mode, trace, intervals)
+        one_of("reward", reward, get_args(Sharing))
+        if max_cycles is not None:
+            max_cycles = whole_number("max_cycles", max_cycles, "interval")
+        cluster = choose_cluster(cluster)
+        self.loop = open_loop(1, task, regime, profile, backend, action_mode, trace, intervals, render_mode, cluster)
         self.reward, self.max_cycles = reward, max_cycles
         self.nodes = [f"node_{k}" for k in range(self.loop.shape[1])]
         self.possible_agents = [*self.nodes, ROUTER]
@@ -153,6 +165,7 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         self._taken[ROUTER] = spaces.Box(-1.0, 1.0, (len(WEIGHTS),), np.float32)
         self._random, _ = seeding.np_random()
         self._seed = 0
+        self._outcome: Step | None = None
 
     def observation_space(self, agent: str) -> Box:
         """What ``agent`` is shown."""
@@ -165,12 +178,20 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Floats], dict[str, dict[str, Any]]]:
-        """Starts the episode of ``seed``, or of the next seed that is drawn; ``options`` are not used.
+        """Starts the episode of ``seed``, or of the next seed that is drawn.
+
+        Args:
+            seed: a whole number from 0 to 2^63 - 1, of Python's or numpy's.
+            options: there are none, but for the key ``options`` of PettingZoo's checkers, which does nothing.
 
         Raises:
-            InvalidInputError: a cluster whose outages leave no node alive in some interval.
+            InvalidInputError: another seed, an option, an environment that is closed, or a cluster whose outages leave
+                no node alive in some interval.
         """
+        if options != {_OF_CHECKERS: 1}:
+            check_options(options)
         if seed is not None:
+            seed = check_seed(seed)
             self._random, _ = seeding.np_random(seed)
         self._seed = episode_seed(seed, self._random)
         outcome = self.loop.reset([self._seed])
@@ -183,8 +204,8 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         """Serves one control interval under one action of each of ``agents``.
 
         Raises:
-            InvalidInputError: an action that is missing, of no agent, of a wrong shape or not finite, or an episode
-                that is over.
+            InvalidInputError: an action that is missing, of no agent, of a wrong shape, not of real numbers or not
+                finite, or an episode that is over.
         """
         if not self.agents:
             raise InvalidInputError("The cluster must be reset before it is stepped, and again after its last step.")
@@ -204,7 +225,13 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         )
 
     def state(self) -> Floats:
-        """All nodes' observations, then the router's."""
+        """All nodes' observations, then the router's.
+
+        Raises:
+            InvalidInputError: no episode was started.
+        """
+        if self._outcome is None:
+            raise InvalidInputError("The cluster must be reset before it has a state.")
         return global_state(self._outcome)[0]
 
     def render(self) -> Any:
@@ -215,7 +242,8 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
         return self._screen.render(self.render_mode, 0)
 
     def close(self) -> None:
-        self.loop.backend.close()
+        self.loop.close()
+        self.agents = []
 
     def _lifespans(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """The first and the last interval in which each node is alive, (nodes,); of one that never is, last < first."""
@@ -246,18 +274,18 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
                 raise InvalidInputError(
                     f"No action was given for '{agent}'; each of the agents {self.agents} needs one."
                 )
-            joint[agent] = _checked(agent, actions[agent], self._taken[agent])
+            joint[agent] = _checked(agent, actions[agent], self._taken[agent].shape)
         return np.concatenate([*(joint[node] for node in self.nodes), joint[ROUTER]])
 
     def _observations(self, agents: list[str]) -> dict[str, Floats]:
         outcome = self._outcome
-        assert outcome.cluster is not None
+        assert outcome is not None and outcome.cluster is not None
         shown = dict(zip(self.nodes, outcome.observation[0], strict=True)) | {ROUTER: outcome.cluster.router[0]}
         return {agent: shown[agent].copy() for agent in agents}  # state() reads the rows again
 
     def _rewards(self, agents: list[str]) -> dict[str, float]:
         outcome = self._outcome
-        assert outcome.cluster is not None
+        assert outcome is not None and outcome.cluster is not None
         team = outcome.reward.item()
         if self.reward == "team":
             return dict.fromkeys(agents, team)
@@ -284,16 +312,11 @@ class ClusterParallelEnv(ParallelEnv[str, Floats, Floats]):
             self._infos[node] = info
 
 
-def _checked(agent: str, action: Any, space: Box) -> Floats:
-    try:
-        values = np.asarray(action, np.float32)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"The action of '{agent}' is {action!r}; {space.shape} numbers are needed.") from error
-    if values.shape != space.shape:
-        raise InvalidInputError(f"The action of '{agent}' has shape {values.shape}; {space.shape} is needed.")
+def _checked(agent: str, action: Any, shape: tuple[int, ...]) -> Floats:
+    values = as_floats(action, shape, f"The action of '{agent}'")
     if not np.isfinite(values).all():
         raise InvalidInputError(f"The action of '{agent}' is {values.tolist()}; it must be finite.")
-    return values
+    return np.clip(values, -1.0, 1.0).astype(np.float32)
 
 
 def env(**arguments: Any) -> AECEnv:

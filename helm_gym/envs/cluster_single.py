@@ -8,20 +8,13 @@ import numpy as np
 from gymnasium import spaces
 
 from helm_gym.actions import Mode
-from helm_gym.cluster import Cluster, find_cluster
 from helm_gym.control_loop import ControlLoop, Step
+from helm_gym.envs.arguments import ClusterLike, ProfileLike, TaskLike, TraceLike, choose_cluster, open_loop
 from helm_gym.envs.cluster_render import ClusterScreen
 from helm_gym.envs.info import describe_cluster, describe_lane
 from helm_gym.envs.lane import LaneEnv
-from helm_gym.envs.partition import PathLike, open_loop
-from helm_gym.envs.render import check_render_mode
 from helm_gym.envs.vector import Box, Floats
-from helm_gym.profile import Profile
 from helm_gym.routing import WEIGHTS, Routing, weights_of
-from helm_gym.tasks import Task
-from helm_gym.workload.traces import Trace
-
-ClusterLike = int | PathLike | Cluster
 
 
 class ClusterEnv(LaneEnv):
@@ -94,8 +87,8 @@ class ClusterEnv(LaneEnv):
 
     ```
 
-    * `cluster`: the number of nodes (4 where not given), a YAML file or a `helm_gym.cluster.Cluster`: nodes of other
-      memory or speed, interests, load, outages.
+    * `cluster`: the number of nodes (4 where not given), a YAML file, a `helm_gym.cluster.Cluster` or a dict of its
+      fields: nodes of other memory or speed, interests, load, outages.
     * `task` or `regime`, `profile`, `action_mode`, `trace`, `intervals`: see `PartitionEnv`. Of recorded arrivals an
       interval takes N x 50 in turn, at the cluster's load.
     * `backend`: `"modelled"` (default), `"surrogate"` (its learned twin), or `"real"`, in `helm/ClusterLive-v0`, and
@@ -105,7 +98,7 @@ class ClusterEnv(LaneEnv):
     ## Vectorized environment
 
     `gym.make_vec("helm/Cluster-v0", num_envs=n)` opens `ClusterVectorEnv`: n lanes of one control loop, each
-    bit-identical to this environment under the same seed.
+    bit-identical to this environment under the same seed; `autoreset_mode` as in `PartitionEnv`.
 
     ## Version History
 
@@ -116,13 +109,13 @@ class ClusterEnv(LaneEnv):
 
     def __init__(
         self,
-        task: str | Task | None = None,
+        task: TaskLike | None = None,
         regime: str | None = None,
-        profile: PathLike | Profile | None = None,
+        profile: ProfileLike | None = None,
         backend: str = "modelled",
         cluster: ClusterLike = 4,
         action_mode: Mode = "delta",
-        trace: PathLike | Trace | None = None,
+        trace: TraceLike | None = None,
         intervals: int | None = None,
         render_mode: str | None = None,
     ):
@@ -130,10 +123,10 @@ class ClusterEnv(LaneEnv):
 
         Raises:
             UnknownNameError: no such task, regime, profile, backend, action_mode or render_mode.
-            InvalidInputError: arguments that do not go together, a cluster that cannot be, or a file that is unusable.
+            InvalidInputError: as ``PartitionEnv``, and for a cluster that cannot be.
         """
-        check_render_mode(render_mode)
-        loop = open_cluster_loop(1, task, regime, profile, backend, cluster, action_mode, trace, intervals)
+        cluster = choose_cluster(cluster)
+        loop = open_loop(1, task, regime, profile, backend, action_mode, trace, intervals, render_mode, cluster)
         super().__init__(loop, cluster_spaces(loop), render_mode)
 
     def apply(self, action: Floats) -> Step:
@@ -147,23 +140,6 @@ class ClusterEnv(LaneEnv):
             key: values[0] if values.ndim > 1 else values.item(0) for key, values in describe_cluster(outcome).items()
         }
         return describe_lane(self.loop, outcome, self._seed) | of_lane
-
-
-def open_cluster_loop(
-    lanes: int,
-    task: str | Task | None,
-    regime: str | None,
-    profile: PathLike | Profile | None,
-    backend: str,
-    cluster: ClusterLike,
-    action_mode: Mode,
-    trace: PathLike | Trace | None,
-    intervals: int | None,
-) -> ControlLoop:
-    """Opens the control loop that an environment's arguments ask for; see ``ClusterEnv`` for them."""
-    if not isinstance(cluster, Cluster):
-        cluster = find_cluster(str(cluster))
-    return open_loop(lanes, task, regime, profile, backend, action_mode, trace, intervals, cluster)
 
 
 def cluster_spaces(loop: ControlLoop) -> tuple[Box, Box]:

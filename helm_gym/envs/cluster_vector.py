@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from gymnasium.vector import AutoresetMode
+
 from helm_gym.actions import Mode
 from helm_gym.control_loop import Step
+from helm_gym.envs.arguments import ClusterLike, ProfileLike, TaskLike, TraceLike, choose_cluster, open_loop
 from helm_gym.envs.cluster_render import ClusterScreen
-from helm_gym.envs.cluster_single import (
-    ClusterLike,
-    apply_joint,
-    cluster_spaces,
-    global_state,
-    open_cluster_loop,
-)
+from helm_gym.envs.cluster_single import apply_joint, cluster_spaces, global_state
 from helm_gym.envs.info import describe_cluster, describe_lanes, masked
-from helm_gym.envs.partition import PathLike
-from helm_gym.envs.render import check_render_mode
 from helm_gym.envs.vector import Floats, LanesVectorEnv
-from helm_gym.profile import Profile
-from helm_gym.tasks import Task
-from helm_gym.workload.traces import Trace
 
 
 class ClusterVectorEnv(LanesVectorEnv):
@@ -29,6 +21,7 @@ class ClusterVectorEnv(LanesVectorEnv):
     Args:
         num_envs: number of lanes; the real backend has one.
         max_episode_steps: truncates episodes earlier, as a ``TimeLimit`` around one environment would.
+        autoreset_mode: see ``PartitionVectorEnv``.
         task, regime, profile, backend, cluster, action_mode, trace, intervals, render_mode: see ``ClusterEnv``.
 
     Raises:
@@ -42,19 +35,20 @@ class ClusterVectorEnv(LanesVectorEnv):
         num_envs: int = 1,
         *,
         max_episode_steps: int | None = None,
-        task: str | Task | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        task: TaskLike | None = None,
         regime: str | None = None,
-        profile: PathLike | Profile | None = None,
+        profile: ProfileLike | None = None,
         backend: str = "modelled",
         cluster: ClusterLike = 4,
         action_mode: Mode = "delta",
-        trace: PathLike | Trace | None = None,
+        trace: TraceLike | None = None,
         intervals: int | None = None,
         render_mode: str | None = None,
     ):
-        check_render_mode(render_mode)
-        loop = open_cluster_loop(num_envs, task, regime, profile, backend, cluster, action_mode, trace, intervals)
-        super().__init__(loop, cluster_spaces(loop), max_episode_steps, render_mode)
+        cluster = choose_cluster(cluster)
+        loop = open_loop(num_envs, task, regime, profile, backend, action_mode, trace, intervals, render_mode, cluster)
+        super().__init__(loop, cluster_spaces(loop), max_episode_steps, render_mode, autoreset_mode)
 
     def apply(self, actions: Floats) -> Step:
         return apply_joint(self.loop, actions)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from helm_gym import profile as profiles
 from helm_gym.actions import Mode
-from helm_gym.backend import open_backend
-from helm_gym.cluster import Cluster
 from helm_gym.control_loop import ControlLoop, Step
+from helm_gym.envs.arguments import ProfileLike, TaskLike, TraceLike, open_loop
 from helm_gym.envs.info import describe_lane
 from helm_gym.envs.lane import LaneEnv
-from helm_gym.envs.render import check_render_mode
 from helm_gym.envs.vector import Box, Floats
-from helm_gym.errors import InvalidInputError, UnknownNameError
-from helm_gym.profile import Profile
-from helm_gym.tasks import TASKS, Task, find_task
-from helm_gym.workload.traces import Trace, read_trace
-
-PathLike = str | os.PathLike[str]
 
 
 class PartitionEnv(LaneEnv):
@@ -101,6 +91,7 @@ class PartitionEnv(LaneEnv):
     Caches warmed for the task's `warmup` intervals at its `start_alpha`. `reset(seed=s)` plays the workload of seed s,
     whatever the actions (evaluation makes it longer, by the intervals in which a policy settles unscored); a reset
     without a seed draws one from `np_random`, from 2³² up, so that it is never one of the seeds that tasks publish.
+    Seeds are whole numbers from 0 to 2⁶³ - 1, Python's or numpy's. `reset` has no options and refuses those given.
 
     ## Episode End
 
@@ -124,13 +115,21 @@ class PartitionEnv(LaneEnv):
       and is registered as nondeterministic with `Live` in the id: `helm/PartitionLive-v0`, `helm/BurstLive-v0`, ...
     * `action_mode`: `"delta"` (default) or `"absolute"`.
     * `trace`: a recording's path (docs/traces.md has the formats) or a `Trace`; the trace task needs one.
-    * `intervals`: length of an episode; the task's horizon where not given.
+    * `intervals`: length of an episode, at most 100,000; the task's horizon where not given.
     * `render_mode`: `"ansi"` or `"rgb_array"`.
+
+    Where an object is taken (`Task`, `Profile`, `Trace`), a dict of its fields is, too. `env.spec` holds it so, and
+    `gym.make(EnvSpec.from_json(env.spec.to_json()))` makes the same environment again. `env.spec.max_episode_steps` is
+    the length of an episode. In a spec that is handed to `gym.make` it is a limit, as Gymnasium has it: for longer
+    episodes, give `max_episode_steps=-1` beside `intervals`. `gym.make(id, max_episode_steps=n)` truncates earlier and
+    leaves the workload's path as it is.
 
     ## Vectorized environment
 
     `gym.make_vec(id, num_envs=n)` opens `PartitionVectorEnv`: n lanes of one control loop, stepped as one batch, each
-    bit-identical to this environment under the same seed. Stable-Baselines3, which has vectors of its own, takes
+    bit-identical to this environment under the same seed. Its autoreset is next-step; `autoreset_mode="SameStep"` and
+    `"Disabled"` are Gymnasium's other modes. `DiscreteActions` and `DiscreteVectorActions` (`helm_gym.envs.discrete`)
+    offer discrete actions with masks. Stable-Baselines3, which has vectors of its own, takes
     `helm_gym.envs.sb3.PartitionVecEnv(n, task=...)`.
 
     ## Version History
@@ -140,12 +139,12 @@ class PartitionEnv(LaneEnv):
 
     def __init__(
         self,
-        task: str | Task | None = None,
+        task: TaskLike | None = None,
         regime: str | None = None,
-        profile: PathLike | Profile | None = None,
+        profile: ProfileLike | None = None,
         backend: str = "surrogate",
         action_mode: Mode = "delta",
-        trace: PathLike | Trace | None = None,
+        trace: TraceLike | None = None,
         intervals: int | None = None,
         render_mode: str | None = None,
     ):
@@ -153,10 +152,10 @@ class PartitionEnv(LaneEnv):
 
         Raises:
             UnknownNameError: no such task, regime, profile, backend, action_mode or render_mode.
-            InvalidInputError: arguments that do not go together, or a file that cannot be used.
+            InvalidInputError: an argument of another type or out of its range, arguments that do not go together, a
+                file that cannot be used, or more memory than there is.
         """
-        check_render_mode(render_mode)
-        loop = open_loop(1, task, regime, profile, backend, action_mode, trace, intervals)
+        loop = open_loop(1, task, regime, profile, backend, action_mode, trace, intervals, render_mode)
         super().__init__(loop, lane_spaces(loop), render_mode)
 
     def apply(self, action: Floats) -> Step:
@@ -167,44 +166,6 @@ class PartitionEnv(LaneEnv):
 
     def describe(self, outcome: Step) -> dict[str, Any]:
         return describe_lane(self.loop, outcome, self._seed)
-
-
-def open_loop(
-    lanes: int,
-    task: str | Task | None,
-    regime: str | None,
-    profile: PathLike | Profile | None,
-    backend: str,
-    action_mode: Mode,
-    trace: PathLike | Trace | None,
-    intervals: int | None,
-    cluster: Cluster | None = None,
-) -> ControlLoop:
-    """Opens the control loop that an environment's arguments ask for; see ``PartitionEnv`` for them."""
-    chosen = choose_task(task, regime)
-    if action_mode not in get_args(Mode):
-        raise UnknownNameError("action_mode", str(action_mode), get_args(Mode))
-    if (chosen.regime == "trace") is not (trace is not None):
-        given = "has no recording; give one with trace=PATH" if trace is None else "takes no trace; use 'trace-v0'"
-        raise InvalidInputError(f"Task '{chosen.name}' {given}.")
-    if intervals is not None and intervals < 1:
-        raise InvalidInputError(f"An episode needs at least one interval, not {intervals}.")
-    if not isinstance(profile, Profile):
-        profile = profiles.load(os.fspath(profile or chosen.profile))
-    recording = trace if trace is None or isinstance(trace, Trace) else read_trace(trace)
-    return ControlLoop(chosen, open_backend(backend, profile, lanes, cluster), action_mode, recording, intervals)
-
-
-def choose_task(task: str | Task | None, regime: str | None) -> Task:
-    """The task that an environment's arguments ask for."""
-    if task is not None and regime is not None:
-        raise InvalidInputError(f"task={task!r} and regime={regime!r} exclude each other; give one of them.")
-    if regime is not None:
-        by_regime = {known.regime: known for known in TASKS.values()}
-        if regime not in by_regime:
-            raise UnknownNameError("regime", regime, by_regime)
-        return by_regime[regime]
-    return task if isinstance(task, Task) else find_task("mixed-v0" if task is None else task)
 
 
 def lane_spaces(loop: ControlLoop) -> tuple[Box, Box]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from gymnasium.vector import AutoresetMode
+
 from helm_gym.actions import Mode
 from helm_gym.control_loop import Step
+from helm_gym.envs.arguments import ProfileLike, TaskLike, TraceLike, open_loop
 from helm_gym.envs.info import describe_lanes
-from helm_gym.envs.partition import PathLike, lane_spaces, open_loop
-from helm_gym.envs.render import check_render_mode
+from helm_gym.envs.partition import lane_spaces
 from helm_gym.envs.vector import Floats, LanesVectorEnv
-from helm_gym.profile import Profile
-from helm_gym.tasks import Task
-from helm_gym.workload.traces import Trace
 
 
 class PartitionVectorEnv(LanesVectorEnv):
@@ -22,6 +21,7 @@ class PartitionVectorEnv(LanesVectorEnv):
         num_envs: number of lanes; the real backend has one.
         max_episode_steps: truncates episodes earlier, as a ``TimeLimit`` around one environment would; ``intervals``
             in contrast also shortens the workload's path, so that a trend drifts faster.
+        autoreset_mode: Gymnasium's ``AutoresetMode`` or its value, ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``.
         task, regime, profile, backend, action_mode, trace, intervals, render_mode: see ``PartitionEnv``.
 
     Raises:
@@ -33,18 +33,18 @@ class PartitionVectorEnv(LanesVectorEnv):
         num_envs: int = 1,
         *,
         max_episode_steps: int | None = None,
-        task: str | Task | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        task: TaskLike | None = None,
         regime: str | None = None,
-        profile: PathLike | Profile | None = None,
+        profile: ProfileLike | None = None,
         backend: str = "surrogate",
         action_mode: Mode = "delta",
-        trace: PathLike | Trace | None = None,
+        trace: TraceLike | None = None,
         intervals: int | None = None,
         render_mode: str | None = None,
     ):
-        check_render_mode(render_mode)
-        loop = open_loop(num_envs, task, regime, profile, backend, action_mode, trace, intervals)
-        super().__init__(loop, lane_spaces(loop), max_episode_steps, render_mode)
+        loop = open_loop(num_envs, task, regime, profile, backend, action_mode, trace, intervals, render_mode)
+        super().__init__(loop, lane_spaces(loop), max_episode_steps, render_mode, autoreset_mode)
 
     def apply(self, actions: Floats) -> Step:
         return self.loop.step(actions[:, None])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.control_loop import ControlLoop, Step
-from helm_gym.errors import UnknownNameError
+from helm_gym.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -27,12 +27,6 @@ LOST = "·"  # in a text's bars
 _BARS = "▁▂▃▄▅▆▇█"
 # Okabe and Ito's colours, which stay apart for colour-blind eyes.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-
-
-def check_render_mode(render_mode: str | None) -> None:
-    """Raises UnknownNameError where there is no such mode."""
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise UnknownNameError("render_mode", render_mode, RENDER_MODES)
 
 
 class Screen:
@@ -53,7 +47,13 @@ class Screen:
             self.history[self.loop.t, :, k] = outcome.telemetry[name][:, 0]
 
     def render(self, mode: str | None, lane: int) -> Any:
-        """``ansi``: str; ``rgb_array``: uint8 (height, width, 3)."""
+        """``ansi``: str; ``rgb_array``: uint8 (height, width, 3).
+
+        Raises:
+            InvalidInputError: no episode was started.
+        """
+        if self.loop.path is None:
+            raise InvalidInputError("The environment must be reset before it is rendered.")
         if mode == "ansi":
             return "\n".join(self.lines(lane))
         if self._picture is None:
@@ -62,6 +62,10 @@ class Screen:
 
     def picture(self) -> Picture:
         return _SplitPicture(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: a picture is drawn anew, since matplotlib's canvas cannot be copied."""
+        return vars(self) | {"_picture": None}
 
     def seen(self, lane: int) -> NDArray[np.float64]:
         """The episode's history so far, (intervals, columns)."""

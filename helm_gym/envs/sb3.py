@@ -12,6 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from helm_gym.envs.arguments import check_options, lane_seeds
 from helm_gym.envs.cluster_vector import ClusterVectorEnv
 from helm_gym.envs.partition_vector import PartitionVectorEnv
 from helm_gym.envs.vector import Floats, LanesVectorEnv
@@ -41,19 +42,39 @@ class PartitionVecEnv(VecEnv):
     vector: ClassVar[type[PartitionVectorEnv] | type[ClusterVectorEnv]] = PartitionVectorEnv
 
     def __init__(self, num_envs: int = 1, **arguments: Any):
+        if "autoreset_mode" in arguments:
+            raise InvalidInputError("Stable-Baselines3 resets in the same step alone; leave autoreset_mode out.")
         self.lanes: LanesVectorEnv = self._open(num_envs, **arguments)
-        super().__init__(num_envs, self.lanes.single_observation_space, self.lanes.single_action_space)
+        super().__init__(self.lanes.num_envs, self.lanes.single_observation_space, self.lanes.single_action_space)
         self._actions: NDArray[Any] = np.empty(0)
 
     def _open(self, num_envs: int, **arguments: Any) -> LanesVectorEnv:
         return self.vector(num_envs, **arguments)
 
     def reset(self) -> Floats:
-        """Starts an episode in every lane: with what ``seed`` has set for this reset, else with the next seeds."""
+        """Starts an episode in every lane: with what ``seed`` has set for this reset, else with the next seeds.
+
+        Raises:
+            InvalidInputError: options that ``set_options`` has set, for there are none, or lanes that are closed.
+        """
+        options = self._options
+        self._reset_options()
+        for of_lane in options:
+            check_options(of_lane)
         self._start(self._seeds)
         self._reset_seeds()
-        self._reset_options()  # the lanes take none
         return self.lanes.observe(self._outcome)
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Sets the seeds of the next reset: ``seed``, ``seed`` + 1, ...; drawn by numpy's global generator for None.
+
+        Raises:
+            InvalidInputError: a seed that is not from 0 to 2^63 - 1.
+        """
+        if seed is None:
+            return super().seed(None)
+        self._seeds = lane_seeds(seed, self.num_envs)
+        return self._seeds
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self._actions = actions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,13 @@ class WorkloadPath:
     def intervals(self) -> int:
         return self.values.shape[1]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies: arrays keep the layout that kernels are compiled for, and Poisson gaps stay a single NaN."""
+        poisson = bool(np.isnan(self.gaps_s[:1, :1]).all())
+        gaps = self.gaps_s.shape if poisson else np.ascontiguousarray(self.gaps_s.transpose(1, 0, 2))
+        values = np.ascontiguousarray(self.values.transpose(1, 0, 2))
+        return _restored, (values, gaps, self.segment, self.kind, self.alive)
+
     def at(self, t: int) -> WorkloadState:
         alive = None if self.alive is None else self.alive[:, t]
         return WorkloadState(self.values[:, t], self.gaps_s[:, t], alive)
@@ -113,6 +121,14 @@ def at_rest(profile: Profile) -> NDArray[np.float64]:
         "arrival_rate_rps": 0.0,
     }
     return np.array([float(rest[parameter.name]) for parameter in PARAMETERS])
+
+
+def _restored(
+    values: NDArray[np.float64], gaps: tuple[int, int, int] | NDArray[np.float64], *others: Any
+) -> WorkloadPath:
+    """A path of its arrays as ``WorkloadPath.__reduce__`` lays them out."""
+    gaps_s = poisson_gaps(*gaps) if isinstance(gaps, tuple) else gaps.transpose(1, 0, 2)
+    return WorkloadPath(values.transpose(1, 0, 2), gaps_s, *others)
 
 
 def poisson_gaps(lanes: int, intervals: int, requests: int) -> NDArray[np.float64]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import doctest
 import importlib
 import inspect
 import pathlib
+import pickle
 import re
 import warnings
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import pytest
 from gymnasium.utils.env_checker import data_equivalence
 from pettingzoo.test import api_test, parallel_api_test, seed_test
 from pettingzoo.test.state_test import state_test
+from pettingzoo.utils.conversions import aec_to_parallel_wrapper, parallel_to_aec
 
 from helm_gym import profile as profiles
 from helm_gym.cluster import Cluster, Node, Outage, in_cluster
@@ -249,6 +252,71 @@ def test_actions_that_cannot_be_used_change_nothing(actions: Any, message: str) 
 def test_arguments_that_cannot_be_used(more: dict[str, Any], error: type[HelmError], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         opened(**more)
+
+
+@pytest.mark.parametrize(
+    "action", [np.array([0.5 + 0j]), np.ma.masked_array([0.5], [True]), np.array([True]), [None]], ids=repr
+)
+def test_actions_that_are_no_numbers_are_refused_by_every_form(action: Any) -> None:
+    parallel, in_turn = opened(), pettingzoo.make("aec", ID, **given())
+    parallel.reset(seed=1)
+    in_turn.reset(seed=1)
+    with pytest.raises(InvalidInputError, match=r"The action of 'node_1' is .*; \(1,\) numbers are needed"):
+        parallel.step(STILL | {"node_1": action})
+    with pytest.raises(InvalidInputError, match="The action of 'node_1' is"):
+        for own in (np.zeros(1), action, np.zeros(3)):
+            in_turn.step(own)
+    single = gym.make("helm/Cluster-v0", disable_env_checker=True, **given())
+    single.reset(seed=1)
+    with pytest.raises(InvalidInputError, match="numbers are needed"):
+        single.step(np.ma.masked_array(np.zeros(5), True) if np.ma.isMaskedArray(action) else np.repeat(action, 5))
+
+
+def test_a_clipped_action_and_one_beyond_are_the_same() -> None:
+    far, near = opened(), opened()
+    for env in (far, near):
+        env.reset(seed=1)
+    huge = {agent: np.full(action.shape, 1e300) for agent, action in STILL.items()}
+    one = {agent: np.ones(action.shape) for agent, action in STILL.items()}
+    assert data_equivalence(far.step(huge), near.step(one), exact=True)
+
+
+def test_conversions_to_turns_and_back_change_nothing() -> None:
+    there, back = opened(cluster=COMING_AND_GOING), parallel_to_aec(opened(cluster=COMING_AND_GOING))
+    again = aec_to_parallel_wrapper(back)
+    assert data_equivalence(there.reset(seed=3), again.reset(seed=3), exact=True)
+    while there.agents:
+        assert there.agents == again.agents
+        actions = still(there)
+        ours, theirs = there.step(actions), again.step(actions)
+        assert data_equivalence(ours[0], theirs[0], exact=True) and ours[1] == dict(theirs[1])
+        assert ours[2:4] == theirs[2:4]
+    assert again.agents == []
+
+
+def test_a_closed_cluster_says_so_and_one_that_never_began_has_no_state() -> None:
+    env = opened()
+    with pytest.raises(InvalidInputError, match="must be reset before it has a state"):
+        env.state()
+    env.reset(seed=1)
+    env.close()
+    env.close()
+    with pytest.raises(InvalidInputError, match="must be reset before it is stepped"):
+        env.step(STILL)
+    with pytest.raises(InvalidInputError, match="closed"):
+        env.reset()
+
+
+@pytest.mark.parametrize("form", ["parallel", "aec"])
+def test_a_copy_goes_on_as_its_original(form: str) -> None:
+    env = pettingzoo.make(form, ID, **given(render_mode="rgb_array"))
+    env.reset(seed=1)
+    env.render()
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        twin.reset(seed=2)
+        assert not np.array_equal(twin.state(), env.state())
+        twin.reset(seed=1)
+        assert np.array_equal(twin.state(), env.state()) and np.array_equal(twin.render(), env.render())
 
 
 def test_recorded_arrivals_come_in_their_order_at_the_pace_of_a_cluster() -> None:

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -253,6 +253,89 @@ def test_infos_say_where_a_learned_backend_extrapolates(monkeypatch: pytest.Monk
     assert single.step(STAY)[4]["extrapolating"] is True
     info = many.step(np.zeros((3, 1), np.float32))[4]
     assert info["extrapolating"].tolist() == [False, True, False] and info["_extrapolating"].all()
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.array([0.5 + 0j]), "Action is [(0.5+0j)]; (1,) numbers are needed"),
+        (np.ma.masked_array([0.5], [True]), "Action is a masked array; (1,) numbers are needed"),
+        (np.ma.masked_array([0.5], [False]), "Action is a masked array"),
+        (np.array([True]), "Action is [True]; (1,) numbers are needed"),
+        (np.array(["0.5"]), "Action is ['0.5']; (1,) numbers are needed"),
+        (np.array([None]), "Action is [None]; (1,) numbers are needed"),
+        (np.array([10**400], object), "numbers are needed"),
+        ([[0.5], [0.5, 0.5]], "Action is [[0.5], [0.5, 0.5]]; (1,) numbers are needed"),
+        ({"node": 0.5}, "Action has shape ()"),
+        (0.5, "Action has shape (); (1,) is needed"),
+        (None, "Action has shape (); (1,) is needed"),
+        (np.zeros((1, 1), np.float32), "Action has shape (1, 1); (1,) is needed"),
+        (np.array([np.nan], np.float32), "must be finite"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else repr(value)[:30],
+)
+def test_actions_that_are_no_numbers_change_nothing(action: Any, message: str) -> None:
+    single, untouched = (gym.make("helm/Burst-v0", disable_env_checker=True) for _ in range(2))
+    many = PartitionVectorEnv(2, task="burst-v0")
+    for env in (single, untouched, many):
+        env.reset(seed=0)
+    with pytest.raises(InvalidInputError, match=re.escape(message)):
+        single.step(action)
+    with pytest.raises(InvalidInputError, match=r"needed|finite"):
+        many.step(np.array([action, action]) if type(action) is np.ndarray and action.ndim == 1 else action)
+    expected = untouched.step(STAY)
+    assert data_equivalence(single.step(STAY), expected, exact=True)
+    assert np.array_equal(many.step(np.zeros((2, 1), np.float32))[0][0], expected[0])
+
+
+@pytest.mark.parametrize(
+    "action",
+    [np.array([0.5], ">f4"), np.array([0.5], np.float16), np.array([0.5], np.longdouble), [0.5], (0.5,)],
+    ids=["big-endian", "half", "long", "list", "tuple"],
+)
+def test_numbers_of_every_kind_are_actions(action: Any) -> None:
+    env, expected = (gym.make("helm/Burst-v0", disable_env_checker=True) for _ in range(2))
+    for each in (env, expected):
+        each.reset(seed=0)
+    assert data_equivalence(env.step(action), expected.step(np.array([0.5], np.float32)), exact=True)
+    whole = env.step(np.array([1]))[4]["target_alpha"]
+    assert whole == expected.step(np.array([1.0]))[4]["target_alpha"]
+
+
+WRAPPERS: dict[str, Callable[[gym.Env], gym.Env]] = {
+    "TimeAwareObservation": gym.wrappers.TimeAwareObservation,
+    "FlattenObservation": gym.wrappers.FlattenObservation,
+    "NormalizeObservation": gym.wrappers.NormalizeObservation,
+    "NormalizeReward": gym.wrappers.NormalizeReward,
+    "FrameStackObservation": lambda env: gym.wrappers.FrameStackObservation(env, 3),
+    "DelayObservation": lambda env: gym.wrappers.DelayObservation(env, 2),
+    "RecordEpisodeStatistics": gym.wrappers.RecordEpisodeStatistics,
+    "RescaleAction": lambda env: gym.wrappers.RescaleAction(env, 0, 1),
+    "ClipAction": gym.wrappers.ClipAction,
+    "DiscretizeAction": lambda env: gym.wrappers.DiscretizeAction(env, 5),
+    "StickyAction": lambda env: gym.wrappers.StickyAction(env, 0.5),
+    "Autoreset": gym.wrappers.Autoreset,
+    "RenderCollection": gym.wrappers.RenderCollection,
+    "DiscreteActions": DiscreteActions,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.filterwarnings("ignore:.*precision lowered:UserWarning")  # RescaleAction's
+def test_gymnasiums_wrappers_go_round_it_and_stay_in_its_spec(name: str) -> None:
+    def total(env: gym.Env) -> tuple[float, bool]:
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        steps = [env.step(env.action_space.sample()) for _ in range(4)]
+        assert env.observation_space.contains(steps[-1][0]) and not steps[-2][3]
+        return sum(float(step[1]) for step in steps), steps[-1][3]
+
+    env = WRAPPERS[name](gym.make("helm/Burst-v0", intervals=4, render_mode="ansi"))
+    assert env.spec is not None
+    reward, truncated = total(env)
+    assert truncated
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert type(again) is type(env) and total(again) == (reward, True)
 
 
 def test_an_absolute_action_is_the_target() -> None:

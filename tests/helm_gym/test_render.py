@@ -15,7 +15,7 @@ from helm_gym.cluster import Cluster, Node, Outage
 from helm_gym.envs.cluster_render import OF_NODE, TEXT_BARS, TEXT_NODES
 from helm_gym.envs.partition import PartitionEnv
 from helm_gym.envs.render import LOST, RED, SIZE_PX, TEXT_INTERVALS, sparkline
-from helm_gym.errors import UnknownNameError
+from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Interval, load
 from helm_gym.tasks import find_task
 
@@ -82,6 +82,13 @@ def test_a_vector_environment_draws_each_lane() -> None:
     images.reset(seed=0)
     frames = images.render()
     assert frames is not None and len(frames) == 2 and not np.array_equal(frames[0], frames[1])
+
+
+def test_nothing_is_drawn_before_a_reset() -> None:
+    lanes = gym.make_vec("helm/Burst-v0", num_envs=2, render_mode="ansi")
+    for env in (PartitionEnv(render_mode="ansi"), PartitionEnv(render_mode="rgb_array"), lanes):
+        with pytest.raises(InvalidInputError, match="must be reset before it is rendered"):
+            env.render()
 
 
 def test_render_modes_that_there_are_not() -> None:

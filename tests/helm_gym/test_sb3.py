@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from helm_gym import profile as profiles
+from helm_gym.envs.discrete import DiscreteActions
 from helm_gym.envs.partition_vector import PartitionVectorEnv
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Interval, Profile
 from helm_gym.tasks import find_task
 
 pytest.importorskip("stable_baselines3")
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecCheckNan, VecFrameStack, VecMonitor, VecNormalize
 
 from helm_gym.envs.sb3 import PartitionVecEnv
 
@@ -166,6 +173,76 @@ def test_sb3_evaluates_and_wraps_it_without_a_warning(arguments: dict[str, Any])
     wrapped.reset()
     *_, infos = [wrapped.step(np.zeros((LANES, 1), np.float32)) for _ in range(INTERVALS)][-1]
     assert np.abs(infos[0]["terminal_observation"]).max() > 1.0  # normalised, as the others are
+
+
+WRAPPED: dict[str, Callable[[PartitionVecEnv], Any]] = {
+    "VecFrameStack": lambda env: VecFrameStack(env, 3),
+    "VecNormalize of VecFrameStack": lambda env: VecNormalize(VecFrameStack(env, 3)),
+    "VecFrameStack of VecNormalize": lambda env: VecFrameStack(VecNormalize(env), 3),
+    "VecCheckNan": lambda env: VecCheckNan(env, raise_exception=True),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_sb3s_wrappers_see_the_last_observation_of_an_episode(name: str, arguments: dict[str, Any]) -> None:
+    env = WRAPPED[name](PartitionVecEnv(LANES, **arguments))
+    env.seed(1)
+    first = env.reset()
+    for _ in range(INTERVALS):
+        observation, _, dones, infos = env.step(np.zeros((LANES, 1), np.float32))
+    assert dones.all() and observation.shape == first.shape
+    assert all(info["terminal_observation"].shape == first.shape[1:] for info in infos)
+
+
+def test_sb3_runs_single_environments_in_processes_of_their_own(arguments: dict[str, Any]) -> None:
+    made = {"seed": 5, "env_kwargs": arguments}
+    here = make_vec_env("helm/Burst-v0", 2, **made)
+    there = make_vec_env(
+        "helm/Burst-v0", 2, **made, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "spawn"}
+    )
+    try:
+        np.testing.assert_array_equal(here.reset(), there.reset())
+        for _ in range(INTERVALS + 1):
+            ours, theirs = (env.step(np.zeros((2, 1), np.float32)) for env in (here, there))
+            np.testing.assert_array_equal(ours[0], theirs[0])
+            np.testing.assert_array_equal(ours[1], theirs[1].astype(np.float32))  # SB3's own two differ in this
+    finally:
+        there.close()
+
+
+def test_sb3_evaluates_while_it_trains_and_opens_what_it_saved(arguments: dict[str, Any], tmp_path: Path) -> None:
+    env, seen = PartitionVecEnv(LANES, **arguments), PartitionVecEnv(1, **arguments)
+    callback = EvalCallback(seen, eval_freq=4, n_eval_episodes=2, log_path=str(tmp_path), verbose=0)
+    model = PPO("MlpPolicy", env, n_steps=4, batch_size=6, n_epochs=1, seed=0, device="cpu")
+    model.learn(2 * LANES * 4, callback=callback)
+    assert np.load(tmp_path / "evaluations.npz")["ep_lengths"].tolist() == [[INTERVALS] * 2] * 2
+    model.save(tmp_path / "model.zip")
+    opened = PPO.load(tmp_path / "model.zip", env=PartitionVecEnv(LANES, **arguments), device="cpu")
+    assert opened.learn(LANES * 4).num_timesteps == LANES * 4
+
+
+def test_sb3_contribs_time_feature_knows_the_horizon(arguments: dict[str, Any]) -> None:
+    wrappers = pytest.importorskip("sb3_contrib.common.wrappers")
+    env = wrappers.TimeFeatureWrapper(gym.make("helm/Burst-v0", **arguments))
+    assert env.reset(seed=0)[0][-1] == 1.0
+    left = [env.step(np.zeros(1, np.float32))[0][-1] for _ in range(INTERVALS)]
+    np.testing.assert_allclose(left, np.linspace(1, 0, INTERVALS + 1)[1:], atol=1e-6)
+
+
+def test_dqn_learns_with_discrete_actions(arguments: dict[str, Any]) -> None:
+    env = DiscreteActions(gym.make("helm/Burst-v0", **arguments))
+    model = DQN("MlpPolicy", env, learning_starts=4, buffer_size=32, batch_size=4, seed=0, device="cpu").learn(12)
+    observation, _ = env.reset(seed=0)
+    assert env.step(model.predict(observation)[0])[1] < 0
+
+
+def test_a_copy_goes_on_as_its_original(arguments: dict[str, Any]) -> None:
+    env = PartitionVecEnv(LANES, **arguments)
+    env.seed(1)
+    env.reset()
+    still = np.zeros((LANES, 1), np.float32)
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        np.testing.assert_array_equal(twin.step(still)[0], copy.deepcopy(env).step(still)[0])
 
 
 def test_attributes_and_methods_are_those_that_all_lanes_share(arguments: dict[str, Any]) -> None:
