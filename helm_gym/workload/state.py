@@ -128,22 +128,27 @@ def bounds(profile: Profile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def limits(profile: Profile) -> NDArray[np.float64]:
-    """The highest values that a backend of ``profile`` takes, (parameters,): its tables hold no more."""
-    high = bounds(profile)[1]
+    """The least and the highest values that a backend of ``profile`` takes, (2, parameters): its tables hold no more.
+
+    Lengths, counts and shares may be 0, though no regime goes so far.
+    """
+    low, high = bounds(profile)
+    low[np.arange(len(low)) != INDEX["item_zipf"]] = 0.0
     high[INDEX["candidates"]] = profile.model.max_candidates
     high[INDEX["hot_users"]] = profile.population.users // 2
-    return high
+    return np.stack([low, high])
 
 
-def check_state(state: WorkloadState, high: NDArray[np.float64], profile: Profile) -> None:
-    """Raises InvalidInputError for a workload that a profile's model or tables cannot take; ``high``: its limits."""
-    values = state.values
-    if lazy.passes().within(values, high, INDEX["arrival_rate_rps"]):
+def check_state(state: WorkloadState, limits: NDArray[np.float64], profile: Profile) -> None:
+    """Raises InvalidInputError for a workload that a profile's model or tables cannot take; ``limits``: see there."""
+    values, (low, high) = state.values, limits
+    if lazy.passes().within(values, low, high, INDEX["arrival_rate_rps"]):
         return
-    if (values > high).any():
-        lane, k = np.argwhere(values > high)[0]
-        raise InvalidInputError(
-            f"Workload asks for {PARAMETERS[k].name} {values[lane, k]:g}; profile '{profile.name}' allows at most "
-            f"{high[k]:g}."
-        )
+    for wrong, bound, side in ((values > high, high, "most"), (values < low, low, "least")):
+        if wrong.any():
+            lane, k = np.argwhere(wrong)[0]
+            raise InvalidInputError(
+                f"Workload asks for {PARAMETERS[k].name} {values[lane, k]:g}; profile '{profile.name}' allows "
+                f"at {side} {bound[k]:g}."
+            )
     raise InvalidInputError("A workload's parameters must be finite and its arrival rate positive.")
