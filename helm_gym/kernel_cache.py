@@ -23,13 +23,15 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from helm_gym.errors import InvalidInputError
 from helm_gym.kernel_key import NotKeyedError, key_of
 
 LIMIT = 512 << 20  # bytes in a folder; what was used longest ago goes first. All kernels together take some 50 MiB
-QUIET = "HELM_GYM_QUIET"  # set in the environment: nothing is said
+QUIET = "HELM_GYM_QUIET"  # set in the environment: it is not said that kernels are compiled
 _DIGEST = hashlib.sha256().digest_size
 
 compiled: list[str] = []  # which kernels this process has compiled, not found in the cache
+silent = False  # in a process whose caller says everything
 
 
 class KernelCache(NullCache):
@@ -51,7 +53,8 @@ class KernelCache(NullCache):
                 with contextlib.suppress(Exception):  # whatever is wrong with a file, its kernel can be compiled
                     return CompileResult._rebuild(target_context, *pickle.loads(_read(folder / file)))
         compiled.append(self._name)
-        say("compiling kernels for this machine, which takes up to a minute; `helm-gym warm` does so beforehand.")
+        if not os.environ.get(QUIET):
+            say("Compiling kernels for this machine, which takes about a minute; `helm-gym warm` does so beforehand.")
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -69,29 +72,45 @@ class KernelCache(NullCache):
                 problems[folder] = error.strerror or type(error).__name__
             else:
                 kept = folder
+                _prune(kept)
                 break
-        if kept:
-            _prune(kept)
         if problems:
-            where = " nor ".join(f"in {folder} ({reason})" for folder, reason in problems.items())
-            instead = f"they are in {kept}" if kept else "each process compiles them anew"
-            say(f"compiled kernels cannot be kept {where}: {instead}. Set HELM_GYM_CACHE to a folder of your own.")
+            say(_complaint(problems, f"they are in {kept}" if kept else "each process compiles them anew"))
 
     def _file(self, sig: Any, codegen: Any) -> str | None:
         try:
             key = key_of(self._kernel, sig, codegen.magic_tuple())
         except NotKeyedError as error:
-            say(f"each process compiles {self._name} anew: {error}, from which no key of a cache can be made.")
+            say(f"Each process compiles {self._name} anew: {error}, from which no key of a cache can be made.")
             return None
         return f"{re.sub(r'[^A-Za-z0-9_.]', '', self._name)[-120:]}-{key}"
 
 
 @functools.cache
 def say(text: str) -> None:
-    """Says a sentence on stderr, once a process, unless the environment has HELM_GYM_QUIET."""
-    if sys.stderr is not None and not os.environ.get(QUIET):
+    """Says a sentence on stderr, once a process."""
+    if sys.stderr is not None and not silent:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it
             print(f"helm-gym: {text}", file=sys.stderr, flush=True)
+
+
+def folder() -> pathlib.Path:
+    """Where machine code is kept from now on.
+
+    Raises:
+        InvalidInputError: nowhere.
+    """
+    found, problems = _folders()
+    if not found or not os.access(found[-1], os.W_OK):
+        raise InvalidInputError(_complaint(problems, "each process would compile them anew"))
+    if problems:
+        say(_complaint(problems, f"they are in {found[-1]}"))
+    return found[-1]
+
+
+def _complaint(problems: dict[pathlib.Path, str], instead: str) -> str:
+    where = " nor ".join(f"in {folder} ({reason})" for folder, reason in problems.items())
+    return f"Compiled kernels cannot be kept {where}: {instead}. Set HELM_GYM_CACHE to a folder of your own."
 
 
 def _candidates() -> Iterator[pathlib.Path]:
@@ -114,6 +133,7 @@ def _folders() -> tuple[list[pathlib.Path], dict[pathlib.Path, str]]:
         found.append(folder.absolute())
         if os.access(folder, os.W_OK):
             break
+        problems[folder] = "it can only be read"
     return found, problems
 
 

@@ -20,6 +20,7 @@ from helm_gym.cli.listing import agents, profiles, tasks
 from helm_gym.cli.reproduce import reproduce
 from helm_gym.cli.train import train
 from helm_gym.cli.tune import tune
+from helm_gym.cli.warm import warm
 from helm_gym.errors import HelmError
 
 # Command modules import what is heavy (numba, torch, matplotlib) inside their functions, so that --help is instant.
@@ -38,6 +39,7 @@ COMMANDS = (
     tasks,
     profiles,
     agents,
+    warm,
 )
 
 

@@ -77,6 +77,11 @@ class WorkloadPath:
     kind: NDArray[np.object_] | Sequence[Sequence[str]]
     alive: NDArray[np.bool_] | None = None
 
+    def __post_init__(self) -> None:
+        gaps = self.gaps_s.view()
+        gaps.flags.writeable = False  # as those of Poisson arrivals: kernels are compiled for one kind of array
+        object.__setattr__(self, "gaps_s", gaps)
+
     @property
     def intervals(self) -> int:
         return self.values.shape[1]
@@ -116,8 +121,8 @@ def at_rest(profile: Profile) -> NDArray[np.float64]:
 
 
 def poisson_gaps(lanes: int, intervals: int, requests: int) -> NDArray[np.float64]:
-    """``gaps_s`` of Poisson arrivals: one NaN that stands for all, read-only, whatever the shape."""
-    return np.broadcast_to(np.float64(np.nan), (lanes, intervals, requests))
+    """``gaps_s`` of Poisson arrivals: an interval's NaNs, which stand for those of all, read-only."""
+    return np.broadcast_to(np.full((lanes, 1, requests), np.nan), (lanes, intervals, requests))
 
 
 def bounds(profile: Profile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
