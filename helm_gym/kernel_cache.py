@@ -117,7 +117,8 @@ def _candidates() -> Iterator[pathlib.Path]:
     own, shared = os.environ.get("HELM_GYM_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
     base = own or os.path.join(shared if os.path.isabs(shared) else "~/.cache", "helm-gym")
     yield pathlib.Path(os.path.expanduser(base), "kernels")
-    yield pathlib.Path(tempfile.gettempdir()) / f"helm-gym-kernels-{os.geteuid()}"
+    with contextlib.suppress(FileNotFoundError):  # a system where nothing can be written
+        yield pathlib.Path(tempfile.gettempdir(), f"helm-gym-kernels-{os.geteuid()}")
 
 
 @functools.cache

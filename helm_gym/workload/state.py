@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,7 +80,7 @@ class WorkloadPath:
 
     def __post_init__(self) -> None:
         gaps = self.gaps_s.view()
-        gaps.flags.writeable = False  # as those of Poisson arrivals: kernels are compiled for one kind of array
+        gaps.flags.writeable = False
         object.__setattr__(self, "gaps_s", gaps)
 
     @property
@@ -88,7 +89,19 @@ class WorkloadPath:
 
     def at(self, t: int) -> WorkloadState:
         alive = None if self.alive is None else self.alive[:, t]
-        return WorkloadState(self.values[:, t], self.gaps_s[:, t], alive)
+        gaps = self.gaps_s[:, t] if self._poisson_gaps is None else self._poisson_gaps
+        return WorkloadState(self.values[:, t], gaps, alive)
+
+    @functools.cached_property
+    def _poisson_gaps(self) -> NDArray[np.float64] | None:
+        """Those of any interval, where ``poisson_gaps`` made them, laid out as recorded ones: kernels are compiled for
+        one kind of array, read-only and contiguous.
+        """
+        if any(self.gaps_s.strides):
+            return None
+        gaps = np.full((len(self.gaps_s), self.gaps_s.shape[2]), np.nan)
+        gaps.flags.writeable = False
+        return gaps
 
     def kind_at(self, t: int) -> NDArray[np.object_]:
         """The kind of the segment that each lane is in, (lanes,)."""
@@ -121,8 +134,8 @@ def at_rest(profile: Profile) -> NDArray[np.float64]:
 
 
 def poisson_gaps(lanes: int, intervals: int, requests: int) -> NDArray[np.float64]:
-    """``gaps_s`` of Poisson arrivals: an interval's NaNs, which stand for those of all, read-only."""
-    return np.broadcast_to(np.full((lanes, 1, requests), np.nan), (lanes, intervals, requests))
+    """``gaps_s`` of Poisson arrivals: one NaN that stands for all, read-only, whatever the shape."""
+    return np.broadcast_to(np.float64(np.nan), (lanes, intervals, requests))
 
 
 def bounds(profile: Profile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -328,6 +328,12 @@ def test_the_folder_is_the_one_that_was_asked_for(monkeypatch):
     assert first == [pathlib.Path(folder) for folder in folders]
 
 
+def test_a_system_without_a_temporary_folder_leaves_the_one_that_was_asked_for(monkeypatch):
+    monkeypatch.setenv("HELM_GYM_CACHE", "/own")
+    monkeypatch.setattr(kernel_cache, "tempfile", mock.Mock(gettempdir=mock.Mock(side_effect=FileNotFoundError)))
+    assert list(kernel_cache._candidates()) == [pathlib.Path("/own/kernels")]
+
+
 def test_what_was_used_longest_ago_goes_first(cache, monkeypatch):
     run()
     size = sum(path.stat().st_size for path in cache.iterdir())

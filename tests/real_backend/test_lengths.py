@@ -99,12 +99,12 @@ def edge_profile(longest: int, most: int, host_users: int = 4) -> Profile:
 
 def edge_state(profile: Profile, longest: int, most: int, lanes: int = 1) -> WorkloadState:
     """Histories, deltas and candidates as asked for, many users hot, and all at once."""
-    path = make_path("steady", profile, range(lanes), 1)
-    values = path.values[:, 0].copy()
+    state = make_path("steady", profile, range(lanes), 1).at(0)
+    values = state.values.copy()
     for name, value in (("mean_history", longest), ("delta_tokens", longest), ("candidates", most), ("new_share", 0.5)):
         values[:, INDEX[name]] = value
     values[:, INDEX["arrival_rate_rps"]] = 1e5
-    return WorkloadState(values, path.gaps_s[:, 0])
+    return WorkloadState(values, state.gaps_s)
 
 
 @pytest.mark.parametrize("name", ["modelled", "real"])
