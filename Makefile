@@ -40,4 +40,6 @@ clean:
 	@$(PYTHON) -m venv .venv
 	@$(PIP) torch==2.13.0
 	@$(PIP) -e ".[$(EXTRA),dev]"
+	@echo "== compiling kernels for this machine (a minute or two)"
+	-@$(BIN)/helm-gym warm
 	@touch $@

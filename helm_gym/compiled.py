@@ -1,65 +1,35 @@
-"""The one decorator for compiled code, and a compilation cache that can never be stale.
-
-numba's on-disk cache looks at the file of the function it stores and not at the functions that this one calls, so
-an edit in another module would go unnoticed, and so would one to a constant that a kernel froze. Here the cache folder
-is named after the text of every module that kernels live in or take constants from: an edit compiles all again.
-"""
+"""The one decorator for compiled code."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import pathlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+from numba.core.dispatcher import Dispatcher
+
+from helm_gym.kernel_cache import KernelCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SOURCES = (
-    "baselines/predictors/trees.py",
-    "agents/three_layer_ppo/adapter.py",
-    "agents/three_layer_ppo/base.py",
-    "agents/three_layer_ppo/curves.py",
-    "agents/three_layer_ppo/policy.py",
-    "agents/three_layer_ppo/recovery.py",
-    "helm_gym/observation.py",
-    "helm_gym/passes.py",
-    "helm_gym/reward.py",
-    "helm_gym/routing.py",
-    "helm_gym/telemetry.py",
-    "helm_gym/workload/*.py",
-    "real_backend/*.py",
-    "real_backend/memory/*.py",
-    "surrogate_backend/clusters/kernels/*.py",
-    "surrogate_backend/layout.py",
-    "surrogate_backend/noise.py",
-    "surrogate_backend/kernels/*.py",
-)
 
-
-def _cache_folder() -> pathlib.Path:
-    digest = hashlib.sha256(numba.__version__.encode())
-    for pattern in _SOURCES:
-        for path in sorted(_ROOT.glob(pattern)):
-            digest.update(path.read_bytes())
-    base = os.environ.get("HELM_GYM_CACHE") or pathlib.Path.home() / ".cache" / "helm-gym"
-    return pathlib.Path(base) / "kernels" / digest.hexdigest()[:16]
-
-
-if not numba.config.CACHE_DIR:
-    numba.config.CACHE_DIR = str(_cache_folder())
-
-
-def kernel(function: F) -> F:
+def kernel(function: F, fastmath: bool | set[str] = False) -> F:
     """Compiles ``function`` to machine code on first use, without the interpreter lock, and keeps it on disk.
+
+    What is kept follows from all that the kernel calls and reads (``helm_gym.kernel_key``), so it is never stale.
 
     Kernels work in the arrays they are given and allocate none, so they are compiled without numba's reference
     counts: with them, each call that passes a tuple of forty arrays makes eighty atomic increments, and a request
     took 200 us instead of 5. Kernels are inlined into those that call them for the same reason: handing such a tuple on
     costs more than what most of them do. What needs an allocation (a sort, say) is done by numpy before the call.
+
+    Args:
+        function: in the part of Python that numba compiles.
+        fastmath: liberties with floating-point numbers, as numba's option of the same name.
     """
-    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
+    compiled: Any = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath, _nrt=False, forceinline=True)(
+        function
+    )
+    if isinstance(compiled, Dispatcher):  # NUMBA_DISABLE_JIT leaves it a function
+        compiled._cache = KernelCache(compiled)  # type: ignore[attr-defined]  # numba's types leave it out
     return compiled

@@ -67,12 +67,12 @@ def to_pages(allocation, low, high, pages, out):
 
 
 @kernel
-def within(values, high, positive):
-    """Whether values (lanes, parameters) are finite, at most ``high`` and above 0 in column ``positive``."""
+def within(values, low, high, positive):
+    """Whether values (lanes, parameters) are numbers from ``low`` to ``high``, and above 0 in column ``positive``."""
     good = True
     for lane in range(values.shape[0]):
         for k in range(values.shape[1]):
-            good &= (values[lane, k] <= high[k]) & (values[lane, k] > -np.inf)
+            good &= (values[lane, k] >= low[k]) & (values[lane, k] <= high[k])
         good &= values[lane, positive] > 0.0
     return good
 

@@ -81,21 +81,24 @@ def _mean_alive(values, alive):
 def _cheapest(view, lane, kv, emb, load, limit_ms):
     """The alive node of least weighted cost that has no more than ``limit_ms`` of work ahead.
 
-    Of equals the one with least work ahead, then by turns. Returns it, and whether a cheaper one was passed over.
+    Of equals the one with least work ahead, then by turns. Where rounding puts all above the limit, or no cost is a
+    number, the node with least work ahead. Returns the node, and whether a cheaper one was passed over.
     """
     terms, backlog_ms, alive = view.terms_ms[lane], view.backlog_ms[lane], view.alive[lane]
     nodes = alive.shape[0]
-    chosen, lowest, least = -1, np.inf, np.inf
+    chosen, idlest, lowest, least = -1, -1, np.inf, np.inf
     node = view.turn[lane, ROUTED] % nodes
     for _ in range(nodes):
         if alive[node]:
             cost = kv * terms[KV, node] + emb * terms[EMB, node] + load * terms[LOAD, node]
             least = min(least, cost)
+            if idlest < 0 or backlog_ms[node] < backlog_ms[idlest]:
+                idlest = node
             equal = cost == lowest and backlog_ms[node] < backlog_ms[chosen]
             if backlog_ms[node] <= limit_ms and (cost < lowest or equal):
                 chosen, lowest = node, cost
         node = node + 1 if node + 1 < nodes else 0
-    return chosen, lowest > least
+    return chosen if chosen >= 0 else idlest, lowest > least
 
 
 @kernel
@@ -124,30 +127,34 @@ def _note_preference(view, lane, kv, emb, load):
 def _on_ring(view, lane, user, limit_ms):
     """The first alive node at or after the user's key that has no more than ``limit_ms`` of work ahead.
 
-    A node's points stay where they are when another dies, so only the dead one's users move. Returns the node, and
-    whether one was passed over.
+    A node's points stay where they are when another dies, so only the dead one's users move. Where rounding puts all
+    above the limit, the node with least work ahead. Returns the node, and whether one was passed over.
     """
     keys, points = view.ring_key, view.ring_key.shape[0]
+    alive, backlog_ms = view.alive[lane], view.backlog_ms[lane]
     at = np.searchsorted(keys, mix(np.uint64(user) + _OF_USERS))
-    passed = False
-    node = 0
+    idlest = -1
     for k in range(points):
         node = view.ring_node[(at + k) % points]
-        if view.alive[lane, node]:
-            if view.backlog_ms[lane, node] <= limit_ms:
-                break
-            passed = True
-    return node, passed
+        if alive[node]:
+            if backlog_ms[node] <= limit_ms:
+                return node, idlest >= 0
+            if idlest < 0 or backlog_ms[node] < backlog_ms[idlest]:
+                idlest = node
+    return idlest, True
 
 
 @kernel
 def _nth_alive(alive, k):
-    """The alive node that ``k`` others come before."""
-    node = 0
-    while k > 0 or not alive[node]:
-        k -= alive[node]
-        node += 1
-    return node
+    """The alive node that ``k`` others come before; the last one where there are fewer."""
+    found = 0
+    for node in range(alive.shape[0]):
+        if alive[node]:
+            found = node
+            if k == 0:
+                break
+            k -= 1
+    return found
 
 
 @kernel

@@ -97,12 +97,17 @@ def mix(key):
 
 @kernel
 def note_kv(view, lane, node, user, version, tokens):
-    """The router learns that ``node`` holds ``tokens`` of a user's history; news of an older version is none."""
+    """The router learns that ``node`` holds ``tokens`` of a user's history; news of an older version is none.
+
+    Nor is it that a request with less history went there: a node keeps what it has.
+    """
     if version < view.kv_version[lane, user]:
         return
     if version > view.kv_version[lane, user]:
         view.kv_version[lane, user] = version
         view.kv_tokens[lane, user, :] = 0
+    if tokens <= view.kv_tokens[lane, user, node]:
+        return
     count = view.kv_count[lane, node]
     if view.kv_tokens[lane, user, node] == 0:
         if count == view.kv_listed.shape[2]:

@@ -82,7 +82,7 @@ class SurrogateBackend:
         folder = checkpoints.find(None, profile) if checkpoint is None else checkpoint
         self._known = _constants(folder, profile, of)
         self._limits, slack = limits(profile), 0.5 / profile.pool.pages
-        bounds = (profile.pool.min_alpha - slack, profile.pool.max_alpha + slack, *self._limits)
+        bounds = (profile.pool.min_alpha - slack, profile.pool.max_alpha + slack, *self._limits.ravel())
         self._bounds = np.array(bounds)
         self._columns = 1 if lanes == 1 else LANES
         self._scratch = aligned(np.zeros(step.SCRATCH * self._columns, F))

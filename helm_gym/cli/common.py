@@ -11,6 +11,7 @@ import datetime
 import importlib
 import json
 import math
+import os
 import pathlib
 import re
 import sys
@@ -114,6 +115,8 @@ class Progress:
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
+        if quiet:
+            os.environ["HELM_GYM_QUIET"] = "1"  # kernels are compiled in silence, in processes of this one's, too
         self._console = Console(stderr=True, highlight=False)
 
     def say(self, text: str) -> None:

@@ -23,6 +23,7 @@ from helm_gym.cli.listing import agents, profiles, tasks
 from helm_gym.cli.reproduce import reproduce
 from helm_gym.cli.train import train
 from helm_gym.cli.tune import tune
+from helm_gym.cli.warm import warm
 from helm_gym.errors import HelmError
 from helm_gym.text import sentence
 
@@ -42,6 +43,7 @@ COMMANDS = (
     tasks,
     profiles,
     agents,
+    warm,
 )
 
 

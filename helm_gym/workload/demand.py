@@ -30,6 +30,7 @@ _DELTA, _CANDIDATES = INDEX["delta_tokens"], INDEX["candidates"]
 _EXPONENTS = np.linspace(PARAMETERS[_ZIPF].low, PARAMETERS[_ZIPF].high, 41)
 _ZIPF_LOW, _ZIPF_STEP, _ZIPF_LAST = float(_EXPONENTS[0]), float(_EXPONENTS[1] - _EXPONENTS[0]), len(_EXPONENTS) - 1
 _BUCKETS = 160  # of items
+_STEPS = 100  # of Newton's method in a profile's table; a dozen are enough where rounding lets them settle
 _TOLERANCE = 0.05  # a Newton step this small in proportion is the last: its square is what remains
 FAR = 4  # alphas: the first steps of a search that starts nowhere in particular
 
@@ -96,13 +97,15 @@ def _row_tables(items: int, rows: tuple[float, ...]) -> tuple[NDArray[np.float64
     rate = (0.5 * (edges[1:] + edges[:-1])) ** -_EXPONENTS[:, None, None]  # (exponents, 1, buckets), of each item
     rate /= (rate @ inside)[..., None]
     time = np.tile(rows, (len(_EXPONENTS), 1))
-    while True:  # Newton steps, from below: as if no row was asked for twice
+    missing = np.ones_like(time)
+    for _ in range(_STEPS):  # Newton steps, from below: as if no row was asked for twice
         left = np.exp(-rate * time[..., None])
         missing = (rate * left) @ inside
         step = (np.array(rows) - (1.0 - left) @ inside) / missing
         if (step <= 1e-6 * time).all():
-            return time, missing
+            break
         time += step
+    return time, missing
 
 
 @kernel

@@ -23,6 +23,7 @@ from helm_gym.workload.recorded import recorded_path
 from helm_gym.workload.script import (
     Script,
     blank_script,
+    check_written,
     copy_setting,
     drift,
     drift_on,
@@ -191,7 +192,8 @@ def make_path(
 
     Raises:
         UnknownNameError: no such regime.
-        InvalidInputError: ``trace`` without a recording, or one with fewer requests than an interval.
+        InvalidInputError: ``trace`` without a recording, or one with fewer requests than an interval; a regime that
+            does not write its lanes to the end.
     """
     if regime == "trace":
         if trace is None:
@@ -206,6 +208,7 @@ def make_path(
     for first in range(0, lanes, _BLOCK):
         script = blank_script(profile, intervals, streams[first : first + _BLOCK])
         REGIMES[regime](script)
+        check_written(script, regime)
         set_rates(script, demand, users)
         render(script, first, values, segment, kind)
     return WorkloadPath(

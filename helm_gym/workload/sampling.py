@@ -177,7 +177,7 @@ def _liked_item(t, rng, row, drift, own_drift):
 def _zipf_row(rng, exponent):
     """One of the two tabled exponents next to ``exponent``, drawn so that the mixture has its mean."""
     x = (exponent - _ZIPF_LOW) / _ZIPF_STEP
-    low = int(x)
+    low = min(int(x), len(EXPONENTS) - 2)
     return low + 1 if _uniform(rng) < x - low else low
 
 
@@ -214,14 +214,14 @@ def _draw_hot(t, u, slot, values, drift):
     """Another user becomes the hot one of ``slot``: an entry outside the hot set, taken over by a new user."""
     users = t.length.shape[1]
     user = int(_uniform(t.rng[u]) * users)
-    taken = True
-    while taken:
+    for _ in range(users):  # at most half of them are hot
         taken = False
         for other in range(t.hot_count[u, 0]):
             if t.hot[u, other] == user:
                 taken = True
-        if taken:
-            user = user + 1 if user + 1 < users else 0
+        if not taken:
+            break
+        user = user + 1 if user + 1 < users else 0
     t.hot[u, slot] = user
     if slot == t.hot_count[u, 0]:
         t.hot_count[u, 0] += 1
@@ -264,13 +264,15 @@ def sample_interval(t, u, values, gaps_s, requests):
 
     requests.number[u, 0] = requests.user.shape[1]
     for r in range(requests.user.shape[1]):
-        if _uniform(rng) < values[_HOT_SHARE]:
+        if _uniform(rng) < values[_HOT_SHARE] and hot_users > 0:
             heat = _uniform(rng)
             user = t.hot[u, min(int(hot_users * heat * heat), hot_users - 1)]  # Zipf with exponent .5
         else:
             user = int(_uniform(rng) * users)
             if _uniform(rng) < values[_NEW]:
-                while t.last_used[u, user] == now:
+                for _ in range(users):  # there are more of them than requests in an interval
+                    if t.last_used[u, user] != now:
+                        break
                     user = user + 1 if user + 1 < users else 0
                 _new_user(t, u, user, values, drift)
         delta = max(1, int(values[_DELTA] * (0.5 + _uniform(rng)) + 0.5))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.compiled import kernel
+from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.workload.demand import FAR, least_service
 from helm_gym.workload.sampling import _uniform
@@ -117,8 +118,9 @@ def written(script, lane):
 
 @kernel
 def _add_piece(script, lane, length, kind, load, segment, drifts):
-    begin, piece = written(script, lane), script.pieces[lane]
-    script.pieces[lane] += 1
+    # Pieces behind the end have no length; where one too many is written, it takes the last one's place.
+    begin, piece = written(script, lane), min(script.pieces[lane], script.kind.shape[1] - 1)
+    script.pieces[lane] = piece + 1
     script.kind[lane, piece] = kind
     script.segment[lane, piece] = segment
     script.begin[lane, piece] = begin
@@ -126,6 +128,16 @@ def _add_piece(script, lane, length, kind, load, segment, drifts):
     script.load[lane, piece] = load
     script.drifts[lane, piece] = drifts
     return piece
+
+
+def check_written(script: Script, regime: str) -> None:
+    """Raises InvalidInputError where a regime did not write each lane to the end."""
+    last = np.maximum(script.pieces, 1) - 1
+    ends = script.end[np.arange(len(last)), last]
+    if (ends < script.intervals).any():
+        raise InvalidInputError(
+            f"Regime '{regime}' writes {ends.min()} of {script.intervals} intervals; let it go on to script.intervals."
+        )
 
 
 @kernel
@@ -198,9 +210,10 @@ def render(script, lane_offset, values, segment, kind):
             kind[lane_offset + lane, script.segment[lane, piece]] = script.kind[lane, piece]
     for t in range(script.intervals):
         for lane in range(script.rng.shape[0]):
-            while t >= script.end[lane, script.cursor[lane]]:
-                script.cursor[lane] += 1
             piece = script.cursor[lane]
+            while t >= script.end[lane, piece] and piece + 1 < script.pieces[lane]:
+                piece += 1
+            script.cursor[lane] = piece
             begin, end = script.begin[lane, piece], script.end[lane, piece]
             first, last, rate = script.first[lane, piece], script.last[lane, piece], script.rate[lane, piece]
             row = values[t, lane_offset + lane]

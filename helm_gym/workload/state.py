@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,11 @@ class WorkloadPath:
     kind: NDArray[np.object_] | Sequence[Sequence[str]]
     alive: NDArray[np.bool_] | None = None
 
+    def __post_init__(self) -> None:
+        gaps = self.gaps_s.view()
+        gaps.flags.writeable = False
+        object.__setattr__(self, "gaps_s", gaps)
+
     @property
     def intervals(self) -> int:
         return self.values.shape[1]
@@ -91,7 +97,19 @@ class WorkloadPath:
 
     def at(self, t: int) -> WorkloadState:
         alive = None if self.alive is None else self.alive[:, t]
-        return WorkloadState(self.values[:, t], self.gaps_s[:, t], alive)
+        gaps = self.gaps_s[:, t] if self._poisson_gaps is None else self._poisson_gaps
+        return WorkloadState(self.values[:, t], gaps, alive)
+
+    @functools.cached_property
+    def _poisson_gaps(self) -> NDArray[np.float64] | None:
+        """Those of any interval, where ``poisson_gaps`` made them, laid out as recorded ones: kernels are compiled for
+        one kind of array, read-only and contiguous.
+        """
+        if any(self.gaps_s.strides):
+            return None
+        gaps = np.full((len(self.gaps_s), self.gaps_s.shape[2]), np.nan)
+        gaps.flags.writeable = False
+        return gaps
 
     def kind_at(self, t: int) -> NDArray[np.object_]:
         """The kind of the segment that each lane is in, (lanes,)."""
@@ -144,22 +162,27 @@ def bounds(profile: Profile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def limits(profile: Profile) -> NDArray[np.float64]:
-    """The highest values that a backend of ``profile`` takes, (parameters,): its tables hold no more."""
-    high = bounds(profile)[1]
+    """The least and the highest values that a backend of ``profile`` takes, (2, parameters): its tables hold no more.
+
+    Lengths, counts and shares may be 0, though no regime goes so far.
+    """
+    low, high = bounds(profile)
+    low[np.arange(len(low)) != INDEX["item_zipf"]] = 0.0
     high[INDEX["candidates"]] = profile.model.max_candidates
     high[INDEX["hot_users"]] = profile.population.users // 2
-    return high
+    return np.stack([low, high])
 
 
-def check_state(state: WorkloadState, high: NDArray[np.float64], profile: Profile) -> None:
-    """Raises InvalidInputError for a workload that a profile's model or tables cannot take; ``high``: its limits."""
-    values = state.values
-    if lazy.passes().within(values, high, INDEX["arrival_rate_rps"]):
+def check_state(state: WorkloadState, limits: NDArray[np.float64], profile: Profile) -> None:
+    """Raises InvalidInputError for a workload that a profile's model or tables cannot take; ``limits``: see there."""
+    values, (low, high) = state.values, limits
+    if lazy.passes().within(values, low, high, INDEX["arrival_rate_rps"]):
         return
-    if (values > high).any():
-        lane, k = np.argwhere(values > high)[0]
-        raise InvalidInputError(
-            f"Workload asks for {PARAMETERS[k].name} {values[lane, k]:g}; profile '{profile.name}' allows at most "
-            f"{high[k]:g}."
-        )
+    for wrong, bound, side in ((values > high, high, "most"), (values < low, low, "least")):
+        if wrong.any():
+            lane, k = np.argwhere(wrong)[0]
+            raise InvalidInputError(
+                f"Workload asks for {PARAMETERS[k].name} {values[lane, k]:g}; profile '{profile.name}' allows "
+                f"at {side} {bound[k]:g}."
+            )
     raise InvalidInputError("A workload's parameters must be finite and its arrival rate positive.")

@@ -155,16 +155,18 @@ def admit(m, plan, b, user, version, length, rules):
     """
     if m.cached_length[user] > 0 and m.cached_version[user] != version:
         _free_user(m, user, rules.tokens_per_page)
-    cached = m.cached_length[user]
+    # More than the request's history where an older request comes late, from a node that was lost: all of it stays.
+    held = m.cached_length[user]
+    cached = min(held, length)
     outcome = MISS
-    if cached > 0:
+    if held > 0:
         outcome = COLD_HIT if _among_coldest(m, user, rules) else HIT
         unlink(m.newer, m.older, user)
     elif m.evicted_version[user] == version and m.n[EVICTED_PAGES] - m.user_evicted[user] <= rules.shadow_pages:
         outcome = SHADOW_MISS
     plan.upload_place[b] = -1
     m.used_batch[user] = m.n[BATCH]
-    have = _pages_of(cached, rules.tokens_per_page)
+    have = _pages_of(held, rules.tokens_per_page)
     wanted = _pages_of(length, rules.tokens_per_page)
     while have < wanted:
         page = take_page(m, plan, rules)
@@ -172,19 +174,19 @@ def admit(m, plan, b, user, version, length, rules):
             break
         m.user_pages[user, have] = page
         have += 1
-    stored = min(length, have * rules.tokens_per_page)
-    if cached == 0 and m.host_place[user] >= 0 and m.host_version[user] == version:
-        held = m.host_length[user]
-        if held <= stored and _worth_copying(held, length, rules):
-            cached = held
+    stored = max(held, min(length, have * rules.tokens_per_page))
+    if held == 0 and m.host_place[user] >= 0 and m.host_version[user] == version:
+        copied = m.host_length[user]
+        if copied <= stored and _worth_copying(copied, length, rules):
+            cached = copied
             plan.upload_place[b] = m.host_place[user]
             m.host_batch[m.host_place[user]] = m.n[BATCH]
-            plan.counts[UPLOAD_TOKENS] += held
+            plan.counts[UPLOAD_TOKENS] += copied
             outcome = UPLOAD
     m.cached_length[user] = stored
     m.cached_version[user] = version
-    if stored > 0:
+    if stored > 0:  # whoever is in the ring holds a page: walks along it, and evictions, end because of that
         link_newest(m.newer, m.older, user)
     plan.cached[b] = cached
-    plan.stored[b] = stored
+    plan.stored[b] = min(stored, length)
     return outcome

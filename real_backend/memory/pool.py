@@ -26,6 +26,8 @@ def move_towards(m, plan, target_pages, budget, rules):
     moved = 0
     while moved < budget and m.n[N_EMB] < target_pages:
         page = kv_cache.take_page(m, plan, rules)
+        if page < 0:
+            break  # KV owns none
         emb_cache.gain_page(m, page)
         moved += 1
     while -moved < budget and m.n[N_EMB] > target_pages:

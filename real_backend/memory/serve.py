@@ -137,7 +137,7 @@ def plan_batch(m, items, requests, u, first, end, plan, ledger, sums, rules):
         sums[KV_HITS] += outcome <= kv_cache.COLD_HIT
         sums[LOOKUPS] += length - cached + count
         sums[ROW_MISSES] += history_misses + misses
-        sums[RECOMPUTED] += length - cached - delta
+        sums[RECOMPUTED] += max(0, length - cached - delta)  # of a late request even its delta may be cached
         sums[HISTORY] += length
         sums[EMB_GAIN] += (shadow + more_shadow) * rules.row_ms
         sums[EMB_LOSS] += (cold + more_cold) * rules.row_ms

@@ -17,7 +17,7 @@ def _simulated_row_miss(m, s, row):
     """A sampled row that simulation ``s`` does not hold: it takes the slot that the clock's hand finds cold."""
     sim_row, slot_row = m.sim_row, m.sim_slot_row[s]
     hand, slots = m.sim_hand[s], m.sim_slots[s]
-    while True:
+    for _ in range(slots + 1):  # one round leaves no row marked as used
         old = slot_row[hand]
         if old < 0:
             break
@@ -43,6 +43,9 @@ def _unlink(users, s, user):
 def _simulated_cached(users, free, s, user, version, length, tokens_per_page):
     """Tokens of the user's history that simulation ``s`` had cached; the whole history is cached afterwards.
 
+    As in kv_cache.admit, the ring of recency holds those alone who occupy a page, and a request that comes late, with
+    less history than is cached, takes nothing away.
+
     users: (N + 1, S, SIM_FIELDS); free: (S,), KV pages not occupied.
     """
     sentinel = users.shape[0] - 1
@@ -52,7 +55,8 @@ def _simulated_cached(users, free, s, user, version, length, tokens_per_page):
         _unlink(users, s, user)
         free[s] += (held + tokens_per_page - 1) // tokens_per_page
         if users[user, s, VERSION] == version:
-            cached = held
+            cached = min(held, length)
+            length = max(held, length)
     need = (length + tokens_per_page - 1) // tokens_per_page
     while free[s] < need:
         out = users[sentinel, s, NEWER]
@@ -65,10 +69,11 @@ def _simulated_cached(users, free, s, user, version, length, tokens_per_page):
     free[s] -= need
     users[user, s, LENGTH] = length
     users[user, s, VERSION] = version
-    newest = users[sentinel, s, OLDER]
-    users[user, s, OLDER], users[user, s, NEWER] = newest, sentinel
-    users[newest, s, NEWER] = user
-    users[sentinel, s, OLDER] = user
+    if length > 0:
+        newest = users[sentinel, s, OLDER]
+        users[user, s, OLDER], users[user, s, NEWER] = newest, sentinel
+        users[newest, s, NEWER] = user
+        users[sentinel, s, OLDER] = user
     return cached
 
 

@@ -16,11 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-import helm_gym.compiled  # noqa: F401  # names the folder of numba's cache
+from helm_gym import compiled
 
 T = TypeVar("T", bound=Callable[..., Any])
 F = np.float32
@@ -29,15 +28,7 @@ LANES = 128
 
 def kernel(function: T) -> T:
     """Compiles ``function`` like a kernel of the memory manager; multiplications and additions may be fused."""
-    compiled: T = numba.njit(
-        cache=True,
-        nogil=True,
-        error_model="numpy",
-        fastmath={"contract", "nsz"},
-        _nrt=False,
-        forceinline=True,
-    )(function)
-    return compiled
+    return compiled.kernel(function, fastmath={"contract", "nsz"})
 
 
 @kernel

@@ -348,7 +348,7 @@ def _serve_block(
 @kernel
 def _sound(values, allocation, bounds, figures, targets):
     paged = passes.to_pages(allocation, bounds[0], bounds[1], figures[0], targets)
-    return paged and passes.within(values, bounds[2:], _ARRIVAL)
+    return paged and passes.within(values, bounds[2 : 2 + _P], bounds[2 + _P :], _ARRIVAL)
 
 
 @kernel
@@ -358,9 +358,9 @@ def step_lanes(
     """Serves one interval in all lanes; False, and nothing is done, if what it is asked for is not within bounds.
 
     c: of ``pack``; rows, counters: of ``State``; values: (lanes, parameters); gaps: (lanes, requests), s, NaN where
-    arrivals are Poisson; allocation: (lanes, nodes), alpha; bounds: least and largest alpha, and the parameters'
-    highest values; figures: pages, requests, intervals of the window, longest history. Fills targets: (lanes, nodes),
-    EMB's pages; out: float64 (lanes, nodes, WIDTH); served: float32 (2, blocks, requests * LANES), service and
+    arrivals are Poisson; allocation: (lanes, nodes), alpha; bounds: least and largest alpha, the parameters' least
+    values and their highest; figures: pages, requests, intervals of the window, longest history. Fills targets: (lanes,
+    nodes), EMB's pages; out: float64 (lanes, nodes, WIDTH); served: float32 (2, blocks, requests * LANES), service and
     sojourn, ms; flags: bool (lanes, nodes).
     """
     if not _sound(values, allocation, bounds, figures, targets):

@@ -17,7 +17,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.telemetry import FIELDS, Telemetry
 from helm_gym.workload.regimes import make_path
-from helm_gym.workload.state import INDEX, WorkloadPath
+from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadPath
 
 INTERVALS = 8
 
@@ -132,6 +132,16 @@ class BackendConformance:
         wrong.values[:, INDEX["mean_history"]] = profile.model.max_history + 1
         with pytest.raises(InvalidInputError, match="mean_history"):
             backend.reset(wrong, np.arange(self.lanes), self.alpha(0.5))
+
+    @pytest.mark.parametrize("name", [parameter.name for parameter in PARAMETERS])
+    def test_a_workload_below_its_bounds_is_refused(self, backend, path, name):
+        """Kernels index and divide by these: a negative count would be read from the end of an array."""
+        state = path.at(0)
+        backend.reset(state, np.arange(self.lanes), self.alpha(0.5))
+        wrong = dataclasses.replace(state, values=state.values.copy())
+        wrong.values[:, INDEX[name]] = -1.0
+        with pytest.raises(InvalidInputError, match=name):
+            backend.step(self.alpha(0.5), wrong)
 
     def test_it_must_be_reset_before_it_is_stepped(self, backend, path):
         with pytest.raises(InvalidInputError, match="reset"):

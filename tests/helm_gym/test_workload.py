@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from helm_gym.cluster import Cluster, Node, in_cluster
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile, load
+from helm_gym.workload import demand
 from helm_gym.workload.demand import rate_for_load, service_ms
 from helm_gym.workload.regimes import KINDS, REGIMES, make_path
 from helm_gym.workload.sampling import EXPONENTS, make_requests, make_traffic, sample_interval
+from helm_gym.workload.script import hold
 from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadPath, at_rest, bounds
 from helm_gym.workload.traces import Trace
 
@@ -337,3 +339,47 @@ def test_the_closed_form_holds_at_the_ends(changes):
     np.testing.assert_allclose(service_ms(PROFILE, x[None], inner)[0], reference_service_ms(PROFILE, x, inner), 0.01)
     ends = service_ms(PROFILE, x[None], np.array([0.0, 1.0]))
     assert (ends > 0).all() and np.isfinite(ends).all()
+
+
+@pytest.mark.parametrize("items", [1, 10**4, 10**8, 10**12, 10**15])
+@pytest.mark.parametrize("rows", [0.05, 1.0, 1e4])
+def test_the_closed_form_ends_for_any_catalogue(items, rows):
+    """Of a huge one and a tiny cache, rounding keeps Newton's steps from ever being small enough."""
+    held = min(rows, 0.999 * items)
+    time, missing = demand._row_tables(items, (held,))
+    assert (time > 0.5 * held).all() and np.isfinite(missing).all() and (missing >= 0).all()
+
+
+def test_a_regime_that_stops_early_is_named(monkeypatch):
+    """What it leaves unwritten would be read behind the end of its arrays."""
+
+    def short(script):
+        for lane in range(script.rng.shape[0]):
+            hold(script, lane, 20, 0, 0.5)
+
+    def none(script):
+        pass
+
+    for regime, told in ((short, "20 of 50"), (none, "0 of 50")):
+        monkeypatch.setitem(REGIMES, "own", regime)
+        with pytest.raises(InvalidInputError, match=f"'own' writes {told} intervals"):
+            make_path("own", PROFILE, [0, 1], 50)
+
+
+def test_a_regime_may_go_on_behind_the_end(monkeypatch):
+    """It finds no room there, and what counts is what lies before."""
+
+    def long(script):
+        for lane in range(script.rng.shape[0]):
+            for _ in range(100):
+                hold(script, lane, 20, 0, 0.5)
+
+    monkeypatch.setitem(REGIMES, "own", long)
+    path = make_path("own", PROFILE, [0, 1], 50)
+    assert path.segment[0].tolist() == [0] * 20 + [1] * 20 + [2] * 10
+
+
+def test_nobody_is_hot_where_there_are_no_hot_users():
+    """The share that would be theirs comes from everybody, and not from the one who stands in an empty table."""
+    rows, _ = sample(setting(hot_users=0, hot_share=0.9, new_share=0.0), intervals=20)
+    assert np.bincount(rows["user"]).max() < 20

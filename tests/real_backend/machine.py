@@ -5,7 +5,10 @@ What lies in the pool is not numbers but names: which row a slot holds, which us
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import faulthandler
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -21,8 +24,13 @@ from real_backend.memory.layout import (
     N_EMB,
     N_FRESH,
     N_KV_FREE,
+    N_PAGES,
+    NEWER,
     OFFLOADS,
+    OLDER,
     REFILLS,
+    SAMPLING,
+    SIM_ALPHAS,
     STAGED,
     Memory,
     Plan,
@@ -30,7 +38,21 @@ from real_backend.memory.layout import (
     make_plan,
     make_rules,
 )
+from real_backend.memory.layout import LENGTH as SIM_LENGTH
 from real_backend.memory.serve import SUMS, make_ledger, open_interval, plan_batch, plan_refill
+
+
+@contextlib.contextmanager
+def ends(seconds: float = 120.0) -> Iterator[None]:
+    """Ends the process with a traceback where compiled code does not return: no exception reaches it.
+
+    The time is for what must be compiled, on a machine with other work.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def tiny_profile(
@@ -142,23 +164,44 @@ class Node:
         self.memory = Memory._make(array[0] for array in whole)
         self.device = NumpyDevice(profile)
         self.gaps = np.full(profile.interval.requests, np.nan)
-        self.staged = 0
+        self.staged = self.rows_moved = 0
 
     def interval(self, target_pages: int, sizes: list[int]) -> int:
         """One interval, its requests in micro-batches of ``sizes`` in turn. Returns the pages moved."""
+        sample_interval(self.traffic, 0, self.values, self.gaps, self.requests)
+        return self.serve(target_pages, sizes)
+
+    def ask(self, asked: Sequence[tuple[int, int, int, int]], rng: np.random.Generator) -> None:
+        """The next interval's requests: (user, version, history, candidates), the rows at random.
+
+        A version's history grows, and older requests of it may come later; another version is another history.
+        """
+        q, t = self.requests, self.traffic
+        for r, (user, version, length, candidates) in enumerate(asked):
+            known = int(t.length[0, user]) if t.version[0, user] == version else 0
+            new = max(0, length - known)
+            t.items[0, user, known : known + new] = rng.integers(0, self.profile.population.items, new)
+            t.version[0, user], t.length[0, user] = version, known + new
+            q.user[0, r], q.version[0, r], q.length[0, r] = user, version, length
+            q.delta[0, r], q.candidate_count[0, r], q.gap_s[0, r] = rng.integers(0, length + 1), candidates, 1e-3
+            q.candidates[0, r] = rng.integers(0, self.profile.population.items, q.candidates.shape[2])
+        q.number[0, 0] = len(asked)
+
+    def serve(self, target_pages: int, sizes: list[int]) -> int:
+        """Serves ``requests`` as ``interval`` does."""
         m, before = self.memory, int(self.memory.n[N_EMB])
         resident = set(np.flatnonzero(m.row_slot >= 0))
         budget = self.profile.pool.page_moves_per_interval
-        sample_interval(self.traffic, 0, self.values, self.gaps, self.requests)
         open_interval(m, 0, target_pages, budget, self.plan, self.ledger, self.rules)
         moved = int(m.n[N_EMB]) - before
         assert not (set(np.flatnonzero(m.row_slot >= 0)) - resident), "a move alone makes rows resident"
         assert abs(moved) <= budget, "a move exceeds its budget"
         assert abs(target_pages - before) - abs(target_pages - m.n[N_EMB]) == abs(moved), "a move goes the wrong way"
         assert self.plan.counts[FILLS] == 0, "a move alone fetches rows"
+        self.rows_moved += int(self.plan.counts[MOVES])
         self.device.move(self.plan)
         self.check()
-        first, turn, count = 0, 0, self.profile.interval.requests
+        first, turn, count = 0, 0, int(self.requests.number[0, 0])
         users = self.requests.user[0]
         while first < count:
             end = first + 1
@@ -167,6 +210,7 @@ class Node:
             self._batch(first, end)
             first, turn = end, turn + 1
         self.ledger.interval[0, 0] += 1
+        check(m, self.profile)
         return moved
 
     def _batch(self, first: int, end: int) -> None:
@@ -179,6 +223,8 @@ class Node:
             new = items[user, self.plan.cached[b] : length]
             rows = np.concatenate([new, q.candidates[0, r, : q.candidate_count[0, r]]])
             served.append((int(user), int(q.version[0, r]), int(length), rows))
+        assert (sums >= 0).all() and np.isfinite(sums).all(), "a sum of the ledger or of a simulation is no amount"
+        assert (self.plan.stored[: end - first] <= q.length[0, first:end]).all()
         self.device.serve(self.plan, self.memory, served)
         self.check()
         plan_refill(self.memory, self.plan, 5.0, self.ledger, 0, sums, self.rules)
@@ -186,35 +232,64 @@ class Node:
         self.check()
 
     def check(self) -> None:
-        """A page has one owner, everything adds up, and both directions of every map agree."""
-        m, profile = self.memory, self.profile
-        pages, rows, tokens = profile.pool.pages, profile.rows_per_page, profile.tokens_per_page
-        emb = m.emb_pages[: m.n[N_EMB]]
-        free = m.kv_free[: m.n[N_KV_FREE]]
-        cached = np.flatnonzero(m.cached_length)
-        occupied = [p for u in cached for p in m.user_pages[u, : -(-m.cached_length[u] // tokens)]]
-        everything = np.concatenate([emb, free, np.array(occupied, int)])
-        assert sorted(everything.tolist()) == list(range(pages)), "a page is lost or has two owners"
-        assert (m.owner[emb] == EMB).all()
-        assert (m.owner[free] == KV).all()
-        assert (m.owner[np.array(occupied, int)] == KV).all()
-        assert (m.page_place[emb] == np.arange(len(emb))).all()
-        resident = np.flatnonzero(m.row_slot >= 0)
-        slots = m.row_slot[resident]
-        assert (m.slot_row[slots] == resident).all()
-        assert (m.slot_row >= 0).sum() == len(resident), "a slot holds a row that is not resident"
-        assert (m.owner[slots // rows] == EMB).all(), "a row lies in a page that changed hands"
-        empty = np.concatenate(
-            [np.arange(p * rows, (p + 1) * rows) for p in m.fresh[: m.n[N_FRESH]]] + [np.empty(0, int)]
-        ).astype(int)
-        if m.n[N_FRESH]:
-            top = m.fresh[m.n[N_FRESH] - 1]
-            empty = np.setdiff1d(empty, np.arange(top * rows, top * rows + m.n[FILL]))
-        assert (m.slot_row[empty] == -1).all()
-        assert len(resident) + len(empty) <= len(emb) * rows
-        ring, at, sentinel = [], m.newer[-1], len(m.newer) - 1
-        while at != sentinel:
-            assert m.newer[m.older[at]] == at
-            ring.append(at)
-            at = m.newer[at]
-        assert sorted(ring) == cached.tolist(), "the ring of recency is not the set of cached users"
+        _check_caches(self.memory, self.profile)
+
+
+def check(m: Memory, profile: Profile) -> None:
+    """The invariants of one unit's memory and of its simulations."""
+    _check_caches(m, profile)
+    for s in range(len(SIM_ALPHAS)):
+        _check_simulation(m, s, profile)
+
+
+def _ring(newer: np.ndarray, older: np.ndarray) -> list[int]:
+    """Users by recency, the oldest first; the last entry is the sentinel."""
+    ring, sentinel = [], len(newer) - 1
+    at = int(newer[sentinel])
+    while at != sentinel:
+        assert newer[older[at]] == at and len(ring) < sentinel, "the ring of recency is torn"
+        ring.append(at)
+        at = int(newer[at])
+    return ring
+
+
+def _check_simulation(m: Memory, s: int, profile: Profile) -> None:
+    length = m.sim_user[:-1, s, SIM_LENGTH]
+    held = np.flatnonzero(length)
+    assert sorted(_ring(m.sim_user[:, s, NEWER], m.sim_user[:, s, OLDER])) == held.tolist()
+    occupied = (-(-length[held] // profile.tokens_per_page)).sum()
+    assert m.sim_free[s] + occupied == m.n[N_PAGES] - round(SIM_ALPHAS[s] * m.n[N_PAGES])
+    resident = np.flatnonzero(m.sim_row[:, s] >= 0)
+    slots = m.sim_row[resident, s] // 2
+    assert (m.sim_slot_row[s, slots] == resident).all() and (m.sim_slot_row[s] >= 0).sum() == len(resident)
+    assert len(resident) <= m.sim_slots[s] and 0 <= m.sim_hand[s] < m.sim_slots[s]
+    assert (resident < -(-profile.population.items // SAMPLING)).all()
+
+
+def _check_caches(m: Memory, profile: Profile) -> None:
+    """A page has one owner, everything adds up, and both directions of every map agree."""
+    pages, rows, tokens = int(m.n[N_PAGES]), profile.rows_per_page, profile.tokens_per_page
+    emb = m.emb_pages[: m.n[N_EMB]]
+    free = m.kv_free[: m.n[N_KV_FREE]]
+    cached = np.flatnonzero(m.cached_length)
+    occupied = [p for u in cached for p in m.user_pages[u, : -(-m.cached_length[u] // tokens)]]
+    everything = np.concatenate([emb, free, np.array(occupied, int)])
+    assert sorted(everything.tolist()) == list(range(pages)), "a page is lost or has two owners"
+    assert (m.owner[emb] == EMB).all()
+    assert (m.owner[free] == KV).all()
+    assert (m.owner[np.array(occupied, int)] == KV).all()
+    assert (m.page_place[emb] == np.arange(len(emb))).all()
+    resident = np.flatnonzero(m.row_slot >= 0)
+    slots = m.row_slot[resident]
+    assert (m.slot_row[slots] == resident).all()
+    assert (m.slot_row >= 0).sum() == len(resident), "a slot holds a row that is not resident"
+    assert (m.owner[slots // rows] == EMB).all(), "a row lies in a page that changed hands"
+    empty = np.concatenate(
+        [np.arange(p * rows, (p + 1) * rows) for p in m.fresh[: m.n[N_FRESH]]] + [np.empty(0, int)]
+    ).astype(int)
+    if m.n[N_FRESH]:
+        top = m.fresh[m.n[N_FRESH] - 1]
+        empty = np.setdiff1d(empty, np.arange(top * rows, top * rows + m.n[FILL]))
+    assert (m.slot_row[empty] == -1).all()
+    assert len(resident) + len(empty) <= len(emb) * rows
+    assert sorted(_ring(m.newer, m.older)) == cached.tolist(), "the ring of recency is not the set of cached users"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helm_gym.routing import RULES
 from helm_gym.workload.sampling import make_requests
-from real_backend.memory.layout import make_memory, make_rules
+from real_backend.memory.layout import Rules, make_memory, make_rules
 from real_backend.memory.pricing import batch_ms
 from real_backend.memory.serve import FREE_AT_S, make_ledger
 from real_backend.rehearsal import rehearse
@@ -43,7 +43,18 @@ class Lane:
         self.requests = make_requests(PROFILE, 1)
         self.items = np.full((USERS, PROFILE.model.max_history), ITEMS - 1, np.int32)
 
-    def route(self, users, rule=SCORE, weights=JOINT, bound=UNBOUNDED, gap_s=1.0, version=0, length=20, candidates=()):
+    def route(
+        self,
+        users,
+        rule=SCORE,
+        weights=JOINT,
+        bound=UNBOUNDED,
+        gap_s=1.0,
+        version=0,
+        length=20,
+        candidates=(),
+        work=WORK,
+    ):
         """Nodes of one request a user, the first at ``gap_s``."""
         count, rows = len(users), np.array(candidates, np.int32)
         self.requests.user[0, :count] = users
@@ -54,7 +65,7 @@ class Lane:
         self.requests.candidate_count[0, :count] = len(rows)
         self.requests.gap_s[0, :count] = gap_s
         out = np.full(count, -1, np.int32)
-        route_kernel(self.view, 0, self.requests, self.items, 0.0, WORK, rule, np.array(weights), bound, out)
+        route_kernel(self.view, 0, self.requests, self.items, 0.0, work, rule, np.array(weights), bound, out)
         return out.tolist()
 
     def cached(self, user, node, tokens, version=0):
@@ -315,3 +326,34 @@ def test_every_request_gets_a_node_that_is_alive(data):
         candidates=random.integers(0, ITEMS, data.draw(st.integers(0, 6))),
     )
     assert all(0 <= node < nodes and lane.view.alive[0, node] for node in sent)
+
+
+def test_empty_histories_take_no_place_in_what_is_known():
+    """Each was listed as if a node held it, until there was no room for the next user who has a history."""
+    lane, room = Lane(2), 2 * PROFILE.pool.pages + 4 * PROFILE.interval.requests
+    for _ in range(-(-room // 100)):
+        lane.route([3] * 100, length=0)
+    assert lane.view.kv_count.sum() == 0
+    [node] = lane.route([7], length=20)
+    assert lane.view.kv_tokens[0, 7, node] == 20
+
+
+def test_a_late_request_with_less_history_takes_no_belief_away():
+    lane = Lane(1)
+    lane.route([7], length=20)
+    lane.route([7], length=5)
+    assert lane.view.kv_tokens[0, 7, 0] == 20 and lane.view.kv_count[0, 0] == 1
+
+
+@pytest.mark.parametrize("rule", [SCORE, CONSISTENT_HASH])
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_leaves_no_request_without_a_node(rule, seed):
+    """Where a request costs nothing, the mean of equal work may come out below each, and all are over the bound."""
+    nodes, free = 8, Rules(*[0.0 if isinstance(x, float) else x for x in WORK])
+    for ms in np.random.default_rng(seed).uniform(0, 1, 200):
+        lane = Lane(nodes)
+        lane.view.alive[0, 1] = False
+        for node in range(nodes):
+            lane.work_ahead(node, ms, at_s=0.0)
+        sent = lane.route([0], rule=rule, bound=1.0, gap_s=0.0, length=0, work=free)
+        assert sent[0] in (0, *range(2, nodes))

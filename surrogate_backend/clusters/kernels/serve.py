@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
-import helm_gym.compiled  # noqa: F401  # names the folder of numba's cache
+from helm_gym import compiled
 from helm_gym.routing import RULES
 from surrogate_backend.kernels.functions import F, kernel
 from surrogate_backend.kernels.requests import exponential, hashed, uniform
@@ -42,9 +41,7 @@ _LEAST_SHARE = F(0.9)  # of the mean service time: what a request takes where mo
 
 def _reduction(function: Any) -> Any:
     """As ``kernel``, but sums and minima may be taken in any order: they run over a lane's own nodes."""
-    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=True, _nrt=False, forceinline=True)(
-        function
-    )
+    return compiled.kernel(function, fastmath=True)
 
 
 @_reduction
