@@ -5,6 +5,7 @@ Whatever opens a file that a user or a stranger names (a profile, a trace, a pol
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -34,23 +35,34 @@ def read_bytes(path: pathlib.Path, what: str, limit: int, instead: str = "give a
     Raises:
         InvalidInputError: it is not there, not readable, no regular file or too large.
     """
-    content = bytearray()
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer blocks else
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
-                raise InvalidInputError(f"{what} {path} is no regular file but {kind}; {instead}.")
-            while block := os.read(descriptor, _BLOCK):
-                content += block
-                if len(content) > limit:
-                    raise InvalidInputError(f"{what} {path} is larger than {_size(limit)}; {instead}.")
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
+        content = read_start(path, limit + 1)
+    except (OSError, ValueError) as error:
         raise InvalidInputError(f"{what} {path} cannot be read: {reason(error)}; {instead}.") from error
-    return bytes(content)
+    if len(content) > limit:
+        raise InvalidInputError(f"{what} {path} is larger than {_size(limit)}; {instead}.")
+    return content
+
+
+def read_start(path: pathlib.Path, count: int) -> bytes:
+    """At most the first ``count`` bytes of a regular file.
+
+    Raises:
+        OSError: it is not there, not readable, or no regular file.
+        ValueError: a path with a NUL byte.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer blocks else
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "something else")
+            raise OSError(errno.EINVAL, f"it is no regular file but {kind}")
+        content = bytearray()
+        while len(content) < count and (block := os.read(descriptor, min(_BLOCK, count - len(content)))):
+            content += block
+        return bytes(content)
+    finally:
+        os.close(descriptor)
 
 
 def parse_json(content: bytes | str, where: str, instead: str = "give another file") -> Any:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from helm_gym import files
 from helm_gym.errors import HelmError, InvalidInputError
 
 FOLDER_LOCK = ".lock"  # in a folder that one process at a time may fill
@@ -62,8 +63,8 @@ def alone(folder: pathlib.Path, busy: str, waiting: Callable[[], None] | None = 
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held = lock(path)
-        except OSError as error:
-            raise InvalidInputError(f"{path} cannot be locked ({error.strerror}); give another folder.") from error
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{path} cannot be locked: {files.reason(error)}; give another folder.") from error
         if held is not None:
             break
         if waiting is None:

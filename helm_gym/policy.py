@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym import files
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.observation import ObservationLayout
 from helm_gym.profile import Profile
@@ -158,10 +159,9 @@ def refuse_file(path: pathlib.Path) -> None:
     if found is None or os.path.isdir(path):
         return
     try:
-        with open(found, "rb") as file:
-            head = file.read(64)
+        head = files.read_start(pathlib.Path(found), 64)
     except OSError as error:
-        raise InvalidInputError(f"Policy {found[-200:]} cannot be read: {error.strerror}.") from error
+        raise InvalidInputError(f"Policy {found[-200:]} cannot be read: {files.reason(error)}.") from error
     first = head[30:] if head.startswith(b"PK\x03\x04") else b""  # the name of an archive's first member
     if first.startswith(b"data"):
         kind = "a model of Stable-Baselines3"

@@ -96,7 +96,7 @@ def _export_file(
         onnx_export.update_card(out, facts["checksum"])
     if as_json:
         return print_json(facts | {"file": str(out)})
-    typer.echo(f"{out}: {file} keeps every rule and is a policy for profile {layout.profile.name}.")
+    say(f"{out}: {file} keeps every rule and is a policy for profile {layout.profile.name}.")
 
 
 def _read(path: pathlib.Path) -> Any:

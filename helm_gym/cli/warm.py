@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
-from helm_gym.cli.common import Json, Progress, Quiet, print_json
+from helm_gym.cli.common import Json, Progress, Quiet, print_json, say
 
 
 def warm(as_json: Json = False, quiet: Quiet = False) -> None:
@@ -30,4 +28,4 @@ def warm(as_json: Json = False, quiet: Quiet = False) -> None:
         told = {"compiled": len(warmed.kernels), "seconds": warmed.seconds, "folder": str(folder)}
         return print_json(told | {"failed": warmed.failed})
     what = f"Compiled {len(warmed.kernels)} kernels" if warmed.kernels else "All kernels were compiled already"
-    typer.echo(f"{what} in {warmed.seconds:.0f} s; they are kept in {folder}.")
+    say(f"{what} in {warmed.seconds:.0f} s; they are kept in {folder}.")

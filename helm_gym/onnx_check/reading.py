@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import stat
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto
 
+from helm_gym import files
 from helm_gym.onnx_check.rules import (
     MAX_FILE_BYTES,
     MAX_IR,
@@ -47,14 +46,9 @@ def read_file(path: pathlib.Path) -> bytes:
         RefusedError: no such file, a folder, device or pipe, or more than ``MAX_FILE_BYTES``.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                refuse("file", "it is no regular file; give an .onnx file.")
-            content = file.read(MAX_FILE_BYTES + 1)
+        content = files.read_start(path, MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        refuse("file", f"it cannot be read: {reason}; give an .onnx file.")
+        refuse("file", f"it cannot be read: {files.reason(error)}; give an .onnx file.")
     check_size(len(content))
     return content
 

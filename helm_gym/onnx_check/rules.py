@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from helm_gym.errors import RefusedError
+from helm_gym.text import plain, shorten
 
 MAX_FILE_BYTES = 8 * 2**20  # two million weights; the largest that is shipped has 98 kB
 MAX_METADATA_ENTRIES, MAX_METADATA_BYTES = 64, 64 * 2**10  # shipped: 14 entries, 1.3 kB
@@ -83,7 +84,7 @@ def refuse(rule: str, sentence: str) -> NoReturn:
 def shown(text: str, limit: int = 60) -> str:
     """One line of ``text`` of at most ``limit`` characters, without what a terminal would obey."""
     cut = text if len(text) <= limit else f"{text[: limit - 3]}..."
-    return "".join(c if c.isprintable() else " " if c in "\n\t" else "?" for c in cut)
+    return shorten(plain(" ".join(cut.split())), limit)
 
 
 def quoted(name: str) -> str:

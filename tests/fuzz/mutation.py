@@ -296,7 +296,6 @@ class Kind:
         prepare: what else they need, in a folder.
         way: of making a file wrong that is this kind's own.
         good: whether the first command ends with status 0 where no file is wrong.
-        known: what is still to be mended, as the reason of an expected failure.
     """
 
     name: str
@@ -305,4 +304,3 @@ class Kind:
     prepare: Callable[[pathlib.Path], object] = lambda folder: None
     way: Way | None = None
     good: bool = True
-    known: str = ""

@@ -102,7 +102,6 @@ KINDS = (
         "onnx",
         lambda: {"policy.onnx": (ROOT / "agents/shipped/pid/cpu-small/policy.onnx").read_bytes()},
         (("evaluate", "policy.onnx", *SHORT),),
-        known="issue 12, item 4: a pipe with the suffix .onnx is waited for",
     ),
     Kind(
         "checkpoint",
@@ -151,12 +150,7 @@ def test_what_is_right_is_taken(kind: Kind, run: Run) -> None:
     assert outcome.status == 0, outcome.stderr
 
 
-def marked(kind: Kind) -> Any:
-    marks = [pytest.mark.xfail(strict=False, reason=kind.known)] if kind.known else []
-    return pytest.param(kind, id=kind.name, marks=marks)
-
-
-@pytest.mark.parametrize("kind", map(marked, KINDS))
+@pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
 def test_a_file_that_is_wrong_ends_well(kind: Kind, run: Run) -> None:
     check_kind(kind, run, kind.files())
 

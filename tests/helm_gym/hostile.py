@@ -376,7 +376,7 @@ hostile(
     "operator",
     with_(node("\x1b[2J<script>alert(1)</script>../../etc/passwd\n" * 50, ["mean"], ["x"], name="\x1b]0;x\x07")),
 )
-hostile("strange_profile", "made-for", stamped(model(), profile="\x1b[31m" * 900, profile_fingerprint="<b>" * 900))
+hostile("strange_profile", "metadata", stamped(model(), profile="\x1b[31m" * 900, profile_fingerprint="<b>" * 900))
 hostile("strange_domain", "domain", with_(node("N", ["mean"], ["x"], domain="\x1b[2J\u202e" * 50)))
 hostile("strange_input", "signature", _edited(lambda m: setattr(m.graph.input[0], "name", "\x1b[2J" * 500)))
 

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from helm_gym import runs
+from helm_gym import files
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile, load
 from helm_gym.workload.regimes import make_path
@@ -66,7 +66,7 @@ def test_a_kill_between_weights_and_card_leaves_no_card_of_other_weights(
         return checkpoint.Checkpoint({"x": np.full(3, number, np.float32)}, card)
 
     checkpoint.save(tmp_path, checkpoint_of(1))
-    write = runs.write
+    write = files.write
 
     def killed(path: pathlib.Path, content: str | bytes) -> None:
         if path.name == checkpoint.CARD:
@@ -74,7 +74,7 @@ def test_a_kill_between_weights_and_card_leaves_no_card_of_other_weights(
         write(path, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "write", killed)
+        patched.setattr(files, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(tmp_path, checkpoint_of(2))
     with pytest.raises(InvalidInputError, match="fit it again"):
