@@ -21,7 +21,17 @@ _Cost = Annotated[float, Within(0, 1e6)]  # ms
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The HSTU model (production variant, real_backend/hstu)."""
+    """The HSTU model (production variant, real_backend/hstu).
+
+    Attributes:
+        norm: of a layer's output before it is gated, over all heads (``layer``) or over each apart (``group``).
+        head: what makes a score of a candidate: a norm and a linear layer, or the dot product of the normalised output
+            with the candidate's own row.
+        positions: counted from the start of the history, or not known to the model.
+        attention_n: what attention is divided by; 0: ``max_history + max_candidates``.
+        weights, table: safetensors files (docs/models.md); where empty they are drawn from ``seed``. A profile's file
+            may name them relative to itself.
+    """
 
     layers: Annotated[int, Within(1, 128)]
     heads: Annotated[int, Within(1, 256)]
@@ -32,6 +42,23 @@ class Model:
     max_candidates: Annotated[int, Within(1, 4096)]
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Within(0, 2**32 - 1)] = 0
+    norm: Literal["layer", "group"] = "layer"
+    head: Literal["linear", "dot"] = "linear"
+    positions: Literal["absolute", "none"] = "absolute"
+    attention_n: Annotated[int, Within(0, 2**24)] = 0
+    weights: Annotated[str, Text(4096)] = ""
+    table: Annotated[str, Text(4096)] = ""
+
+    @property
+    def divisor(self) -> int:
+        """N of the paper, a constant of the model and not of a call."""
+        return self.attention_n or self.max_history + self.max_candidates
+
+
+# Of another model than the first that there was. Where they have their default they are left out of a fingerprint,
+# which then is that of the profiles before them; files of weights are left out always: no time depends on them.
+_VARIANT = ("norm", "head", "positions", "attention_n")
+_FILES = ("weights", "table")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +193,13 @@ class Profile:
         """16 hexadecimal digits that change with anything that decides what a backend reports."""
         content = dataclasses.asdict(self) | {"name": "", "description": ""}
         content["cost"] |= {"machine": "", "date": "", "mean_error": 0.0}
+        default = {field.name: field.default for field in dataclasses.fields(Model)}
+        model = content["model"]
+        content["model"] = {
+            name: value
+            for name, value in model.items()
+            if name not in _FILES and not (name in _VARIANT and value == default[name])
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -239,6 +273,10 @@ def load(name_or_path: str | pathlib.Path) -> Profile:
             raise UnknownNameError("profile", str(name_or_path), names())
         path = PROFILES / f"{name_or_path}.yaml"
     profile: Profile = yaml_form.read(Profile, path)
+    files = {name: getattr(profile.model, name) for name in _FILES}
+    if any(files.values()):
+        files = {name: file and str(path.parent.absolute() / file) for name, file in files.items()}
+        profile = dataclasses.replace(profile, model=dataclasses.replace(profile.model, **files))
     return profile
 
 

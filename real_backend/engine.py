@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from helm_gym.profile import Profile
 from real_backend import fbgemm
 from real_backend.hstu.attention import BLOCK
 from real_backend.hstu.model import HSTU, Jagged
+from real_backend.hstu.weights import open_table, put, read_weights
 from real_backend.memory.layout import FILLS, MOVES, OFFLOADS, REFILLS, TOKENS, Plan, make_plan
 
 
@@ -74,7 +76,7 @@ def memory_bytes(profile: Profile, block: int = BLOCK["cuda"]) -> tuple[int, int
     tokens = batch * (model.max_history + model.max_candidates)
     wide, width = model.heads * (model.qk_dim + model.v_dim), model.heads * model.v_dim
     user_bytes = profile.pages_per_user * pool.page_bytes
-    table = profile.population.items * profile.row_bytes
+    table = 0 if model.table else profile.population.items * profile.row_bytes  # one of a file is mapped
     host = table + profile.kv_miss.host_users * user_bytes + 5 * tokens * 8
     caches = (pool.pages + profile.staging_pages) * pool.page_bytes + batch * user_bytes
     weights = 4 * model.embedding_dim * (model.layers * (4 * wide + 3 * width) + model.max_history)
@@ -122,12 +124,14 @@ class Engine:
         self.tokens = self.pages[: pool.pages].view(-1, *kv)  # (places, layers, heads * (qk_dim + v_dim)), K then V
         self._kv = torch.zeros((batch * profile.pages_per_user, self.pages.shape[1]), dtype=dtype, device=self.device)
 
-        self.table = torch.empty((profile.population.items, model.embedding_dim), dtype=dtype, pin_memory=self._cuda)
-        self.table.normal_(generator=torch.Generator().manual_seed(model.seed))
+        self.table = _make_table(profile, dtype, pin=self._cuda)
         places = (profile.kv_miss.host_users, profile.pages_per_user, self.pages.shape[1])
         self.host = torch.zeros(places, dtype=dtype, pin_memory=self._cuda and profile.kv_miss.host_users > 0)
 
         self.hstu = HSTU(model, self.device)
+        if model.weights:
+            path = pathlib.Path(model.weights)
+            put(read_weights(path).parameters, self.hstu, path)
         index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)
         self._index, self._index_array = index.unbind(), index.numpy()
         self._copies = torch.cuda.Stream(self.device) if self._cuda else None
@@ -217,8 +221,11 @@ class Engine:
     def _fill(self, row: NDArray[np.int32], slot: NDArray[np.int32]) -> None:
         if not len(row):
             return
-        rows = torch.empty((len(row), self.table.shape[1]), dtype=self.table.dtype, pin_memory=self._cuda)
-        torch.index_select(self.table, 0, torch.from_numpy(row), out=rows)
+        rows = torch.empty((len(row), self.table.shape[1]), dtype=self.rows.dtype, pin_memory=self._cuda)
+        if self.table.dtype == self.rows.dtype:
+            torch.index_select(self.table, 0, torch.from_numpy(row), out=rows)
+        else:  # a file's table keeps its type
+            rows.copy_(self.table.index_select(0, torch.from_numpy(row)))
         self.rows.index_copy_(0, self._send(slot), rows.to(self.device, non_blocking=True))
 
     def _score(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
@@ -272,6 +279,15 @@ class Engine:
             return 1e3 * float(end - start)
         end.synchronize()
         return float(start.elapsed_time(end))
+
+
+def _make_table(profile: Profile, dtype: torch.dtype, pin: bool) -> torch.Tensor:
+    """All embedding rows, in host memory: drawn, or a file's, which is mapped."""
+    model, items = profile.model, profile.population.items
+    if model.table:
+        return open_table(pathlib.Path(model.table), model.embedding_dim, items)
+    table = torch.empty((items, model.embedding_dim), dtype=dtype, pin_memory=pin)
+    return table.normal_(generator=torch.Generator().manual_seed(model.seed))
 
 
 def _check_profile(profile: Profile) -> None:

@@ -20,6 +20,7 @@ from helm_gym.cli.export import export
 from helm_gym.cli.fidelity import fidelity
 from helm_gym.cli.fit import fit
 from helm_gym.cli.listing import agents, profiles, tasks
+from helm_gym.cli.model import model
 from helm_gym.cli.reproduce import reproduce
 from helm_gym.cli.train import train
 from helm_gym.cli.tune import tune
@@ -35,6 +36,7 @@ COMMANDS = (
     evaluate,
     export,
     calibrate,
+    model,
     collect,
     fit,
     fidelity,

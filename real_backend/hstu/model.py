@@ -2,7 +2,10 @@
 
 Production variant (Zhai et al., ICML 2024, as in Meta's ``modules/stu.py`` and MLPerf's DLRMv3):
 ``U, V, Q, K = LN(x) W_uvqk``, SiLU on U only; ``O = (SiLU(Q K^T / sqrt(d_qk)) / N) V``;
-``y = x + [U, O, U * LN(O)] W_o``.
+``y = x + [U, O, U * LN(O)] W_o``; LN over all heads, or over each head apart where ``model.norm`` is ``group``.
+
+In bfloat16 the matrices, K and V are bfloat16, and what is summed is float32: what goes from layer to layer, attention,
+norms, and the scores, which are ranked and would else be tied by rounding.
 
 In the last layer only candidates go on: a history token is needed there for its K and V, and for nothing else.
 A cached answer is exact because nothing of a history token depends on what comes after it: N is a constant of the
@@ -58,7 +61,10 @@ class Jagged:
 
 
 class Packed(NamedTuple):
-    """A layer's weights as inference multiplies by them. A tuple, since nn.Module's attributes take 1 us each."""
+    """A layer's weights as inference multiplies by them. A tuple, since nn.Module's attributes take 1 us each.
+
+    Norms are float32, the others of the model's dtype.
+    """
 
     norm: torch.Tensor
     norm_bias: torch.Tensor
@@ -85,17 +91,18 @@ class Layer(nn.Module):
     def __init__(self, model: Model, generator: torch.Generator) -> None:
         super().__init__()
         d, h = model.embedding_dim, model.heads
-        self.heads = h
+        self.heads, self.group_norm = h, model.norm == "group"
+        self.dtype = getattr(torch, model.dtype)
         self.sizes = (h * model.v_dim, h * model.v_dim, h * model.qk_dim, h * model.qk_dim)  # U, V, Q, K
-        self.scales = (1.0, 1.0 / (model.max_history + model.max_candidates), model.qk_dim**-0.5, 1.0)
+        self.scales = (1.0, 1.0 / model.divisor, model.qk_dim**-0.5, 1.0)
 
         draw = functools.partial(_draw, generator)
         self.norm_weight, self.norm_bias = draw(d, scale=0.1, mean=1.0), draw(d, scale=0.1)
         # sqrt(2 / d) and not sqrt(1 / d): attention scores of about +-2, so that SiLU is used where it bends.
         self.uvqk = draw(d, sum(self.sizes), scale=math.sqrt(2 / d))
         self.uvqk_bias = draw(sum(self.sizes), scale=0.1)
-        self.out_norm_weight = draw(self.sizes[0], scale=0.1, mean=1.0)
-        self.out_norm_bias = draw(self.sizes[0], scale=0.1)
+        norms = h if self.group_norm else self.sizes[0]
+        self.out_norm_weight, self.out_norm_bias = draw(norms, scale=0.1, mean=1.0), draw(norms, scale=0.1)
         self.output = draw(3 * self.sizes[0], d, scale=math.sqrt(0.5 / (3 * self.sizes[0])))
         self.register_load_state_dict_post_hook(lambda layer, _: layer.pack())
         self.pack()
@@ -107,13 +114,13 @@ class Layer(nn.Module):
         self.packed = Packed(
             self.norm_weight,
             self.norm_bias,
-            torch.cat((u, q), 1),
-            torch.cat((ub, qb)),
-            torch.cat((k, v), 1),
-            torch.cat((kb, vb)),
+            torch.cat((u, q), 1).to(self.dtype),
+            torch.cat((ub, qb)).to(self.dtype),
+            torch.cat((k, v), 1).to(self.dtype),
+            torch.cat((kb, vb)).to(self.dtype),
             self.out_norm_weight,
             self.out_norm_bias,
-            self.output,
+            self.output.to(self.dtype),
         )
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Layer:
@@ -125,37 +132,55 @@ class Layer(nn.Module):
         """Advances tokens by one layer and puts the new history's K and V into ``kv``.
 
         Args:
-            x: (tokens, d), changed in place.
+            x: float32 (tokens, d), changed in place.
             seq: what the tokens are.
             kv: this layer's K and V, with the cached history filled in.
             last: nothing reads what history tokens become in the last layer, so only candidates go on.
 
         Returns:
-            (tokens, d); after the last layer, (candidates, d).
+            float32 (tokens, d); after the last layer, (candidates, d).
         """
         w, new, heads = self.packed, seq.new, self.heads
         u_dim, _, q_dim, k_dim = self.sizes
-        normed = F.layer_norm(x, x.shape[1:], w.norm, w.norm_bias, EPS)
+        normed = F.layer_norm(x, x.shape[1:], w.norm, w.norm_bias, EPS).to(self.dtype)
         fresh = torch.addmm(w.kv_bias, normed, w.kv)
         kv.rows.index_copy_(0, seq.row, fresh[:new])
-        k, v = fresh[new:].split_with_sizes((k_dim, u_dim), 1)
-        keys, values = kv.keys.flatten(0, 1), kv.values.flatten(0, 1)  # views for a batch of one
+        k, v = fresh[new:].float().split_with_sizes((k_dim, u_dim), 1)
+        keys, values = kv.keys.flatten(0, 1).float(), kv.values.flatten(0, 1).float()  # views for a batch of one
 
         if last:
             x, normed = x[new:], normed[new:]
-        u, q = torch.addmm(w.uq_bias, normed, w.uq).split_with_sizes((u_dim, q_dim), 1)
+        u, q = torch.addmm(w.uq_bias, normed, w.uq).float().split_with_sizes((u_dim, q_dim), 1)
         own = q if last else q[new:]
         o = attend(own, keys, values, seq.candidates, seq.batch)
         add_self(o, own, k, v, heads)
         if new and not last:
             o = torch.cat((attend(q[:new], keys, values, seq.history, seq.batch), o))
         u = F.silu(u)
-        gated = F.layer_norm(o, o.shape[1:], w.out_norm, w.out_norm_bias, EPS).mul_(u)
-        return x.addmm_(torch.cat((u, o, gated), 1), w.output)
+        out = torch.cat((u, o, self._norm(o).mul_(u)), 1)
+        if self.dtype == torch.float32:
+            return x.addmm_(out, w.output)
+        return x.add_(out.to(self.dtype) @ w.output)
+
+    def _norm(self, o: torch.Tensor) -> torch.Tensor:
+        """Over all heads, or over each one apart with a weight a head."""
+        w = self.packed
+        if not self.group_norm:
+            return F.layer_norm(o, o.shape[1:], w.out_norm, w.out_norm_bias, EPS)
+        of_heads = o.unflatten(1, (self.heads, o.shape[1] // self.heads))
+        return F.group_norm(of_heads, self.heads, w.out_norm, w.out_norm_bias, EPS).view_as(o)
 
 
 class HSTU(nn.Module):
-    """The whole model: token input, layers, and one score a candidate. Weights are a function of ``model.seed``."""
+    """The whole model: token input, layers, and one score a candidate.
+
+    Parameters are float32 and a function of ``model.seed``, until ``load_state_dict`` (real_backend/hstu/weights.py).
+
+    Attributes:
+        position, candidate: (max_history, d) and (d,), added to a history token's row and to a candidate's; none where
+            ``model.positions`` is ``none``.
+        norm_weight, norm_bias, head, head_bias: of the head ``linear``; none with ``dot``.
+    """
 
     def __init__(self, model: Model, device: str | torch.device = "cpu") -> None:
         super().__init__()
@@ -164,12 +189,14 @@ class HSTU(nn.Module):
         d = model.embedding_dim
 
         draw = functools.partial(_draw, generator)
-        self.position = draw(model.max_history, d, scale=0.3)
-        self.candidate = draw(d, scale=0.3)
+        if model.positions == "absolute":
+            self.position = draw(model.max_history, d, scale=0.3)
+            self.candidate = draw(d, scale=0.3)
         self.layers = nn.ModuleList(Layer(model, generator) for _ in range(model.layers))
-        self.norm_weight, self.norm_bias = draw(d, scale=0.1, mean=1.0), draw(d, scale=0.1)
-        self.head, self.head_bias = draw(d, scale=d**-0.5), draw(1, scale=0.1)
-        self.to(device=device, dtype=getattr(torch, model.dtype))
+        if model.head == "linear":
+            self.norm_weight, self.norm_bias = draw(d, scale=0.1, mean=1.0), draw(d, scale=0.1)
+            self.head, self.head_bias = draw(d, scale=d**-0.5), draw(1, scale=0.1)
+        self.to(device=device)
 
     @torch.inference_mode()
     def forward(self, x: torch.Tensor, seq: Jagged, kv: torch.Tensor) -> torch.Tensor:
@@ -183,12 +210,18 @@ class HSTU(nn.Module):
         Returns:
             float32 (candidates,).
         """
-        x[: seq.new].add_(self.position.index_select(0, seq.position))
-        x[seq.new :].add_(self.candidate)
+        x = x.float()
+        dot = self.model.head == "dot"
+        asked = x[seq.new :].clone() if dot else x
+        if self.model.positions == "absolute":
+            x[: seq.new].add_(self.position.index_select(0, seq.position))
+            x[seq.new :].add_(self.candidate)
         for i, (layer, views) in enumerate(zip(self.layers, self._views(kv), strict=True)):
             x = layer(x, seq, views, last=i == len(self.layers) - 1)
+        if dot:
+            return (F.normalize(x, dim=1, eps=EPS) * asked).sum(1)
         x = F.layer_norm(x, x.shape[1:], self.norm_weight, self.norm_bias, EPS)
-        return torch.mv(x, self.head).add_(self.head_bias).float()
+        return torch.mv(x, self.head).add_(self.head_bias)
 
     def _views(self, kv: torch.Tensor) -> Iterator[KV]:
         """All layers' views, made together: on CPU every view takes about 1 us of a request."""

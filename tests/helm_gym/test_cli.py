@@ -126,7 +126,8 @@ GIVEN_TEXT = [
     for param in command.params
     if not getattr(param, "is_flag", False)
 ]
-BEFORE = {("fidelity", "log"): ("checkpoint",)}  # arguments that come before an argument
+# Arguments that come before an argument.
+BEFORE = {("fidelity", "log"): ("checkpoint",), ("model", "file"): ("show",)}
 
 
 @pytest.mark.parametrize(("name", "param"), GIVEN_TEXT, ids=lambda value: getattr(value, "name", value))

@@ -20,6 +20,7 @@ MODELS = [
     Model(layers=2, heads=2, embedding_dim=8, qk_dim=4, v_dim=4, max_history=24, max_candidates=6, seed=1),
     Model(layers=3, heads=1, embedding_dim=8, qk_dim=3, v_dim=5, max_history=24, max_candidates=6, seed=2),
     Model(layers=1, heads=3, embedding_dim=4, qk_dim=2, v_dim=6, max_history=24, max_candidates=6, seed=3),
+    Model(2, 2, 8, 4, 4, 24, 6, seed=4, norm="group", attention_n=17),
 ]
 
 
@@ -35,7 +36,7 @@ def naive_scores(net: HSTU, rows: Floats, length: int) -> Floats:
     """Scores of the candidates behind ``length`` history tokens: float64, no cache, every pair in a loop."""
     model, w = net.model, {name: p.double().numpy() for name, p in net.named_parameters()}
     tokens, h, qk, dv = len(rows), model.heads, model.qk_dim, model.v_dim
-    big_n = model.max_history + model.max_candidates
+    big_n = model.attention_n or model.max_history + model.max_candidates
     x = rows.astype(np.float64)
     x[:length] += w["position"][:length]
     x[length:] += w["candidate"]
@@ -51,7 +52,12 @@ def naive_scores(net: HSTU, rows: Floats, length: int) -> Floats:
                     score = (q[a] * k[b]).sum(-1, keepdims=True) / np.sqrt(qk)  # of every head
                     o[a] += _silu(score) / big_n * v[b]
         o, u = o.reshape(tokens, h * dv), _silu(u)
-        gated = u * _norm(o, p["out_norm_weight"], p["out_norm_bias"])
+        weight, bias = p["out_norm_weight"], p["out_norm_bias"]
+        if model.norm == "group":
+            normed = _norm(o.reshape(tokens, h, dv), weight[:, None], bias[:, None]).reshape(tokens, h * dv)
+        else:
+            normed = _norm(o, weight, bias)
+        gated = u * normed
         x = x + np.concatenate([u, o, gated], axis=1) @ p["output"]
     scores: Floats = _norm(x[length:], w["norm_weight"], w["norm_bias"]) @ w["head"] + w["head_bias"]
     return scores
