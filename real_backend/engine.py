@@ -94,13 +94,11 @@ class Engine:
             because only the calling thread's time is measured.
 
     Raises:
-        IncompatibleError: torch and fbgemm do not go together.
         InvalidInputError: the profile's pages are not filled exactly by rows and by tokens, or there is no such device,
             or it or the host has too little memory.
     """
 
     def __init__(self, profile: Profile, device: str | None = None) -> None:
-        fbgemm.operators()
         _check_profile(profile)
         self.profile = profile
         self.device = torch.device(device or profile.device)
@@ -244,7 +242,7 @@ class Engine:
             wanted = np.maximum(batch.pages[:, :pages], 0).ravel()  # no page: anything finite will do
             torch.index_select(self.pages, 0, self._send(wanted), out=buffer)
         kv = buffer.view(size, places, *self.tokens.shape[1:])
-        x = fbgemm.operators().index_select_dim0(self.rows, slot)
+        x = fbgemm.rows(self.rows, slot)
         scores: torch.Tensor = self.hstu(x, Jagged(cached, length, batch.candidates.tolist(), position, row, x), kv)
         if kept:
             self.tokens.index_copy_(0, place, kv.flatten(0, 1).index_select(0, source))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helm_gym import profile as profiles
-from helm_gym.errors import IncompatibleError, InvalidInputError
+from helm_gym.errors import InvalidInputError
 from helm_gym.profile import KvMiss, Model, Pool, Profile
 from real_backend import fbgemm
 from real_backend.engine import Engine, MicroBatch
@@ -203,12 +204,39 @@ def test_pages_that_rows_or_tokens_do_not_fill_are_refused():
         Engine(small(page_bytes=192))
 
 
-def test_a_build_of_fbgemm_for_another_torch_is_named(monkeypatch):
-    def broken(name: str) -> None:
-        raise OSError("undefined symbol")
+@pytest.fixture
+def without_fbgemm(monkeypatch):
+    """As on a machine where fbgemm cannot be imported: absent, or built for another torch than the installed one."""
+    fbgemm.operators.cache_clear()
+    monkeypatch.setitem(sys.modules, "fbgemm_gpu", None)
+    yield
+    monkeypatch.undo()
+    fbgemm.operators.cache_clear()
 
-    fbgemm.operators.cache_clear()
-    monkeypatch.setattr(fbgemm.importlib, "import_module", broken)
-    with pytest.raises(IncompatibleError, match=r"torch 2\S+ and fbgemm \S+ do not go together; install torch=="):
-        Engine(small())
-    fbgemm.operators.cache_clear()
+
+def test_scores_are_the_same_without_fbgemm(request):
+    """Bit for bit, hits and misses in batches of several lengths."""
+    streams = []
+    for _ in range(2):
+        engine, rng = Engine(small()), np.random.default_rng(11)
+        manager = Manager(engine.profile, rng)
+        visits = [manager.plan(rng.permutation(USERS)[: rng.integers(1, 5)].tolist())[:2] for _ in range(20)]
+        streams.append([engine.execute(*visit) for visit in visits])
+        if len(streams) == 1:
+            assert fbgemm.described().startswith("fbgemm 1.")
+            request.getfixturevalue("without_fbgemm")
+    assert fbgemm.described().startswith(f"torch's own: torch {torch.__version__} and fbgemm")
+    assert all(torch.equal(a, b) for a, b in zip(*streams, strict=True))
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6), spare=st.integers(0, 3))
+def test_jagged_operators_of_torch_give_what_fbgemms_give(without_fbgemm, lengths, spare):
+    x, starts = torch.randn(sum(lengths), 3), fbgemm.offsets(lengths, torch.device("cpu"))
+    width = max(lengths) + spare
+    assert starts.tolist() == [sum(lengths[:k]) for k in range(len(lengths) + 1)]
+    padded = fbgemm.pad(x, lengths, starts, width)
+    assert padded.shape == (len(lengths), width, 3) and padded.count_nonzero() == x.count_nonzero()
+    for row, own in zip(padded, x.split(lengths), strict=True):
+        assert torch.equal(row[: len(own)], own) and not row[len(own) :].any()
+    assert torch.equal(fbgemm.unpad(padded, starts, len(x)), x)
