@@ -22,6 +22,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.machine_memory import require
 from helm_gym.profile import Profile
 from real_backend import fbgemm
+from real_backend.hstu import paged as paging
 from real_backend.hstu.attention import BLOCK
 from real_backend.hstu.model import HSTU, Jagged
 from real_backend.hstu.weights import open_table, put, read_weights
@@ -92,13 +93,15 @@ class Engine:
         profile: machine and model.
         device: ``cpu`` or ``cuda``; the profile's own where it is not given. On CPU torch is set to one thread,
             because only the calling thread's time is measured.
+        paged: whether attention reads cached K and V in the pool's pages, or from a padded copy of them; by itself on
+            CUDA, where Triton is installed.
 
     Raises:
         InvalidInputError: the profile's pages are not filled exactly by rows and by tokens, or there is no such device,
             or it or the host has too little memory.
     """
 
-    def __init__(self, profile: Profile, device: str | None = None) -> None:
+    def __init__(self, profile: Profile, device: str | None = None, paged: bool | None = None) -> None:
         _check_profile(profile)
         self.profile = profile
         self.device = torch.device(device or profile.device)
@@ -120,7 +123,9 @@ class Engine:
         self.rows = values.view(-1, model.embedding_dim)  # (slots, embedding_dim), staging behind the pool
         self.pages = values.view(pool.pages + staging, -1)  # (pages, elements)
         self.tokens = self.pages[: pool.pages].view(-1, *kv)  # (places, layers, heads * (qk_dim + v_dim)), K then V
-        self._kv = torch.zeros((batch * profile.pages_per_user, self.pages.shape[1]), dtype=dtype, device=self.device)
+        self.paged = self._cuda and paging.kernel() is not None if paged is None else paged
+        copied = 0 if self.paged else batch * profile.pages_per_user
+        self._kv = torch.zeros((copied, self.pages.shape[1]), dtype=dtype, device=self.device)
 
         self.table = _make_table(profile, dtype, pin=self._cuda)
         places = (profile.kv_miss.host_users, profile.pages_per_user, self.pages.shape[1])
@@ -226,7 +231,30 @@ class Engine:
             rows.copy_(self.table.index_select(0, torch.from_numpy(row)))
         self.rows.index_copy_(0, self._send(slot), rows.to(self.device, non_blocking=True))
 
+    def _score_paged(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
+        """Scores over K and V where they lie. New ones go into the pool layer by layer."""
+        size, model, page_tokens = len(batch.length), self.profile.model, self.profile.tokens_per_page
+        cached = plan.cached[:size]
+        at = paging.places(cached, plan.stored[:size], batch.length, batch.candidates, batch.pages, page_tokens)
+        position, token, place = (torch.from_numpy(a).to(self.device) for a in (at.position, at.token, at.place))
+        pages, held, starts = (torch.from_numpy(a).to(self.device) for a in (batch.pages, cached, at.starts))
+        longest = (int((batch.length - cached).max()), int(batch.candidates.max()))
+        layout = paging.Layout(pages, held, starts, page_tokens, longest, model.heads, model.qk_dim, model.v_dim)
+        x = fbgemm.rows(self.rows, self._send(self._in_order(plan, at.starts)))
+        scores: torch.Tensor = self.hstu(x, paging.Paged(self.tokens, layout, position, token, place))
+        return scores
+
+    @staticmethod
+    def _in_order(plan: Plan, starts: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The plan's slots, request by request, in the order of ``Layout.starts``."""
+        counts, size = np.diff(starts), len(starts) // 2
+        ends = np.cumsum(counts.reshape(2, size).T.ravel())
+        parts = np.split(plan.slots[: ends[-1]], ends[:-1])
+        return np.concatenate(parts[::2] + parts[1::2])
+
     def _score(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
+        if self.paged:
+            return self._score_paged(plan, batch)
         size, page_tokens = len(batch.length), self.profile.tokens_per_page
         cached, length = plan.cached[:size].tolist(), batch.length.tolist()
         pages = -(-max(length) // page_tokens)

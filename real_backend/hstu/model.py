@@ -25,6 +25,7 @@ from torch import nn
 
 from helm_gym.profile import Model
 from real_backend.hstu.attention import add_self, attend, candidate_group, history_group
+from real_backend.hstu.paged import Paged
 
 EPS = 1e-6
 
@@ -84,6 +85,27 @@ class KV(NamedTuple):
     keys: torch.Tensor  # (batch, heads, d_qk, places)
     values: torch.Tensor  # (batch, heads, places, d_v)
 
+    def attend(self, q: torch.Tensor, fresh: torch.Tensor, seq: Jagged, last: bool) -> torch.Tensor:
+        """Attention of all tokens; the new history's K and V are completed.
+
+        Args:
+            q: float32 (tokens, heads * d_qk), of all tokens, or where ``last`` of the candidates.
+            fresh: (tokens, heads * (d_qk + d_v)), K and V of all tokens.
+
+        Returns:
+            float32 (rows of q, heads * d_v).
+        """
+        new, heads = seq.new, self.keys.shape[1]
+        self.rows.index_copy_(0, seq.row, fresh[:new])
+        k, v = fresh[new:].float().split_with_sizes((heads * self.keys.shape[2], heads * self.values.shape[3]), 1)
+        keys, values = self.keys.flatten(0, 1).float(), self.values.flatten(0, 1).float()  # views for a batch of one
+        own = q if last else q[new:]
+        o = attend(own, keys, values, seq.candidates, seq.batch)
+        add_self(o, own, k, v, heads)
+        if new and not last:
+            o = torch.cat((attend(q[:new], keys, values, seq.history, seq.batch), o))
+        return o
+
 
 class Layer(nn.Module):
     """One HSTU layer. Parameters have the paper's layout; ``pack`` makes of them what inference multiplies by."""
@@ -128,34 +150,26 @@ class Layer(nn.Module):
         self.pack()
         return self
 
-    def forward(self, x: torch.Tensor, seq: Jagged, kv: KV, last: bool) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, seq: Jagged | Paged, kv: Any, last: bool) -> torch.Tensor:
         """Advances tokens by one layer and puts the new history's K and V into ``kv``.
 
         Args:
             x: float32 (tokens, d), changed in place.
             seq: what the tokens are.
-            kv: this layer's K and V, with the cached history filled in.
+            kv: this layer's K and V (KV or PagedLayer), with the cached history filled in.
             last: nothing reads what history tokens become in the last layer, so only candidates go on.
 
         Returns:
             float32 (tokens, d); after the last layer, (candidates, d).
         """
-        w, new, heads = self.packed, seq.new, self.heads
-        u_dim, _, q_dim, k_dim = self.sizes
+        w = self.packed
+        u_dim, _, q_dim, _ = self.sizes
         normed = F.layer_norm(x, x.shape[1:], w.norm, w.norm_bias, EPS).to(self.dtype)
         fresh = torch.addmm(w.kv_bias, normed, w.kv)
-        kv.rows.index_copy_(0, seq.row, fresh[:new])
-        k, v = fresh[new:].float().split_with_sizes((k_dim, u_dim), 1)
-        keys, values = kv.keys.flatten(0, 1).float(), kv.values.flatten(0, 1).float()  # views for a batch of one
-
         if last:
-            x, normed = x[new:], normed[new:]
+            x, normed = x[seq.new :], normed[seq.new :]
         u, q = torch.addmm(w.uq_bias, normed, w.uq).float().split_with_sizes((u_dim, q_dim), 1)
-        own = q if last else q[new:]
-        o = attend(own, keys, values, seq.candidates, seq.batch)
-        add_self(o, own, k, v, heads)
-        if new and not last:
-            o = torch.cat((attend(q[:new], keys, values, seq.history, seq.batch), o))
+        o = kv.attend(q, fresh, seq, last)
         u = F.silu(u)
         out = torch.cat((u, o, self._norm(o).mul_(u)), 1)
         if self.dtype == torch.float32:
@@ -199,13 +213,13 @@ class HSTU(nn.Module):
         self.to(device=device)
 
     @torch.inference_mode()
-    def forward(self, x: torch.Tensor, seq: Jagged, kv: torch.Tensor) -> torch.Tensor:
-        """Scores every candidate, and completes ``kv`` with the new history's K and V.
+    def forward(self, x: torch.Tensor, seq: Jagged | Paged, kv: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores every candidate, and completes ``kv``, or the pages of ``seq``, with the new history's K and V.
 
         Args:
             x: (tokens, embedding_dim), embedding rows in the order of ``seq``; changed in place.
-            kv: (batch, places, layers, heads * (qk_dim + v_dim)), K then V, with the cached history filled in. Places
-                behind it may hold anything finite.
+            kv: with ``Jagged``: (batch, places, layers, heads * (qk_dim + v_dim)), K then V, with the cached history
+                filled in. Places behind it may hold anything finite.
 
         Returns:
             float32 (candidates,).
@@ -216,14 +230,15 @@ class HSTU(nn.Module):
         if self.model.positions == "absolute":
             x[: seq.new].add_(self.position.index_select(0, seq.position))
             x[seq.new :].add_(self.candidate)
-        for i, (layer, views) in enumerate(zip(self.layers, self._views(kv), strict=True)):
+        of_layers: Iterator[Any] = seq.layers() if isinstance(seq, Paged) else self._views(kv)
+        for i, (layer, views) in enumerate(zip(self.layers, of_layers, strict=True)):
             x = layer(x, seq, views, last=i == len(self.layers) - 1)
         if dot:
             return (F.normalize(x, dim=1, eps=EPS) * asked).sum(1)
         x = F.layer_norm(x, x.shape[1:], self.norm_weight, self.norm_bias, EPS)
         return torch.mv(x, self.head).add_(self.head_bias)
 
-    def _views(self, kv: torch.Tensor) -> Iterator[KV]:
+    def _views(self, kv: Any) -> Iterator[KV]:
         """All layers' views, made together: on CPU every view takes about 1 us of a request."""
         h, qk, d_v = self.model.heads, self.model.qk_dim, self.model.v_dim
         keys = kv[..., : h * qk].view(*kv.shape[:3], h, qk).permute(2, 0, 3, 4, 1)
