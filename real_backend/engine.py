@@ -1,7 +1,8 @@
 """Carries out a memory manager's plan on a device: copies, gathers, HSTU, and what is written back into the pool.
 
-On CUDA the bytes that come up from the host travel on a stream of their own. Background refills overlap with compute;
-what a micro-batch misses is waited for before its first layer. On CPU the same lines are plain copies.
+On CUDA the bytes that come up from the host travel on a stream of their own, and those that go down on another.
+Background refills and offloads overlap with compute; what a micro-batch misses is waited for before its first layer. On
+CPU the same lines are plain copies.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.machine_memory import require
 from helm_gym.profile import Profile
 from real_backend import fbgemm
-from real_backend.hstu import paged as paging
+from real_backend.hstu import pages as paging
 from real_backend.hstu.attention import BLOCK
 from real_backend.hstu.model import HSTU, Jagged
 from real_backend.hstu.weights import open_table, put, read_weights
 from real_backend.memory.layout import FILLS, MOVES, OFFLOADS, REFILLS, TOKENS, Plan, make_plan
+from real_backend.staging import BUFFERS, Staging
 
 
 class MicroBatch(NamedTuple):
@@ -78,7 +80,7 @@ def memory_bytes(profile: Profile, block: int = BLOCK["cuda"]) -> tuple[int, int
     wide, width = model.heads * (model.qk_dim + model.v_dim), model.heads * model.v_dim
     user_bytes = profile.pages_per_user * pool.page_bytes
     table = 0 if model.table else profile.population.items * profile.row_bytes  # one of a file is mapped
-    host = table + profile.kv_miss.host_users * user_bytes + 5 * tokens * 8
+    host = table + profile.kv_miss.host_users * user_bytes + 5 * tokens * 8 + BUFFERS * tokens * profile.row_bytes
     caches = (pool.pages + profile.staging_pages) * pool.page_bytes + batch * user_bytes
     weights = 4 * model.embedding_dim * (model.layers * (4 * wide + 3 * width) + model.max_history)
     layer = tokens * (3 * model.embedding_dim + 2 * wide + 6 * width)
@@ -131,13 +133,15 @@ class Engine:
         places = (profile.kv_miss.host_users, profile.pages_per_user, self.pages.shape[1])
         self.host = torch.zeros(places, dtype=dtype, pin_memory=self._cuda and profile.kv_miss.host_users > 0)
 
+        self._staging = Staging(tokens, model.embedding_dim, dtype, self.device)
         self.hstu = HSTU(model, self.device)
         if model.weights:
             path = pathlib.Path(model.weights)
             put(read_weights(path).parameters, self.hstu, path)
         index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)
         self._index, self._index_array = index.unbind(), index.numpy()
-        self._copies = torch.cuda.Stream(self.device) if self._cuda else None
+        # Up and down, each in its own order; events order them against the compute stream (wait_stream).
+        self._copies, self._downs = (torch.cuda.Stream(self.device) if self._cuda else None for _ in range(2))
         self._warm_up()
 
     def execute(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
@@ -161,7 +165,7 @@ class Engine:
         marks.append(self._mark())
         self._move(plan)
         marks.append(self._mark())
-        with self._on_copy_stream():
+        with self._on(self._copies):
             self._upload(plan, batch)
             self._fill(plan.fill_row[: plan.counts[FILLS]], plan.fill_slot[: plan.counts[FILLS]])
         self._join()
@@ -182,7 +186,7 @@ class Engine:
     def refill(self, plan: Plan) -> None:
         """Background traffic: rows of the table into the slots that the plan chose. The next micro-batch finds them."""
         n = plan.counts[REFILLS]
-        with self._on_copy_stream():
+        with self._on(self._copies):
             self._fill(plan.refill_row[:n], plan.refill_slot[:n])
 
     def _require_memory(self) -> None:
@@ -208,7 +212,12 @@ class Engine:
         # One by one, since a later one may overwrite the place of an earlier one.
         for place, pages in zip(plan.offload_place[:n], plan.offload_pages[:n], strict=True):
             pages = pages[pages >= 0]
-            self.host[place, : len(pages)].copy_(self.pages.index_select(0, self._send(pages)), non_blocking=True)
+            leaving = self.pages.index_select(0, self._send(pages))
+            # Gathered on the compute stream, before the pages are written again; on its way down beside what follows.
+            with self._on(self._downs):
+                self.host[place, : len(pages)].copy_(leaving, non_blocking=True)
+                if self._downs is not None:
+                    leaving.record_stream(self._downs)
 
     def _move(self, plan: Plan) -> None:
         if n := plan.counts[MOVES]:
@@ -216,20 +225,25 @@ class Engine:
             self.rows.index_copy_(0, self._send(plan.move_to[:n]), moving)
 
     def _upload(self, plan: Plan, batch: MicroBatch) -> None:
+        """On the copy stream; a user who is still on his way down is waited for."""
+        if self._downs is not None and (plan.upload_place[: len(batch.length)] >= 0).any():
+            torch.cuda.current_stream(self.device).wait_stream(self._downs)
         for i in np.flatnonzero(plan.upload_place[: len(batch.length)] >= 0):
             n = -(-int(plan.cached[i]) // self.profile.tokens_per_page)
             pages = self.host[plan.upload_place[i], :n].to(self.device, non_blocking=True)
             self.pages.index_copy_(0, self._send(batch.pages[i, :n]), pages)
 
     def _fill(self, row: NDArray[np.int32], slot: NDArray[np.int32]) -> None:
-        if not len(row):
-            return
-        rows = torch.empty((len(row), self.table.shape[1]), dtype=self.rows.dtype, pin_memory=self._cuda)
-        if self.table.dtype == self.rows.dtype:
-            torch.index_select(self.table, 0, torch.from_numpy(row), out=rows)
-        else:  # a file's table keeps its type
-            rows.copy_(self.table.index_select(0, torch.from_numpy(row)))
-        self.rows.index_copy_(0, self._send(slot), rows.to(self.device, non_blocking=True))
+        for start in range(0, len(row), self._staging.rows):
+            part = slice(start, start + self._staging.rows)
+            index = torch.from_numpy(row[part])
+            rows = self._staging.take()[: len(index)]
+            if self.table.dtype == self.rows.dtype:
+                torch.index_select(self.table, 0, index, out=rows)
+            else:  # a file's table keeps its type
+                rows.copy_(self.table.index_select(0, index))
+            self.rows.index_copy_(0, self._send(slot[part]), rows.to(self.device, non_blocking=True))
+            self._staging.sent()
 
     def _score_paged(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
         """Scores over K and V where they lie. New ones go into the pool layer by layer."""
@@ -277,16 +291,18 @@ class Engine:
         return scores
 
     def _send(self, index: NDArray[np.int32]) -> torch.Tensor:
-        return torch.from_numpy(index.astype(np.int64)).to(self.device)
+        """Indices on the device; pinned, so that the host need not wait for a copy to arrive."""
+        sent = torch.from_numpy(index.astype(np.int64))
+        return sent.pin_memory().to(self.device, non_blocking=True) if self._cuda else sent
 
     @contextlib.contextmanager
-    def _on_copy_stream(self) -> Iterator[None]:
+    def _on(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
         """Work in the block runs behind all that the compute stream was given, and beside what it is given next."""
-        if self._copies is None:
+        if stream is None:
             yield
             return
-        self._copies.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._copies):
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
             yield
 
     def _join(self) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 
 from helm_gym.profile import Model
 from real_backend.hstu.attention import add_self, attend, candidate_group, history_group
-from real_backend.hstu.paged import Paged
+from real_backend.hstu.pages import Paged
 
 EPS = 1e-6
 

@@ -155,6 +155,14 @@ def test_refills_copy_rows_of_the_table():
     assert torch.equal(engine.rows[[5, 9]], engine.table[[400, 3]])
 
 
+def test_more_rows_than_staging_holds_go_up_in_parts():
+    engine, rows = Engine(small(max_batch=1)), np.arange(90, 190, dtype=np.int32)
+    assert engine._staging.rows == 30
+    engine._fill(rows, rows - 90)
+    assert torch.equal(engine.rows[:100], engine.table[90:190])
+    engine._fill(rows[:0], rows[:0])
+
+
 def test_an_evicted_user_comes_back_from_the_host_tier_bit_for_bit():
     engine = Engine(small())
     plan, pages, others = make_plan(engine.profile), np.arange(20, 32), np.arange(50, 62)

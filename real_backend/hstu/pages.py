@@ -3,7 +3,7 @@
 A query sees the cached history of its user (through the page table), the new history up to itself, and, if it is a
 candidate, all of the new history and itself. That is the paper's mask: a candidate never sees another one.
 
-``attend`` is the Triton kernel (real_backend/hstu/paged_triton.py) on CUDA, and ``reference`` elsewhere, which says the
+``attend`` is the Triton kernel (real_backend/hstu/triton_kernel.py) on CUDA, and ``reference`` elsewhere, which says the
 same in torch, one request at a time.
 """
 
@@ -79,9 +79,9 @@ def kernel() -> Any | None:
     """The Triton kernel's launcher; None where Triton is not installed."""
     if importlib.util.find_spec("triton") is None:
         return None
-    from real_backend.hstu import paged_triton  # takes seconds, and a machine without a GPU need not have Triton
+    from real_backend.hstu import triton_kernel  # takes seconds, and a machine without a GPU need not have Triton
 
-    return paged_triton.attend
+    return triton_kernel.attend
 
 
 def attend(q: torch.Tensor, fresh: torch.Tensor, pool: torch.Tensor, at: Layout, last: bool) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Paged attention in Triton: what ``paged.reference`` computes, a block of queries of one head at a time.
+"""Paged attention in Triton: what ``pages.reference`` computes, a block of queries of one head at a time.
 
 Products are of the model's type, sums are float32. Imported where Triton is installed; with ``TRITON_INTERPRET=1``, set
 before that, the same lines run on the CPU.
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from real_backend.hstu.paged import Layout
+from real_backend.hstu.pages import Layout
 
 BLOCK_M, BLOCK_N = 64, 64  # queries and keys that are multiplied together
 
@@ -109,7 +109,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 def attend(q: torch.Tensor, fresh: torch.Tensor, pool: torch.Tensor, at: Layout, last: bool) -> torch.Tensor:
-    """See ``paged.reference``."""
+    """See ``pages.reference``."""
     batch = len(at.cached)
     out = torch.empty((q.shape[0], at.heads * at.v_dim), dtype=torch.float32, device=q.device)
     longest = at.longest[1] if last else max(at.longest)
@@ -117,8 +117,8 @@ def attend(q: torch.Tensor, fresh: torch.Tensor, pool: torch.Tensor, at: Layout,
         grid = (triton.cdiv(longest, BLOCK_M), at.heads, batch if last else 2 * batch)
         constants = constants_of(at)
         _attend[grid](
-            q.to(fresh.dtype).contiguous(), fresh, pool, at.pages, at.cached, at.starts, out, fresh.stride(0), pool.stride(0),
-            at.pages.stride(0), batch if last else 0, batch, at.page_tokens, **constants,
+            q.to(fresh.dtype).contiguous(), fresh, pool, at.pages, at.cached, at.starts, out, fresh.stride(0),
+            pool.stride(0), at.pages.stride(0), batch if last else 0, batch, at.page_tokens, **constants,
         )  # fmt: skip
     return out
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from real_backend.engine import Engine
-from real_backend.hstu.paged import Layout, places, reference
+from real_backend.hstu.pages import Layout, places, reference
 from tests.real_backend.test_engine import USERS, Manager, small
 
 needs_triton = pytest.mark.skipif(
@@ -109,7 +109,7 @@ def test_the_engine_over_pages_scores_as_the_padded_one(dtype):
 
 def interpreted(code: str) -> str:
     """Runs ``code`` with Triton's interpreter, which needs no GPU."""
-    head = "import numpy as np, torch\nfrom tests.real_backend.test_paged import *\n"
+    head = "import numpy as np, torch\nfrom tests.real_backend.test_pages import *\n"
     done = subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(code)],
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -124,7 +124,7 @@ def interpreted(code: str) -> str:
 @needs_interpreter
 def test_the_kernel_computes_the_reference():
     told = interpreted("""
-        from real_backend.hstu import paged
+        from real_backend.hstu import pages as paged
         worst, pairs = 0.0, 0
         for seed in range(24):
             rng = np.random.default_rng(seed)
@@ -158,7 +158,7 @@ def test_the_kernel_compiles_for_a_gpu(capability):
     code = f"""
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, compile
-        from real_backend.hstu.paged_triton import _attend, constants_of
+        from real_backend.hstu.triton_kernel import _attend, constants_of
         at = Layout(None, None, None, 256, (1, 1), 4, 128, 128)
         constants = constants_of(at)
         signature = dict.fromkeys(("q", "fresh", "pool"), "*bf16")
@@ -169,7 +169,7 @@ def test_the_kernel_compiles_for_a_gpu(capability):
         made = compile(ASTSource(_attend, signature, constants), target=GPUTarget("cuda", {capability}, 32))
         print(len(made.asm["ptx"]), len(made.asm["cubin"]), made.metadata.shared)
     """
-    head = "import numpy as np, torch\nfrom tests.real_backend.test_paged import *\n"
+    head = "import numpy as np, torch\nfrom tests.real_backend.test_pages import *\n"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(code)],
