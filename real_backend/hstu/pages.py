@@ -3,8 +3,8 @@
 A query sees the cached history of its user (through the page table), the new history up to itself, and, if it is a
 candidate, all of the new history and itself. That is the paper's mask: a candidate never sees another one.
 
-``attend`` is the Triton kernel (real_backend/hstu/triton_kernel.py) on CUDA, and ``reference`` elsewhere, which says the
-same in torch, one request at a time.
+``attend`` is the Triton kernel (real_backend/hstu/triton_kernel.py) on CUDA, and ``reference`` elsewhere, which says
+the same in torch, one request at a time.
 """
 
 from __future__ import annotations
