@@ -55,15 +55,16 @@ class Model:
         return self.attention_n or self.max_history + self.max_candidates
 
 
-# Of another model than the first that there was. Where they have their default they are left out of a fingerprint,
-# which then is that of the profiles before them; files of weights are left out always: no time depends on them.
-_VARIANT = ("norm", "head", "positions", "attention_n")
-_FILES = ("weights", "table")
+_FILES = ("weights", "table")  # of a model: no time depends on what is in them
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """The page pool that both caches share. ``shadow_pages``: depth of the shadow lists on each side."""
+    """The page pool that both caches share. ``shadow_pages``: depth of the shadow lists on each side.
+
+    Attributes:
+        prefilled: whether EMB holds the most popular rows at the start, as a server loads them, and not none.
+    """
 
     pages: Annotated[int, Within(2, 2**24)]
     page_bytes: Annotated[int, Within(1, 2**30)]
@@ -71,6 +72,7 @@ class Pool:
     max_alpha: _Share = 0.95
     page_moves_per_interval: Annotated[int, Within(1, 2**24)] = 50
     shadow_pages: Annotated[int, Within(0, 2**24)] = 64
+    prefilled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,13 +195,19 @@ class Profile:
         """16 hexadecimal digits that change with anything that decides what a backend reports."""
         content = dataclasses.asdict(self) | {"name": "", "description": ""}
         content["cost"] |= {"machine": "", "date": "", "mean_error": 0.0}
-        default = {field.name: field.default for field in dataclasses.fields(Model)}
-        model = content["model"]
-        content["model"] = {
-            name: value
-            for name, value in model.items()
-            if name not in _FILES and not (name in _VARIANT and value == default[name])
-        }
+        model, pool = content["model"], content["pool"]
+        for name in _FILES:
+            del model[name]
+        # Fields that came later count from their first use on: what was made before is still of the same profile.
+        for part, field, unused in (
+            (model, "norm", "layer"),
+            (model, "head", "linear"),
+            (model, "positions", "absolute"),
+            (model, "attention_n", 0),
+            (pool, "prefilled", False),
+        ):
+            if part[field] == unused:
+                del part[field]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -17,7 +17,17 @@ from helm_gym.telemetry import COLUMN, WIDTH, RoutedTraffic, Telemetry
 from helm_gym.workload.sampling import make_requests, make_traffic, sample_intervals, traffic_bytes
 from helm_gym.workload.state import WorkloadState, check_state, limits
 from real_backend.cluster import FrontDoor, front_bytes
-from real_backend.memory.layout import Rules, make_memory, make_plan, make_rules, plan_bytes, with_speed
+from real_backend.memory.layout import (
+    DIRECT_ITEMS,
+    Rules,
+    is_hashed,
+    make_memory,
+    make_plan,
+    make_rules,
+    plan_bytes,
+    with_speed,
+)
+from real_backend.memory.prefill import prefill
 from real_backend.memory.report import last_interval, order, report
 from real_backend.memory.serve import make_ledger
 
@@ -56,6 +66,11 @@ class ManagedBackend:
         if lanes < 1:
             raise InvalidInputError(f"A backend needs at least one lane, not {lanes}.")
         nodes = 1 if cluster is None else cluster.size
+        if cluster is not None and is_hashed(profile.population.items):
+            raise InvalidInputError(
+                f"A cluster's router lists each item: at most {DIRECT_ITEMS:,}, and profile '{profile.name}' has "
+                f"{profile.population.items:,}; lower population.items, or take one node."
+            )
         self.profile, self.cluster = profile if cluster is None else cluster.widen(profile), cluster
         need = self._memory_bytes(lanes, nodes)
         require(need, _text(self.name, profile, lanes, nodes), _LESS)
@@ -95,6 +110,8 @@ class ManagedBackend:
         tastes = () if self.cluster is None else (nodes, self.cluster.interests, self.cluster.interest_share)
         self._traffic = make_traffic(self.profile, state.values, seeds, *tastes)
         self._memory = make_memory(self.profile, pages, np.tile(self._pages, lanes))
+        if self.profile.pool.prefilled:
+            prefill(self._memory, self._traffic.items_of_rank, self._traffic.catalogue, self.profile.rows_per_page)
         self._ledger = make_ledger(self.profile, lanes * nodes, nodes)
         if self._front is not None:
             self._front.reset(seeds)

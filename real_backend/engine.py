@@ -189,6 +189,11 @@ class Engine:
         with self._on(self._copies):
             self._fill(plan.refill_row[:n], plan.refill_slot[:n])
 
+    def load(self, slot_row: NDArray[np.int32]) -> None:
+        """Brings the rows of a warm cache up, before anything is served: ``slot_row`` (slots,), -1 where none is."""
+        slots = np.flatnonzero(slot_row >= 0).astype(np.int32)
+        self._fill(slot_row[slots], slots)
+
     def _require_memory(self) -> None:
         """Raises InvalidInputError where host or device have less than all of it takes."""
         host, device = memory_bytes(self.profile, BLOCK[self.device.type])

@@ -71,6 +71,8 @@ class Node:
             requests, ledger: of this unit, their first axis of length 1.
         """
         profile, plan, engine, service_ms, self._managed_s = self.profile, self._plan, self.engine, 0.0, 0.0
+        if profile.pool.prefilled and ledger.interval[0, 0] == 0:
+            engine.load(memory.slot_row)
         with _no_garbage_collection():
             budget = profile.pool.page_moves_per_interval
             place = self._manage(open_interval, memory, 0, target, budget, plan, ledger, rules)

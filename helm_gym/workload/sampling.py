@@ -11,6 +11,7 @@ interests, each with a popularity of its own: the same Zipf, moved on among the 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,10 @@ from helm_gym.workload.state import INDEX
 EXPONENTS = np.linspace(0.4, 1.4, 21)
 QUANTILES = 1 << 14
 MAX_HOT_USERS = 512
-_TABLE_BYTES = 36  # an item, while ``make_traffic`` makes its tables (measured)
+LISTED_ITEMS = 1 << 24  # of a catalogue whose popularity is listed item by item; a larger one's is computed
+_EXACT_RANKS = 1 << 20  # of a larger one, whose weights are summed one by one; the others' by their integral
+_KNOTS = 1 << 14  # between those others
+_TABLE_BYTES = 36  # an item, while ``make_traffic`` makes its tables (measured); of a larger catalogue a rank above
 
 _HOT_SHARE, _HOT_USERS, _MEAN_HISTORY = INDEX["hot_share"], INDEX["hot_users"], INDEX["mean_history"]
 _ZIPF, _DRIFT, _TURNOVER, _NEW = INDEX["item_zipf"], INDEX["item_drift"], INDEX["turnover"], INDEX["new_share"]
@@ -44,7 +48,8 @@ class Traffic(NamedTuple):
     hot_count: NDArray[np.int32]  # (units, 1), how many of ``hot`` have been drawn
     interval: NDArray[np.int32]  # (units, 1)
     drift: NDArray[np.float64]  # (units, 1), ranks that popularity has moved on
-    permutation: NDArray[np.int32]  # (items,), rank -> item, the same for all units
+    items_of_rank: NDArray[np.int32]  # (items,), rank -> item, the same for all units; empty where it is computed
+    catalogue: NDArray[np.int64]  # (3,), items, and the factor and shift by which a rank becomes an item
     zipf: NDArray[np.float32]  # (exponents, QUANTILES + 1), inverse of the popularity's distribution function
     log_sigma: NDArray[np.float64]  # (1,)
     nodes: NDArray[np.int64]  # (1,), that share each unit's stream
@@ -70,12 +75,33 @@ def _zipf_tables(items: int) -> NDArray[np.float32]:
     """Inverse distribution functions of Zipf popularity over ``items`` ranks, one row an exponent."""
     tables = np.empty((len(EXPONENTS), QUANTILES + 1), dtype=np.float32)
     at = np.linspace(0.0, 1.0, QUANTILES + 1)
-    ranks = np.arange(items + 1, dtype=np.float64)
+    exact = items if items <= LISTED_ITEMS else _EXACT_RANKS
+    ranks = np.arange(exact + 1, dtype=np.float64)
+    if exact < items:
+        ranks = np.append(ranks, np.geomspace(exact, items, _KNOTS + 1)[1:])
     for row, exponent in enumerate(EXPONENTS):
-        cumulative = np.concatenate(([0.0], np.cumsum(np.arange(1, items + 1) ** -exponent)))
+        cumulative = np.concatenate(([0.0], np.cumsum(np.arange(1, exact + 1) ** -exponent)))
+        if exact < items:
+            cumulative = np.append(cumulative, cumulative[-1] + _integral(ranks[exact + 1 :], exact, exponent))
         tables[row] = np.interp(at, cumulative / cumulative[-1], ranks)
     tables[:, -1] = np.nextafter(np.float32(items), np.float32(0))
     return tables
+
+
+def _integral(ranks: NDArray[np.float64], first: int, exponent: float) -> NDArray[np.float64]:
+    """The sum of ``rank ** -exponent`` behind ``first``, by the midpoint rule: 1e-13 of it off where a million are."""
+    power = 1.0 - exponent
+    if abs(power) < 1e-12:
+        return np.asarray(np.log((ranks + 0.5) / (first + 0.5)))
+    return np.asarray(((ranks + 0.5) ** power - (first + 0.5) ** power) / power)
+
+
+def _catalogue(items: int) -> tuple[int, int, int]:
+    """Items, and the factor and shift of an affine map, one to one: ranks next to each other lie far apart."""
+    factor = int(items * 0.6180339887498949) | 1
+    while math.gcd(factor, items) != 1:
+        factor += 2
+    return items, factor, items // 3
 
 
 def make_traffic(
@@ -92,7 +118,8 @@ def make_traffic(
     traffic = Traffic(
         rng=np.stack(states).astype(np.uint64),
         **_make_users(profile, len(seeds), nodes),
-        permutation=np.random.default_rng(profile.model.seed).permutation(p.items).astype(np.int32),
+        items_of_rank=_items_of_rank(p.items, profile.model.seed),
+        catalogue=np.array(_catalogue(p.items)),
         zipf=_zipf_tables(p.items),
         log_sigma=np.array([p.log_sigma]),
         nodes=np.array([nodes]),
@@ -101,6 +128,12 @@ def make_traffic(
     )
     _populate(traffic, values)
     return traffic
+
+
+def _items_of_rank(items: int, seed: int) -> NDArray[np.int32]:
+    if items > LISTED_ITEMS:
+        return np.zeros(0, np.int32)
+    return np.random.default_rng(seed).permutation(items).astype(np.int32)
 
 
 def _make_users(profile: Profile, units: int, nodes: int) -> dict[str, NDArray[Any]]:
@@ -120,7 +153,9 @@ def _make_users(profile: Profile, units: int, nodes: int) -> dict[str, NDArray[A
 
 def traffic_bytes(profile: Profile, units: int, nodes: int = 1) -> int:
     """Memory of ``make_traffic``, what it takes on its way included."""
-    return units * bytes_a_unit(_make_users(profile, 0, nodes).values()) + _TABLE_BYTES * profile.population.items
+    items = profile.population.items
+    ranks = items if items <= LISTED_ITEMS else _EXACT_RANKS + _KNOTS
+    return units * bytes_a_unit(_make_users(profile, 0, nodes).values()) + _TABLE_BYTES * ranks
 
 
 def make_requests(profile: Profile, units: int, nodes: int = 1) -> Requests:
@@ -147,20 +182,28 @@ def _uniform(state):
 
 
 @kernel
-def _item(rng, row, zipf, drift, permutation):
+def item_of(items_of_rank, catalogue, rank):
+    """The item of a rank of popularity: listed, or of a large catalogue computed."""
+    if items_of_rank.shape[0] > 0:
+        return items_of_rank[rank]
+    return np.int32((rank * catalogue[1] + catalogue[2]) % catalogue[0])
+
+
+@kernel
+def _item(rng, row, zipf, drift, items_of_rank, catalogue):
     """An item by popularity: rank by inverse transform, moved on by the drift, through the fixed permutation."""
     x = _uniform(rng) * QUANTILES
     k = int(x)
     low = zipf[row, k]
     rank = int(low + (x - k) * (zipf[row, k + 1] - low)) + drift
-    n = permutation.shape[0]
-    return permutation[rank if rank < n else rank - n]
+    n = catalogue[0]
+    return item_of(items_of_rank, catalogue, rank if rank < n else rank - n)
 
 
 @kernel
 def _own_drift(t, user, drift):
     """Where the popularity of ``user``'s interest stands: all interests lie evenly among the items."""
-    n, interests = t.permutation.shape[0], t.interests[0]
+    n, interests = t.catalogue[0], t.interests[0]
     return (drift + (user % interests) * (n // interests)) % n
 
 
@@ -170,7 +213,7 @@ def _liked_item(t, rng, row, drift, own_drift):
     share = t.interest_share[0]
     if share > 0.0 and _uniform(rng) < share:
         drift = own_drift
-    return _item(rng, row, t.zipf, drift, t.permutation)
+    return _item(rng, row, t.zipf, drift, t.items_of_rank, t.catalogue)
 
 
 @kernel
@@ -250,7 +293,7 @@ def sample_interval(t, u, values, gaps_s, requests):
     """
     rng, nodes = t.rng[u], t.nodes[0]
     users, limit = t.length.shape[1], t.items.shape[2]
-    n_items = t.permutation.shape[0]
+    n_items = t.catalogue[0]
     now = t.interval[u, 0]
     t.interval[u, 0] = now + 1
     t.drift[u, 0] = (t.drift[u, 0] + values[_DRIFT]) % n_items

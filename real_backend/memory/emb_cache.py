@@ -14,6 +14,7 @@ from real_backend.memory.layout import (
     FILLS,
     HAND_OFFSET,
     HAND_PLACE,
+    HASHED,
     MOVES,
     N_EMB,
     N_FRESH,
@@ -22,6 +23,7 @@ from real_backend.memory.layout import (
     STAGED,
     TOKENS,
 )
+from real_backend.memory.row_index import drop_row, evicted_at, find_slot, move_row, note_evicted, put_row, slot_of
 
 TAGS = 127
 
@@ -32,12 +34,9 @@ def evict_row(m, slot):
     row = m.slot_row[slot]
     if row < 0:
         return
-    m.row_slot[row] = -1
-    m.slot_row[slot] = -1
+    drop_row(m, row, slot)
     m.reference[slot] = 0
-    m.row_evicted[row] = m.n[EVICTED_ROWS]
-    m.evicted_ring[m.n[EVICTED_ROWS] % m.evicted_ring.shape[0]] = row
-    m.n[EVICTED_ROWS] += 1
+    note_evicted(m, row)
 
 
 @kernel
@@ -90,14 +89,13 @@ def _near_the_hand(m, slot, rows_per_page, shadow_pages):
 @kernel
 def _fetch_row(m, plan, row, rules, tag):
     """Plans the fetch of a missing ``row``. Returns its slot and whether a larger pool would still have held it."""
-    shadow = m.n[EVICTED_ROWS] - m.row_evicted[row] <= rules.shadow_pages * rules.rows_per_page
+    shadow = m.n[EVICTED_ROWS] - evicted_at(m, row) <= rules.shadow_pages * rules.rows_per_page
     slot = _claim_slot(m, rules.rows_per_page, tag)
     if slot < 0:
         slot = m.owner.shape[0] * rules.rows_per_page + m.n[STAGED]
         m.n[STAGED] += 1
     else:
-        m.row_slot[row] = slot
-        m.slot_row[slot] = row
+        put_row(m, row, slot)
         m.reference[slot] = tag
     k = plan.counts[FILLS]
     plan.fill_row[k] = row
@@ -114,13 +112,14 @@ def lookup_rows(m, plan, rows, start, stop, rules):
     misses that a larger one would have hit.
     """
     # Arrays as locals: the manager's tuple is too large to be handed to a function for each row that hits.
-    row_slot, reference, slots = m.row_slot, m.reference, plan.slots
+    row_slot, slot_row, reference, slots = m.row_slot, m.slot_row, m.reference, plan.slots
+    hashed = m.constants[HASHED]
     tag = 1 + m.n[BATCH] % TAGS
     misses, cold, shadow = 0, 0, 0
     token = plan.counts[TOKENS]
     for i in range(start, stop):
         row = rows[i]
-        slot = row_slot[row]
+        slot = find_slot(row_slot, slot_row, row) if hashed else row_slot[row]
         if slot < 0:
             slot, held = _fetch_row(m, plan, row, rules, tag)
             misses += 1
@@ -204,12 +203,10 @@ def give_page(m, plan, rules):
         plan.move_to[k] = target
         plan.move_row[k] = row
         plan.counts[MOVES] = k + 1
-        m.row_slot[row] = target
-        m.slot_row[target] = row
+        move_row(m, row, slot, target)
         # Moved as cold: it stays only if it is used again before the hand comes by, and it is not moved twice in
         # one plan, so that every row moved still lies where the plan says.
         m.reference[target] = 0
-        m.slot_row[slot] = -1
         m.reference[slot] = 0
     return page
 
@@ -220,7 +217,7 @@ def settle_moves(m, plan):
     kept = 0
     for k in range(plan.counts[MOVES]):
         target = plan.move_to[k]
-        if m.slot_row[target] == plan.move_row[k] and m.row_slot[plan.move_row[k]] == target:
+        if m.slot_row[target] == plan.move_row[k] and slot_of(m, plan.move_row[k]) == target:
             plan.move_from[kept] = plan.move_from[k]
             plan.move_to[kept] = target
             plan.move_row[kept] = plan.move_row[k]
@@ -250,11 +247,10 @@ def refill(m, plan, rules, rows):
     while k < rows and k < plan.refill_row.shape[0] and n[N_FRESH] > 0 and n[REFILL_AT] > oldest:
         n[REFILL_AT] -= 1
         row = m.evicted_ring[n[REFILL_AT] % ring]
-        if m.row_slot[row] >= 0:
+        if slot_of(m, row) >= 0:
             continue
         slot = _claim_fresh(m, rules.rows_per_page)
-        m.row_slot[row] = slot
-        m.slot_row[slot] = row
+        put_row(m, row, slot)
         m.reference[slot] = 0
         plan.refill_row[k] = row
         plan.refill_slot[k] = slot

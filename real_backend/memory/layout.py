@@ -35,7 +35,10 @@ N_PAGES = 12  # the unit's pool; the arrays of a larger unit beside it may have 
 SCALARS = 13
 
 SIM_ALPHAS = np.array(ALPHA_GRID)
-SAMPLING = 32  # one row in 32 is simulated
+SAMPLING = 32  # one row in 32 is simulated, of a large table fewer (``sampling_of``)
+SIMULATED_ROWS = 1 << 18  # at most, at least half as many of a larger table
+DIRECT_ITEMS = 1 << 24  # of a table in which each row has an entry of its own; of a larger one those in the pool have
+HASHED, SAMPLE_SHIFT = range(2)  # of Memory.constants
 NEWER, OLDER, LENGTH, VERSION = range(4)  # of a simulated user
 SIM_FIELDS = 4
 
@@ -46,13 +49,15 @@ class Memory(NamedTuple):
     n: NDArray[np.int64]  # (U, SCALARS)
     owner: NDArray[np.int8]  # (U, P)
     # EMB: clock (second chance) over the slots of the pages in emb_pages
-    row_slot: NDArray[np.int32]  # (U, I), -1: not resident
+    constants: NDArray[np.int64]  # (U, 2), whether the next two tables are hashed, and log2 of rows a simulated one
+    row_slot: NDArray[np.int32]  # (U, I), -1: not resident; hashed: see row_index
     slot_row: NDArray[np.int32]  # (U, P R), -1: empty
     reference: NDArray[np.uint8]  # (U, P R), 0: cold; else 1 + number of the last batch that used it, modulo 127
     emb_pages: NDArray[np.int32]  # (U, P)
     page_place: NDArray[np.int32]  # (U, P), index of a page in emb_pages
     fresh: NDArray[np.int32]  # (U, P), stack of pages with empty slots
-    row_evicted: NDArray[np.int64]  # (U, I), EVICTED_ROWS when the row left (shadow list), or a large negative number
+    row_evicted: NDArray[np.int64]  # (U, I), EVICTED_ROWS when the row left (shadow list), or a large negative number;
+    # hashed: see row_index
     evicted_ring: NDArray[np.int32]  # (U, ring), rows in the order they left, for background refill
     # KV: least recently used users, each with a page table
     kv_free: NDArray[np.int32]  # (U, P), stack
@@ -163,8 +168,21 @@ FILLS, MOVES, OFFLOADS, OFFLOAD_TOKENS, UPLOAD_TOKENS, REFILLS, TOKENS = range(7
 PLAN_COUNTS = 7
 
 
+def sampling_of(items: int) -> int:
+    """One row in how many is simulated: a power of two."""
+    sampling = SAMPLING
+    while items > sampling * SIMULATED_ROWS:
+        sampling *= 2
+    return sampling
+
+
 def rows_in_simulation(items: int) -> int:
-    return -(-items // SAMPLING)
+    return -(-items // sampling_of(items))
+
+
+def is_hashed(items: int) -> bool:
+    """Whether a table of so many rows is large, and its index hashed."""
+    return items > DIRECT_ITEMS
 
 
 def make_memory(profile: Profile, emb_pages: NDArray[np.int64], pages_of: NDArray[np.int64] | None = None) -> Memory:
@@ -180,20 +198,24 @@ def make_memory(profile: Profile, emb_pages: NDArray[np.int64], pages_of: NDArra
     users = profile.population.users
     slots, sims = pages * rows, len(SIM_ALPHAS)
     staging = profile.max_batch * (profile.model.max_history + profile.model.max_candidates)
-    sim_rows = rows_in_simulation(items)
-    sim_slots = max(1, int(np.round(SIM_ALPHAS[-1] * pages) * rows / SAMPLING))
+    sim_rows, sampling = rows_in_simulation(items), sampling_of(items)
+    sim_slots = max(1, int(np.round(SIM_ALPHAS[-1] * pages) * rows / sampling))
+    ring = max(1, profile.pool.shadow_pages * rows)
+    hashed = is_hashed(items)  # three places for two entries
+    indexed, evicted = (3 * slots // 2 + 1, 2 * ring) if hashed else (items, items)
 
     shapes: dict[str, tuple[tuple[int, ...], type]] = {
         "n": ((SCALARS,), np.int64),
         "owner": ((pages,), np.int8),
-        "row_slot": ((items,), np.int32),
+        "constants": ((2,), np.int64),
+        "row_slot": ((indexed,), np.int32),
         "slot_row": ((slots + staging,), np.int32),
         "reference": ((slots + staging,), np.uint8),
         "emb_pages": ((pages,), np.int32),
         "page_place": ((pages,), np.int32),
         "fresh": ((pages,), np.int32),
-        "row_evicted": ((items,), np.int64),
-        "evicted_ring": ((max(1, profile.pool.shadow_pages * rows),), np.int32),
+        "row_evicted": ((evicted,), np.int64),
+        "evicted_ring": ((ring,), np.int32),
         "kv_free": ((pages,), np.int32),
         "user_pages": ((users, profile.pages_per_user), np.int32),
         "cached_length": ((users,), np.int32),
@@ -216,6 +238,7 @@ def make_memory(profile: Profile, emb_pages: NDArray[np.int64], pages_of: NDArra
         "sim_free": ((sims,), np.int32),
     }
     memory = Memory(**{name: np.empty((units, *shape), dtype) for name, (shape, dtype) in shapes.items()})
+    memory.constants[:] = int(hashed), sampling.bit_length() - 1
     for u, (emb, held) in enumerate(zip(emb_pages, own, strict=True)):
         clear(memory, u, int(emb), int(held), rows)
     return memory
@@ -232,14 +255,15 @@ _EMPTY: dict[str, int] = {  # what a field of Memory holds where nothing is cach
 def clear(memory: Memory, u: int, emb: int, pages: int, rows_per_page: int) -> None:
     """Unit ``u`` as at its start: empty caches in a pool of ``pages``, ``emb`` of which EMB owns and KV the others."""
     for name in Memory._fields:
-        getattr(memory, name)[u] = _EMPTY.get(name, -1)
+        if name != "constants":
+            getattr(memory, name)[u] = _EMPTY.get(name, -1)
     memory.owner[u, :emb], memory.owner[u, pages:] = EMB, NOBODY
     memory.n[u, N_PAGES] = pages
     memory.n[u, N_EMB], memory.n[u, N_FRESH], memory.n[u, N_KV_FREE] = emb, emb, pages - emb
     memory.emb_pages[u, :emb] = memory.page_place[u, :emb] = memory.fresh[u, :emb] = np.arange(emb)
     memory.kv_free[u, : pages - emb] = np.arange(emb, pages)
     sim_pages = np.round(SIM_ALPHAS * pages)
-    memory.sim_slots[u] = np.maximum(1, sim_pages * rows_per_page / SAMPLING)
+    memory.sim_slots[u] = np.maximum(1, sim_pages * rows_per_page / (1 << memory.constants[u, SAMPLE_SHIFT]))
     memory.sim_free[u] = pages - sim_pages
     # Empty rings: the sentinel points to itself.
     users = memory.newer.shape[1] - 1
@@ -285,9 +309,9 @@ def plan_bytes(profile: Profile) -> int:
 def unit_of(m, u):
     """The arrays of one unit, as views."""
     return Memory(
-        m.n[u], m.owner[u], m.row_slot[u], m.slot_row[u], m.reference[u], m.emb_pages[u], m.page_place[u],
-        m.fresh[u], m.row_evicted[u], m.evicted_ring[u], m.kv_free[u], m.user_pages[u], m.cached_length[u],
-        m.cached_version[u], m.used_batch[u], m.newer[u], m.older[u], m.user_evicted[u], m.evicted_version[u],
-        m.host_place[u], m.host_user[u], m.host_batch[u], m.host_version[u], m.host_length[u],
+        m.n[u], m.owner[u], m.constants[u], m.row_slot[u], m.slot_row[u], m.reference[u], m.emb_pages[u],
+        m.page_place[u], m.fresh[u], m.row_evicted[u], m.evicted_ring[u], m.kv_free[u], m.user_pages[u],
+        m.cached_length[u], m.cached_version[u], m.used_batch[u], m.newer[u], m.older[u], m.user_evicted[u],
+        m.evicted_version[u], m.host_place[u], m.host_user[u], m.host_batch[u], m.host_version[u], m.host_length[u],
         m.sim_row[u], m.sim_slot_row[u], m.sim_hand[u], m.sim_slots[u], m.sim_user[u], m.sim_free[u],
     )  # fmt: skip

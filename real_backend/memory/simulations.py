@@ -1,14 +1,14 @@
 """Miniature simulations: what the same requests would have cost at each of nine alphas.
 
-At each alpha both caches are simulated, users exactly and one embedding row in ``SAMPLING`` (Waldspurger et al.,
-SHARDS, FAST 2015, and ATC 2017), and priced with the cost model. A simulation follows its own KV outcome, so the rows
-that a KV miss looks up are counted where the miss is.
+At each alpha both caches are simulated, users exactly and one embedding row in 32, of large tables one in more
+(Waldspurger et al., SHARDS, FAST 2015, and ATC 2017), and priced with the cost model. A simulation follows its own KV
+outcome, so the rows that a KV miss looks up are counted where the miss is.
 """
 
 from __future__ import annotations
 
 from helm_gym.compiled import kernel
-from real_backend.memory.layout import LENGTH, NEWER, OLDER, SAMPLING, VERSION
+from real_backend.memory.layout import LENGTH, NEWER, OLDER, SAMPLE_SHIFT, VERSION
 from real_backend.memory.pricing import batch_ms
 
 
@@ -83,16 +83,17 @@ def simulate(m, user, version, length, history, candidates, positions, sampled, 
 
     history: (length,) rows, oldest first; candidates: (candidates,) rows; positions, sampled: scratch.
     """
-    count = 0
+    count, shift = 0, m.constants[SAMPLE_SHIFT]
+    sampling = 1 << shift
     for i in range(length):
         row = history[i]
-        if row % SAMPLING == 0:
-            positions[count], sampled[count] = i, row // SAMPLING
+        if row & (sampling - 1) == 0:
+            positions[count], sampled[count] = i, row >> shift
             count += 1
     for i in range(candidates.shape[0]):
         row = candidates[i]
-        if row % SAMPLING == 0:
-            positions[count], sampled[count] = length, row // SAMPLING
+        if row & (sampling - 1) == 0:
+            positions[count], sampled[count] = length, row >> shift
             count += 1
     users, free, sim_row = m.sim_user, m.sim_free, m.sim_row
     for s in range(cost_ms.shape[0]):
@@ -108,4 +109,4 @@ def simulate(m, user, version, length, history, candidates, positions, sampled, 
             else:
                 sim_row[row, s] |= 1
         n = length - cached + candidates.shape[0]
-        cost_ms[s] += batch_ms(rules, n, n * length, length) + rules.latency_ms + missed * SAMPLING * rules.row_ms
+        cost_ms[s] += batch_ms(rules, n, n * length, length) + rules.latency_ms + missed * sampling * rules.row_ms
