@@ -77,12 +77,18 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """The host link; ``modelled`` says that transfers are timed by these figures and not by a clock."""
+    """The host link; ``modelled`` says that transfers are timed by these figures and not by a clock.
+
+    Attributes:
+        gather_gb_per_s: of rows, where reading them (from a disk, at random from memory) is slower than the link; 0: as
+            fast.
+    """
 
     bandwidth_gb_per_s: Annotated[float, Within(0, 1e6, above=True)]
     latency_ms: _Cost
     background_share: _Share = 0.1
     modelled: bool = True
+    gather_gb_per_s: Annotated[float, Within(0, 1e6)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +211,7 @@ class Profile:
             (model, "positions", "absolute"),
             (model, "attention_n", 0),
             (pool, "prefilled", False),
+            (content["link"], "gather_gb_per_s", 0.0),
         ):
             if part[field] == unused:
                 del part[field]
@@ -212,8 +219,9 @@ class Profile:
 
     @property
     def row_ms(self) -> float:
-        """Time of one embedding row over the host link, without the transfer's latency."""
-        return self.row_bytes / (self.link.bandwidth_gb_per_s * 1e6)
+        """Time of one embedding row over the host link, or from where it is read, without the transfer's latency."""
+        slower = min(self.link.bandwidth_gb_per_s, self.link.gather_gb_per_s or self.link.bandwidth_gb_per_s)
+        return self.row_bytes / (slower * 1e6)
 
 
 def _check(profile: Profile) -> None:

@@ -86,13 +86,14 @@ def on_this_machine(profile: profiles.Profile, cost: CostModel, name: str) -> pr
     from helm_gym.workload.state import at_rest
 
     def compute_ms(of: CostModel) -> float:
-        free = dataclasses.replace(profile.link, bandwidth_gb_per_s=1e6, latency_ms=0.0)  # next to nothing
+        free = dataclasses.replace(
+            profile.link, bandwidth_gb_per_s=1e6, latency_ms=0.0, gather_gb_per_s=0.0
+        )  # next to nothing
         return float(service_ms(dataclasses.replace(profile, cost=of, link=free), at_rest(profile)[None]).mean())
 
     slower = compute_ms(cost) / compute_ms(profile.cost)
     link = profile.link
     if link.modelled:
-        link = dataclasses.replace(
-            link, bandwidth_gb_per_s=link.bandwidth_gb_per_s / slower, latency_ms=link.latency_ms * slower
-        )
+        rates = {name: getattr(link, name) / slower for name in ("bandwidth_gb_per_s", "gather_gb_per_s")}
+        link = dataclasses.replace(link, **rates, latency_ms=link.latency_ms * slower)
     return dataclasses.replace(profile, name=name, cost=cost, link=link, slo_ms=profile.slo_ms * slower)
