@@ -134,6 +134,11 @@ class Profile:
         return 2 if self.model.dtype == "bfloat16" else 4
 
     @property
+    def pads(self) -> bool:
+        """Whether the engine pads a micro-batch's requests to the longest: float32 on the CPU is jagged."""
+        return self.device != "cpu" or self.model.dtype != "float32"
+
+    @property
     def row_bytes(self) -> int:
         return self.model.embedding_dim * self.bytes_per_element
 

@@ -2,6 +2,9 @@
 
 On CUDA the bytes that come up from the host travel on a stream of their own. Background refills overlap with compute;
 what a micro-batch misses is waited for before its first layer. On CPU the same lines are plain copies.
+
+float32 on the CPU is scored over the pool's pages themselves (``hstu.paged``). All else goes through torch
+(``hstu.model``), over a buffer of the micro-batch's K and V in which requests are padded to the longest.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from helm_gym.profile import Profile
 from real_backend import fbgemm
 from real_backend.hstu.attention import BLOCK
 from real_backend.hstu.model import HSTU, Jagged
+from real_backend.hstu.paged import PagedHSTU
+from real_backend.hstu.paged_attention import QUERIES
 from real_backend.memory.layout import FILLS, MOVES, OFFLOADS, REFILLS, TOKENS, Plan, make_plan
 
 
@@ -76,10 +81,13 @@ def memory_bytes(profile: Profile, block: int = BLOCK["cuda"]) -> tuple[int, int
     user_bytes = profile.pages_per_user * pool.page_bytes
     table = profile.population.items * profile.row_bytes
     host = table + profile.kv_miss.host_users * user_bytes + 5 * tokens * 8
-    caches = (pool.pages + profile.staging_pages) * pool.page_bytes + batch * user_bytes
+    caches = (pool.pages + profile.staging_pages) * pool.page_bytes
     weights = 4 * model.embedding_dim * (model.layers * (4 * wide + 3 * width) + model.max_history)
     layer = tokens * (3 * model.embedding_dim + 2 * wide + 6 * width)
-    attention = 2 * batch * model.heads * min(block, model.max_history) * model.max_history
+    attention = model.max_history * model.v_dim  # O of one head of a request
+    if profile.pads:
+        caches += batch * user_bytes
+        attention = 2 * batch * model.heads * min(block, model.max_history) * model.max_history
     return host, caches + weights + element * (layer + attention)
 
 
@@ -120,7 +128,6 @@ class Engine:
         self.rows = values.view(-1, model.embedding_dim)  # (slots, embedding_dim), staging behind the pool
         self.pages = values.view(pool.pages + staging, -1)  # (pages, elements)
         self.tokens = self.pages[: pool.pages].view(-1, *kv)  # (places, layers, heads * (qk_dim + v_dim)), K then V
-        self._kv = torch.zeros((batch * profile.pages_per_user, self.pages.shape[1]), dtype=dtype, device=self.device)
 
         self.table = torch.empty((profile.population.items, model.embedding_dim), dtype=dtype, pin_memory=self._cuda)
         self.table.normal_(generator=torch.Generator().manual_seed(model.seed))
@@ -128,8 +135,15 @@ class Engine:
         self.host = torch.zeros(places, dtype=dtype, pin_memory=self._cuda and profile.kv_miss.host_users > 0)
 
         self.hstu = HSTU(model, self.device)
-        index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)
-        self._index, self._index_array = index.unbind(), index.numpy()
+        self._paged: PagedHSTU | None = None
+        if self._cuda or dtype != torch.float32:
+            room = (batch * profile.pages_per_user, self.pages.shape[1])
+            self._kv = torch.zeros(room, dtype=dtype, device=self.device)
+            index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)
+            self._index, self._index_array = index.unbind(), index.numpy()
+        else:
+            pool_arrays = self.rows.numpy(), self.tokens.numpy()
+            self._paged = PagedHSTU(self.hstu, *pool_arrays, profile.tokens_per_page, tokens)
         self._copies = torch.cuda.Stream(self.device) if self._cuda else None
         self._warm_up()
 
@@ -221,7 +235,21 @@ class Engine:
         torch.index_select(self.table, 0, torch.from_numpy(row), out=rows)
         self.rows.index_copy_(0, self._send(slot), rows.to(self.device, non_blocking=True))
 
+    def attended(self, plan: Plan, batch: MicroBatch) -> int:
+        """Tokens that attention computes for a micro-batch, padding included."""
+        size = len(batch.length)
+        kinds = batch.length - plan.cached[:size], batch.candidates
+        if self._paged is not None:
+            return int(sum((-(-kind // QUERIES) * QUERIES).sum() for kind in kinds))
+        return size * int(sum(kind.max() for kind in kinds))
+
     def _score(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
+        if self._paged is not None:
+            tokens, size = plan.counts[TOKENS], len(batch.length)
+            return self._paged.score(plan.slots[:tokens], plan.cached[:size], plan.stored[:size], *batch)
+        return self._score_padded(plan, batch)
+
+    def _score_padded(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
         size, page_tokens = len(batch.length), self.profile.tokens_per_page
         cached, length = plan.cached[:size].tolist(), batch.length.tolist()
         pages = -(-max(length) // page_tokens)
