@@ -91,11 +91,14 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class CostModel:
-    """``T(ms) = base + per_token n + per_pair n L + per_context L``, summed over a micro-batch's requests.
+    """``T(ms) = base + per_request + per_token n + per_pair n L + per_context L``, all but base summed over requests.
 
-    n: new tokens (delta or recomputed history, and candidates); L: history tokens. Fitted by ``helm-gym calibrate``.
+    n: new tokens (delta or recomputed history, and candidates); L: history tokens. Of a history that is computed in
+    chunks each chunk is a request of its own, with the history up to its end. Where the engine pads (``Profile.pads``),
+    n L and L are those of the padded micro-batch. Fitted by ``helm-gym calibrate``.
 
     Attributes:
+        base_ms: of a micro-batch, whatever is in it.
         probe_ms: what the measured rung's probe took on the machine that was fitted, by which the speed of another is
             known; where it is 0 the model's own figure for it stands in, which is some per cent off.
     """
@@ -108,6 +111,7 @@ class CostModel:
     machine: Annotated[str, Text(200)] = ""
     date: Annotated[str, Text(40)] = ""
     mean_error: Annotated[float, Within(-1e6, 1e6, or_nan=True)] = math.nan  # of either sign; NaN: nothing was fitted
+    per_request_ms: _Cost = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +129,7 @@ class Profile:
     interval: Interval = Interval()
     max_batch: Annotated[int, Within(1, 1024)] = 1
     max_step: Annotated[float, Within(0, 1, above=True)] = 0.1
+    chunk_tokens: Annotated[int, Within(0, 65_536)] = 0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -171,6 +176,10 @@ class Profile:
         """16 hexadecimal digits that change with anything that decides what a backend reports."""
         content = dataclasses.asdict(self) | {"name": "", "description": ""}
         content["cost"] |= {"machine": "", "date": "", "mean_error": 0.0}
+        # Fields that came later count from their first use on: what was made before is still of the same profile.
+        for part, field, unused in ((content, "chunk_tokens", 0), (content["cost"], "per_request_ms", 0.0)):
+            if part[field] == unused:
+                del part[field]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -215,7 +224,7 @@ def _check(profile: Profile) -> None:
             f"{where}: population.candidates {population.candidates} are more than the model's maximum of "
             f"{profile.model.max_candidates}."
         )
-    if cost.base_ms + cost.per_token_ms + cost.per_pair_ms + cost.per_context_ms <= 0:
+    if cost.base_ms + cost.per_request_ms + cost.per_token_ms + cost.per_pair_ms + cost.per_context_ms <= 0:
         raise InvalidInputError(f"{where}: all costs are 0; one of base_ms, per_token_ms, ... must be above 0.")
     slots = (pool.pages + profile.staging_pages) * profile.rows_per_page
     if slots >= _INDICES:

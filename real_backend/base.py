@@ -18,8 +18,8 @@ from helm_gym.workload.sampling import make_requests, make_traffic, sample_inter
 from helm_gym.workload.state import WorkloadState, check_state, limits
 from real_backend.cluster import FrontDoor, front_bytes
 from real_backend.memory.layout import Rules, make_memory, make_plan, make_rules, plan_bytes, with_speed
+from real_backend.memory.ledger import make_ledger
 from real_backend.memory.report import last_interval, order, report
-from real_backend.memory.serve import make_ledger
 
 _LESS = "lower population.users or items, model.max_history or pool.pages, or run fewer lanes or nodes at a time"
 

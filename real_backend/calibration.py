@@ -1,4 +1,4 @@
-"""Fits the cost model to measurements: ``T = base + per_token n + per_pair n L + per_context L``.
+"""Fits the cost model to measurements: ``T = base + per_request + per_token n + per_pair n L + per_context L``.
 
 Real requests are served on the measured rung, over settings and splits that spread new tokens and history lengths.
 The fit minimises relative error, and is judged on every fourth interval, which it has not seen: a shared machine
@@ -62,7 +62,7 @@ def calibrate(
     coefficients = _fit(fitted)
     predicted, measured = _features(held_out) @ coefficients, _times(held_out)
     error = float(predicted.mean() / measured.mean() - 1.0)
-    base, token, pair, context = coefficients.tolist()
+    base, request, token, pair, context = coefficients.tolist()
     cost = CostModel(
         base,
         token,
@@ -72,6 +72,7 @@ def calibrate(
         machine=describe_machine(backend.nodes[0].engine.device.type),
         date=datetime.date.today().isoformat(),
         mean_error=error,
+        per_request_ms=request,
     )
     return Calibration(cost, len(fitted), error, measured, predicted)
 
@@ -91,7 +92,7 @@ def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[tuple[
 
 
 def _features(samples: list[Sample]) -> NDArray[np.float64]:
-    return np.array([(1.0, s.new_tokens, s.pairs, s.context) for s in samples])
+    return np.array([(1.0, s.requests, s.new_tokens, s.pairs, s.context) for s in samples], float)
 
 
 def _times(samples: list[Sample]) -> NDArray[np.float64]:
@@ -101,10 +102,12 @@ def _times(samples: list[Sample]) -> NDArray[np.float64]:
 def _fit(samples: list[Sample], rounds: int = 5) -> NDArray[np.float64]:
     """Coefficients >= 0 of least relative squares, with what lies far off left out: a shared machine interrupts."""
     x, y = _features(samples), _times(samples)
+    used = np.array([True, x[:, 1].max() > 1, True, True, True])  # one at a time, a request is a micro-batch
     keep, solution = np.ones(len(y), bool), np.zeros(x.shape[1])
     for _ in range(rounds):
-        scale = x[keep].max(0)
-        solution = lsq_linear(x[keep] / y[keep, None] / scale, np.ones(keep.sum()), bounds=(0, np.inf)).x / scale
+        scale = x[keep].max(0)[used]
+        matrix = x[np.ix_(keep, used)] / y[keep, None] / scale
+        solution[used] = lsq_linear(matrix, np.ones(keep.sum()), bounds=(0, np.inf)).x / scale
         off = np.abs(x @ solution / y - 1.0)
         keep = off < max(0.1, 4.0 * float(np.median(off)))
     # What was left out takes time too, and relative squares favour the fast requests: one factor restores the mean.

@@ -19,8 +19,8 @@ from helm_gym.workload.sampling import Requests
 from helm_gym.workload.state import WorkloadState
 from real_backend.base import ManagedBackend
 from real_backend.memory.layout import Memory, Rules
+from real_backend.memory.ledger import Ledger
 from real_backend.memory.pricing import batch_ms
-from real_backend.memory.serve import Ledger
 from real_backend.node import Node, Spent, probe_size
 
 PROBE_SMOOTHING = 0.4  # of one interval; a shared machine changes its speed within seconds
@@ -54,7 +54,7 @@ class MeasuredBackend(ManagedBackend):
         self.nodes: list[Node] = []
         self._open_nodes(device)
         self._fitted = self.rules
-        self._standard_ms = profile.cost.probe_ms or batch_ms(self._fitted, *probe_size(profile))
+        self._standard_ms = profile.cost.probe_ms or batch_ms(self._fitted, 1, *probe_size(profile))
         self._probe_ms = self.probed_ms = self._standard_ms
         self.bookkeeping_ms = self.service_ms = 0.0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from helm_gym.compiled import kernel
 from real_backend.memory.layout import FILLS, UPLOAD_TOKENS
 
@@ -13,9 +15,34 @@ def compute_ms(rules, n, length):
 
 
 @kernel
-def batch_ms(rules, tokens, pairs, context):
+def batch_ms(rules, requests, tokens, pairs, context):
     """The cost model for a micro-batch: sums over its requests of new tokens n, of n x history, of history."""
-    return rules.base_ms + tokens * rules.per_token_ms + pairs * rules.per_pair_ms + context * rules.per_context_ms
+    return (
+        rules.base_ms
+        + requests * rules.per_request_ms
+        + tokens * rules.per_token_ms
+        + pairs * rules.per_pair_ms
+        + context * rules.per_context_ms
+    )
+
+
+@kernel
+def batch_load(rules, size, start, stop, asked):
+    """What ``batch_ms`` takes of a micro-batch of ``size`` requests: (tokens, pairs, context).
+
+    start, stop, asked: (batch,), history tokens done before and afterwards, and candidates.
+    """
+    tokens, pairs, context = 0, 0, 0
+    new, most, longest = 0, 0, 0
+    for b in range(size):
+        n, length = stop[b] - start[b] + asked[b], np.int64(stop[b])
+        tokens += n
+        pairs += n * length
+        context += length
+        new, most, longest = max(new, stop[b] - start[b]), max(most, asked[b]), max(longest, length)
+    if rules.pads:
+        return tokens, size * (new + most) * longest, size * longest
+    return tokens, pairs, context
 
 
 @kernel

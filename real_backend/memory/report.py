@@ -11,7 +11,7 @@ from helm_gym.compiled import kernel
 from helm_gym.telemetry import COLUMN
 from real_backend.memory.emb_cache import refill_backlog
 from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, N_PAGES, rules_of, unit_of
-from real_backend.memory.serve import (
+from real_backend.memory.ledger import (
     COMPUTE_MS,
     EMB_GAIN,
     EMB_LOSS,
