@@ -59,22 +59,35 @@ def calibrate(
             (held_out if t % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else fitted).extend(samples)
         if progress is not None:
             progress(seed + 1, seeds)
-    coefficients = _fit(fitted)
-    predicted, measured = _features(held_out) @ coefficients, _times(held_out)
+    cost = fit_cost(fitted, profile.cost)
+    predicted, measured = _features(held_out) @ _coefficients(cost), _times(held_out)
     error = float(predicted.mean() / measured.mean() - 1.0)
-    base, request, token, pair, context = coefficients.tolist()
-    cost = CostModel(
-        base,
-        token,
-        pair,
-        context,
+    cost = dataclasses.replace(
+        cost,
         probe_ms=float(np.mean(probes)),
         machine=describe_machine(backend.nodes[0].engine.device.type),
         date=datetime.date.today().isoformat(),
         mean_error=error,
-        per_request_ms=request,
     )
     return Calibration(cost, len(fitted), error, measured, predicted)
+
+
+def fit_cost(samples: list[Sample], like: CostModel) -> CostModel:
+    """``like`` with the coefficients of these micro-batches."""
+    base, request, token, pair, context = _fit(samples).tolist()
+    return dataclasses.replace(
+        like,
+        base_ms=base,
+        per_request_ms=request,
+        per_token_ms=token,
+        per_pair_ms=pair,
+        per_context_ms=context,
+    )
+
+
+def _coefficients(cost: CostModel) -> NDArray[np.float64]:
+    """In the order of ``_features``."""
+    return np.array([cost.base_ms, cost.per_request_ms, cost.per_token_ms, cost.per_pair_ms, cost.per_context_ms])
 
 
 def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[tuple[list[Sample], float]]:
