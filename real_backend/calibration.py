@@ -18,6 +18,7 @@ from scipy.optimize import lsq_linear
 from helm_gym.evaluation.machine import describe_machine
 from helm_gym.profile import CostModel, Profile
 from helm_gym.workload.regimes import make_path
+from helm_gym.workload.state import INDEX, WorkloadState
 from real_backend.measured import MeasuredBackend
 from real_backend.node import Sample
 
@@ -97,8 +98,12 @@ def _serve(backend: MeasuredBackend, profile: Profile, seed: int) -> list[tuple[
     backend.reset(path.at(0), np.array([seed]), alpha)
     intervals = []
     for t in range(path.intervals):
-        backend.nodes[0].samples = []
-        backend.step(np.full((1, 1), ALPHAS[t // INTERVALS]), path.at(t))
+        backend.nodes[0].samples, state = [], path.at(t)
+        if profile.max_batch > 1 and t % 3:  # micro-batches of all sizes, up to the largest
+            values = state.values.copy()
+            values[:, INDEX["arrival_rate_rps"]] *= 3.0 ** (t % 3)
+            state = WorkloadState(values, state.gaps_s)
+        backend.step(np.full((1, 1), ALPHAS[t // INTERVALS]), state)
         intervals.append((backend.nodes[0].samples, backend.probed_ms))
     backend.nodes[0].samples = None
     return intervals
