@@ -22,7 +22,7 @@ from real_backend.node import Sample
 SIZES = (1, 2, 4, 8)
 OFFERED = 5000.0  # requests/s: far more than one core serves
 ALPHA = 0.6
-WARM, INTERVALS = 16, 40
+WARM, INTERVALS = 16, 80
 FITTED, JUDGED = 601, 602  # seeds
 
 
