@@ -10,6 +10,7 @@ float32 on the CPU is scored over the pool's pages themselves (``hstu.paged``). 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
@@ -108,9 +109,9 @@ class Engine:
     def __init__(self, profile: Profile, device: str | None = None) -> None:
         fbgemm.operators()
         _check_profile(profile)
-        self.profile = profile
         self.device = torch.device(device or profile.device)
         self._cuda = self.device.type == "cuda"
+        self.profile = profile = dataclasses.replace(profile, device="cuda" if self._cuda else "cpu")
         if self._cuda and not torch.cuda.is_available():
             raise InvalidInputError(f"Profile '{profile.name}' asks for cuda, which this machine lacks; choose cpu.")
         if not self._cuda:
@@ -136,7 +137,7 @@ class Engine:
 
         self.hstu = HSTU(model, self.device)
         self._paged: PagedHSTU | None = None
-        if self._cuda or dtype != torch.float32:
+        if self.profile.pads:
             room = (batch * profile.pages_per_user, self.pages.shape[1])
             self._kv = torch.zeros(room, dtype=dtype, device=self.device)
             index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)

@@ -90,8 +90,9 @@ class Node:
                 service_ms += computed + waited
                 self._manage(account, requests, 0, size, plan, computed, waited, ledger, sums)
                 if self.samples is not None:
-                    load = batch_load(rules, size, plan.cached, plan.stop, plan.asked)
-                    self.samples.append(Sample(size, *load, computed, engine.attended(plan, batch)))
+                    tokens, pairs, context = batch_load(rules, size, plan.cached, plan.stop, plan.asked)
+                    attended = engine.attended(plan, batch)
+                    self.samples.append(Sample(size, tokens, pairs, context, computed, attended))
                 self._manage(plan_refill, memory, plan, computed + waited, ledger, 0, sums, rules)
                 if plan.counts[REFILLS]:
                     engine.refill(plan)
