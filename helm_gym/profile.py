@@ -48,12 +48,21 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """The host link; ``modelled`` says that transfers are timed by these figures and not by a clock."""
+    """The host link, one for both directions.
+
+    Attributes:
+        background_share: of the bandwidth, which background traffic takes while there is any.
+        modelled: transfers are timed by these figures and not by a clock.
+        charged: what delays requests. ``waits``: what a micro-batch's own rows and KV take to come up. ``all``: also KV
+            that must go down before its page is used again, the share that background traffic takes of the link, and
+            the moves of rows when alpha changes.
+    """
 
     bandwidth_gb_per_s: Annotated[float, Within(0, 1e6, above=True)]
     latency_ms: _Cost
     background_share: _Share = 0.1
     modelled: bool = True
+    charged: Literal["waits", "all"] = "waits"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +108,7 @@ class CostModel:
 
     Attributes:
         base_ms: of a micro-batch, whatever is in it.
+        per_moved_row_ms: of an embedding row that changes its place in the pool when alpha moves.
         probe_ms: what the measured rung's probe took on the machine that was fitted, by which the speed of another is
             known; where it is 0 the model's own figure for it stands in, which is some per cent off.
     """
@@ -112,6 +122,7 @@ class CostModel:
     date: Annotated[str, Text(40)] = ""
     mean_error: Annotated[float, Within(-1e6, 1e6, or_nan=True)] = math.nan  # of either sign; NaN: nothing was fitted
     per_request_ms: _Cost = 0.0
+    per_moved_row_ms: _Cost = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,12 +183,29 @@ class Profile:
         return -(-self.model.max_history // self.tokens_per_page)
 
     @property
+    def memory_account(self) -> dict[str, int]:
+        """Bytes on the device beside the model's weights and intermediate values.
+
+        ``pool``: both caches, with the remainders of pages that neither a row nor a token fills. ``staging``: behind
+        the pool, for rows that a micro-batch reads and finds no slot for. ``batch_kv``: K and V of a micro-batch, where the
+        engine copies them (``pads``).
+        """
+        users = self.max_batch * self.pages_per_user if self.pads else 0
+        page = self.pool.page_bytes
+        return {"pool": self.pool.pages * page, "staging": self.staging_pages * page, "batch_kv": users * page}
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with anything that decides what a backend reports."""
         content = dataclasses.asdict(self) | {"name": "", "description": ""}
         content["cost"] |= {"machine": "", "date": "", "mean_error": 0.0}
         # Fields that came later count from their first use on: what was made before is still of the same profile.
-        for part, field, unused in ((content, "chunk_tokens", 0), (content["cost"], "per_request_ms", 0.0)):
+        for part, field, unused in (
+            (content, "chunk_tokens", 0),
+            (content["link"], "charged", "waits"),
+            (content["cost"], "per_request_ms", 0.0),
+            (content["cost"], "per_moved_row_ms", 0.0),
+        ):
             if part[field] == unused:
                 del part[field]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

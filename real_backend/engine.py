@@ -40,6 +40,15 @@ class MicroBatch(NamedTuple):
     pages: NDArray[np.int32]  # (batch, pages a user), contiguous, page table of each request's user, -1: no page
 
 
+class Waits(NamedTuple):
+    """What kept a micro-batch waiting (ms), on a link that is not modelled."""
+
+    rows: float
+    uploads: float
+    offloads: float
+    delayed: float  # by refills still under way
+
+
 @kernel
 def _locate(plan_slots, cached, stored, length, candidates, pages, page_tokens, places, out):
     """Where each token's row, K and V are. Fills the rows of ``out``; returns the numbers of new and of kept tokens.
@@ -82,12 +91,11 @@ def memory_bytes(profile: Profile, block: int = BLOCK["cuda"]) -> tuple[int, int
     user_bytes = profile.pages_per_user * pool.page_bytes
     table = profile.population.items * profile.row_bytes
     host = table + profile.kv_miss.host_users * user_bytes + 5 * tokens * 8
-    caches = (pool.pages + profile.staging_pages) * pool.page_bytes
+    caches = sum(profile.memory_account.values())
     weights = 4 * model.embedding_dim * (model.layers * (4 * wide + 3 * width) + model.max_history)
     layer = tokens * (3 * model.embedding_dim + 2 * wide + 6 * width)
     attention = model.max_history * model.v_dim  # O of one head of a request
     if profile.pads:
-        caches += batch * user_bytes
         attention = 2 * batch * model.heads * min(block, model.max_history) * model.max_history
     return host, caches + weights + element * (layer + attention)
 
@@ -156,36 +164,52 @@ class Engine:
         """
         return self.timed_execute(plan, batch)[0]
 
-    def timed_execute(self, plan: Plan, batch: MicroBatch) -> tuple[torch.Tensor, float, float]:
-        """``execute`` with its time: (scores, compute_ms, transfer_ms).
+    def timed_execute(self, plan: Plan, batch: MicroBatch) -> tuple[torch.Tensor, float, Waits]:
+        """``execute`` with its time: (scores, compute_ms, what it waited for).
 
-        Compute is HSTU, gathers, moves of rows and what is written into the pool; transfer is what the host link kept
-        it waiting for. On CPU both are this thread's CPU time, and transfer is 0 where the profile models the link.
+        Compute is HSTU, gathers, moves of rows and what is written into the pool. On CPU both are this thread's CPU
+        time, and where the profile models the link nothing is waited for.
         """
         _check_batch(self.profile, plan, batch)
-        self._join()  # refills that are still under way are background work, and not this batch's
+        if self.profile.link.charged != "all":
+            self._join()  # refills that are still under way are not this batch's
         marks = [self._mark()]
+        self._join()
+        marks.append(self._mark())
         self._offload(plan)
         marks.append(self._mark())
         self._move(plan)
         marks.append(self._mark())
         with self._on_copy_stream():
             self._upload(plan, batch)
+            marks.append(self._mark())
             self._fill(plan.fill_row[: plan.counts[FILLS]], plan.fill_slot[: plan.counts[FILLS]])
         self._join()
         marks.append(self._mark())
         scores = self._score(plan, batch)
         marks.append(self._mark())
         scores = scores.cpu()  # on CUDA this waits for the device, so that the next call may reuse every buffer
-        offload, move, wait, score = (self._ms(a, b) for a, b in itertools.pairwise(marks))
-        modelled = not self._cuda and self.profile.link.modelled
-        return scores, move + score, 0.0 if modelled else offload + wait
+        delayed, down, moved, up, rows, scored = (self._ms(a, b) for a, b in itertools.pairwise(marks))
+        waits = Waits(rows, up, down, delayed)
+        return scores, moved + scored, Waits(0.0, 0.0, 0.0, 0.0) if self._link_modelled else waits
 
-    def move(self, plan: Plan) -> None:
-        """A move between micro-batches, in the background: users offloaded and rows moved."""
+    def move(self, plan: Plan) -> float:
+        """A move between micro-batches: users offloaded and rows moved. Returns the time that it took here (ms).
+
+        Where the link is modelled, what goes down does not count.
+        """
         self._join()
+        marks = [self._mark()]
         self._offload(plan)
+        marks.append(self._mark())
         self._move(plan)
+        marks.append(self._mark())
+        down, moved = (self._ms(a, b) for a, b in itertools.pairwise(marks))
+        return moved if self._link_modelled else down + moved
+
+    @property
+    def _link_modelled(self) -> bool:
+        return not self._cuda and self.profile.link.modelled
 
     def refill(self, plan: Plan) -> None:
         """Background traffic: rows of the table into the slots that the plan chose. The next micro-batch finds them."""

@@ -14,11 +14,19 @@ from numpy.typing import NDArray
 from helm_gym.profile import Profile
 from helm_gym.workload.sampling import Requests
 from real_backend.engine import Engine, MicroBatch
-from real_backend.memory.layout import REFILLS, TOKENS, Memory, Rules, make_plan
+from real_backend.memory.layout import MOVES, REFILLS, TOKENS, Memory, Rules, make_plan
 from real_backend.memory.ledger import Ledger
-from real_backend.memory.pricing import batch_load, transfer_ms
+from real_backend.memory.pricing import batch_load
 from real_backend.memory.scheduler import choose
-from real_backend.memory.serve import account, open_interval, plan_batch, plan_refill
+from real_backend.memory.serve import (
+    account,
+    charge_moves,
+    charge_waits,
+    model_waits,
+    open_interval,
+    plan_batch,
+    plan_refill,
+)
 
 PROBES = 4  # an interval; they take a few per cent of its time
 
@@ -48,12 +56,14 @@ class Node:
         device: see Engine.
 
     Attributes:
-        samples: where it is a list, every micro-batch served is added to it (calibration).
+        samples, moves: where they are lists, every micro-batch served, and the rows and time (ms) of every interval's
+            move, are added to them (calibration).
     """
 
     def __init__(self, profile: Profile, device: str | None = None):
         self.profile, self.engine = profile, Engine(profile, device)
         self.samples: list[Sample] | None = None
+        self.moves: list[tuple[int, float]] | None = None
         self.probe_plan = make_plan(profile)
         self.probe_plan.slots[:] = self.probe_plan.cached[:] = self.probe_plan.stored[:] = 0
         self._plan = make_plan(profile)
@@ -78,15 +88,19 @@ class Node:
         with _no_garbage_collection():
             budget, most = profile.pool.page_moves_per_interval, profile.max_batch
             place = self._manage(open_interval, memory, 0, target, budget, requests, plan, ledger, rules)
-            engine.move(plan)
-            sums = ledger.sums[0, place]
+            sums, moved_ms = ledger.sums[0, place], engine.move(plan)
+            if self.moves is not None:
+                self.moves.append((int(plan.counts[MOVES]), moved_ms))
+            self._manage(charge_moves, requests, 0, plan, moved_ms, profile.link.modelled, ledger, sums, rules)
             while size := self._manage(choose, memory, requests, 0, ledger, most, plan, rules):
                 self._manage(plan_batch, memory, items, requests, 0, size, plan, ledger, sums, rules)
                 users = requests.user[0, plan.request[:size]]
                 batch = MicroBatch(plan.stop[:size], plan.asked[:size], memory.user_pages[users])
-                _, computed, waited = engine.timed_execute(plan, batch)
+                _, computed, waits = engine.timed_execute(plan, batch)
                 if profile.link.modelled:
-                    waited = transfer_ms(plan, rules)
+                    waited = self._manage(model_waits, memory, plan, ledger, 0, sums, rules)
+                else:
+                    waited = self._manage(charge_waits, *waits, sums, rules)
                 service_ms += computed + waited
                 self._manage(account, requests, 0, size, plan, computed, waited, ledger, sums)
                 if self.samples is not None:

@@ -125,6 +125,9 @@ class Rules(NamedTuple):
     per_request_ms: float
     pads: int  # 1 where the engine pads a micro-batch
     chunk_tokens: int  # 0: no chunks
+    charges_all: int  # 1: link.charged is "all"
+    background_share: float
+    per_moved_row_ms: float
 
 
 KV_MISS = ("recompute", "copy", "cheapest")
@@ -150,12 +153,15 @@ def make_rules(profile: Profile) -> Rules:
         cost.per_request_ms,
         int(profile.pads),
         profile.chunk_tokens,
+        int(profile.link.charged == "all"),
+        profile.link.background_share,
+        cost.per_moved_row_ms,
     )
 
 
 def with_speed(rules: Rules, speed: float) -> Rules:
     """The rules of a node that computes ``speed`` times as fast."""
-    compute = ("base_ms", "per_request_ms", "per_token_ms", "per_pair_ms", "per_context_ms")
+    compute = ("base_ms", "per_request_ms", "per_token_ms", "per_pair_ms", "per_context_ms", "per_moved_row_ms")
     return rules._replace(**{name: getattr(rules, name) / speed for name in compute})
 
 
@@ -165,7 +171,8 @@ def rules_of(table, u):
     row = table[u]
     return Rules(
         int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4], row[5], row[6], row[7], row[8], row[9], row[10],
-        row[11], row[12], row[13], int(row[14]), int(row[15]),
+        row[11], row[12], row[13], int(row[14]), int(row[15]), int(row[16]), row[17],
+        row[18],
     )  # fmt: skip
 
 

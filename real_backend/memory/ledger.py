@@ -28,14 +28,26 @@ REFILLED_ROWS = 13
 OFFLOADED_TOKENS = 14
 MOVED_PAGES = 15
 SPAN_S = 16
-SIMULATED = 17  # one a simulated alpha
+# Parts of TRANSFER_MS, and what comes beside it
+ROWS_MS = 17  # rows that requests missed, coming up
+UPLOADS_MS = 18  # KV coming up
+OFFLOADS_MS = 19  # KV going down before its page is used again, where the profile charges it
+DELAY_MS = 20  # these three longer, because background traffic took its share of the link
+MOVES_MS = 21  # rows moved within the pool, where the profile charges it: no request's service, but the server's time
+UNCHARGED_MS = 22  # of offloads, delays and moves, where the profile does not charge them
+BACKGROUND_MS = 23  # the link's time for background traffic, at its full bandwidth
+MOVED_ROWS = 24
+MOVED_DOWN_TOKENS = 25  # of OFFLOADED_TOKENS, those of users that moves of pages evicted: in the background
+STAGED_ROWS = 26  # the most of a micro-batch that found no slot
+SIMULATED = 27  # one a simulated alpha
 SUMS = SIMULATED + len(SIM_ALPHAS)
 
 # Indices into Ledger.clock.
 NOW_S = 0  # last arrival
 FREE_AT_S = 1  # when the server has worked off what it accepted
 REFILL_CREDIT = 2  # rows that background traffic may copy
-CLOCKS = 3
+DOWN_MS = 3  # what is still to go down in the background, at the link's full bandwidth
+CLOCKS = 4
 
 WAITING, ANSWERED = -1, -2  # of a request's progress
 NO_USER = np.iinfo(np.int32).max  # where an interval has room for more requests than there were

@@ -10,10 +10,13 @@ import numpy as np
 
 from helm_gym.compiled import kernel
 from real_backend.memory import emb_cache, kv_cache
-from real_backend.memory.layout import OFFLOAD_TOKENS, UPLOAD_TOKENS, rules_of, unit_of
+from real_backend.memory.layout import MOVES, OFFLOAD_TOKENS, OFFLOADS, STAGED, UPLOAD_TOKENS, rules_of, unit_of
 from real_backend.memory.ledger import (
     ANSWERED,
+    BACKGROUND_MS,
     COMPUTE_MS,
+    DELAY_MS,
+    DOWN_MS,
     EMB_GAIN,
     EMB_LOSS,
     FREE_AT_S,
@@ -22,23 +25,31 @@ from real_backend.memory.ledger import (
     KV_HITS,
     KV_LOSS,
     LOOKUPS,
+    MOVED_DOWN_TOKENS,
     MOVED_PAGES,
+    MOVED_ROWS,
+    MOVES_MS,
     NO_USER,
     NOW_S,
     OFFLOADED_TOKENS,
+    OFFLOADS_MS,
     RECOMPUTED,
     REFILL_CREDIT,
     REFILLED_ROWS,
     REQUESTS,
     ROW_MISSES,
+    ROWS_MS,
     SIMULATED,
     SPAN_S,
+    STAGED_ROWS,
     TRANSFER_MS,
+    UNCHARGED_MS,
     UPLOADED_TOKENS,
+    UPLOADS_MS,
     WAITING,
 )
 from real_backend.memory.pool import begin, move_towards
-from real_backend.memory.pricing import batch_load, batch_ms, compute_ms, transfer_ms
+from real_backend.memory.pricing import batch_load, batch_ms, compute_ms, delay_ms, transfers_ms
 from real_backend.memory.scheduler import choose, pin
 from real_backend.memory.simulations import simulate
 
@@ -92,6 +103,29 @@ def plan_batch(m, items, requests, u, size, plan, ledger, sums, rules):
         )  # fmt: skip
     sums[UPLOADED_TOKENS] += plan.counts[UPLOAD_TOKENS]
     sums[OFFLOADED_TOKENS] += plan.counts[OFFLOAD_TOKENS]
+    sums[STAGED_ROWS] = max(sums[STAGED_ROWS], float(m.n[STAGED]))
+
+
+@kernel
+def charge_waits(rows_ms, uploads_ms, offloads_ms, delayed_ms, sums, rules):
+    """Books what a micro-batch's transfers took, modelled or measured. Returns how much of it the micro-batch waits."""
+    sums[ROWS_MS] += rows_ms
+    sums[UPLOADS_MS] += uploads_ms
+    if not rules.charges_all:
+        sums[UNCHARGED_MS] += offloads_ms + delayed_ms
+        return rows_ms + uploads_ms
+    sums[OFFLOADS_MS] += offloads_ms
+    sums[DELAY_MS] += delayed_ms
+    return rows_ms + uploads_ms + offloads_ms + delayed_ms
+
+
+@kernel
+def model_waits(m, plan, ledger, u, sums, rules):
+    """Prices and books the planned micro-batch's transfers on a modelled link. Returns how long it waits for them."""
+    rows, up, down = transfers_ms(plan, rules)
+    background = ledger.clock[u, DOWN_MS] + emb_cache.refill_backlog(m, rules) * rules.row_ms
+    delayed = delay_ms(rows + up + down * rules.charges_all, background, rules.background_share)
+    return charge_waits(rows, up, down, delayed, sums, rules)
 
 
 @kernel
@@ -120,9 +154,37 @@ def account(requests, u, size, plan, computed_ms, waited_ms, ledger, sums):
 
 
 @kernel
-def plan_refill(m, plan, elapsed_ms, ledger, u, sums, rules):
-    """Background copies, at the link's background share of the time that the batch was in service."""
+def charge_moves(requests, u, plan, moved_ms, link_modelled, ledger, sums, rules):
+    """The interval's move of pages took ``moved_ms`` of the server's time, before the first request can be served.
+
+    On a modelled link users that it evicted go down in the background; on another they have gone down by now.
+    """
+    sums[MOVED_ROWS] += plan.counts[MOVES]
     clock = ledger.clock[u]
+    if not rules.charges_all:
+        sums[UNCHARGED_MS] += moved_ms
+        return
+    sums[MOVES_MS] += moved_ms
+    began = clock[NOW_S]
+    if requests.number[u, 0] > 0:
+        began = ledger.arrival_s[u, 0] - requests.gap_s[u, 0]
+    clock[FREE_AT_S] = max(clock[FREE_AT_S], began) + moved_ms * 1e-3
+    if link_modelled and plan.counts[OFFLOAD_TOKENS] > 0:
+        clock[DOWN_MS] += plan.counts[OFFLOADS] * rules.latency_ms + plan.counts[OFFLOAD_TOKENS] * rules.kv_token_ms
+
+
+@kernel
+def plan_refill(m, plan, elapsed_ms, ledger, u, sums, rules):
+    """Background traffic, at its share of the link, for as long as the batch was in service.
+
+    What a move of pages left to go down goes first; then rows come back, as the plan says.
+    """
+    clock = ledger.clock[u]
+    if clock[DOWN_MS] > 0.0 and rules.background_share > 0.0:
+        down_ms = min(clock[DOWN_MS], elapsed_ms * rules.background_share)
+        clock[DOWN_MS] -= down_ms
+        sums[BACKGROUND_MS] += down_ms
+        elapsed_ms -= down_ms / rules.background_share
     if emb_cache.refill_backlog(m, rules) == 0:
         clock[REFILL_CREDIT] = 0.0
         return 0
@@ -130,6 +192,7 @@ def plan_refill(m, plan, elapsed_ms, ledger, u, sums, rules):
     rows = emb_cache.refill(m, plan, rules, int(clock[REFILL_CREDIT]))
     clock[REFILL_CREDIT] -= rows
     sums[REFILLED_ROWS] += rows
+    sums[BACKGROUND_MS] += rows * rules.row_ms
     return rows
 
 
@@ -160,7 +223,7 @@ def open_interval(m, u, target_pages, budget, requests, plan, ledger, rules):
     ledger.user[u, place, :] = NO_USER
     _receive(requests, u, ledger, sums)
     sums[MOVED_PAGES] = move_towards(m, plan, target_pages, budget, rules)
-    sums[OFFLOADED_TOKENS] = plan.counts[OFFLOAD_TOKENS]
+    sums[OFFLOADED_TOKENS] = sums[MOVED_DOWN_TOKENS] = plan.counts[OFFLOAD_TOKENS]
     return place
 
 
@@ -176,12 +239,14 @@ def serve_interval(memory, items, targets, budget, limit, requests, plan, ledger
         m, rules = unit_of(memory, u), rules_of(rule_table, u)
         place = open_interval(m, u, targets[u], budget, requests, plan, ledger, rules)
         sums = ledger.sums[u, place]
+        moved_ms = plan.counts[MOVES] * rules.per_moved_row_ms
+        charge_moves(requests, u, plan, moved_ms, True, ledger, sums, rules)
         size = choose(m, requests, u, ledger, limit, plan, rules)
         while size > 0:
             plan_batch(m, items[u // nodes], requests, u, size, plan, ledger, sums, rules)
             tokens, pairs, context = batch_load(rules, size, plan.cached, plan.stop, plan.asked)
             computed = batch_ms(rules, size, tokens, pairs, context)
-            waited = transfer_ms(plan, rules)
+            waited = model_waits(m, plan, ledger, u, sums, rules)
             account(requests, u, size, plan, computed, waited, ledger, sums)
             plan_refill(m, plan, computed + waited, ledger, u, sums, rules)
             size = choose(m, requests, u, ledger, limit, plan, rules)
