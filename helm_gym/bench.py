@@ -111,26 +111,14 @@ def modelled_requests_per_s() -> Figure:
     return _figure(runs, "requests/s", "modelled", "whole control loop with telemetry, one lane, one core")
 
 
-@functools.cache  # both figures are of the same requests
-def _batch_rates() -> Any:
+def batch_requests_per_s() -> Figure:
+    """Requests a second of a loaded node by size of its micro-batches, measured and modelled, and their padding."""
     from real_backend.batching import batch_rates  # what it measures is not in the contract
 
-    return batch_rates(profiles.load("cpu-small"))
-
-
-def batch_requests_per_s() -> Figure:
-    """Requests a second of a loaded node by size of its micro-batches, measured and modelled side by side."""
-    rates = _batch_rates()
+    by_batch = dataclasses.asdict(batch_rates(profiles.load("cpu-small")))
     doc = "cpu-small with max_batch 1 to 8, 5,000 requests/s offered, one core; value: the largest micro-batches"
-    figure = _figure([max(rates.measured.items())[1]], "requests/s", "measured", doc)
-    by_batch = {"measured": rates.measured, "modelled": rates.modelled, "padding_ratio": rates.padding_ratio}
-    return dataclasses.replace(figure, by_batch=by_batch)
-
-
-def padding_ratio() -> Figure:
-    """Tokens that attention computes over those that there are, of the same micro-batches."""
-    doc = "of the largest of these micro-batches; 1 is no padding at all"
-    return _figure([max(_batch_rates().padding_ratio.items())[1]], "", "measured", doc)
+    figure = _figure([by_batch["measured"][max(by_batch["measured"])]], "requests/s", "measured", doc)
+    return dataclasses.replace(figure, by_batch={k: of for k, of in by_batch.items() if k != "cost"})
 
 
 def env_steps_per_s() -> Figure:
@@ -368,7 +356,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         memory_8192_lanes_mb,
         bookkeeping_share,
         batch_requests_per_s,
-        padding_ratio,
         decision_us_p50,
         decision_us_p99,
         routing_us,

@@ -187,8 +187,8 @@ class Profile:
         """Bytes on the device beside the model's weights and intermediate values.
 
         ``pool``: both caches, with the remainders of pages that neither a row nor a token fills. ``staging``: behind
-        the pool, for rows that a micro-batch reads and finds no slot for. ``batch_kv``: K and V of a micro-batch, where the
-        engine copies them (``pads``).
+        the pool, for rows that a micro-batch reads and finds no slot for. ``batch_kv``: K and V of a micro-batch, where
+        the engine copies them (``pads``).
         """
         users = self.max_batch * self.pages_per_user if self.pads else 0
         page = self.pool.page_bytes

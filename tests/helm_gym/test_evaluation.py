@@ -122,7 +122,7 @@ def test_throughput_is_that_of_the_arrivals_where_the_queue_drains(burst: Evalua
 def test_json_is_strict_and_complete(burst: Evaluation) -> None:
     result = json.loads(json.dumps(to_json(burst), allow_nan=False))
     assert set(result) == {
-        *("task", "rung", "profile", "seeds", "machine", "versions", "date", "slo_ms"),
+        *("task", "rung", "profile", "link", "seeds", "machine", "versions", "date", "slo_ms"),
         *("nodes", "cluster", "in_turns", "best_static", "best_static_p99", "policies", "references"),
     }
     assert (result["task"], result["rung"], result["profile"], result["seeds"]) == (
@@ -131,6 +131,7 @@ def test_json_is_strict_and_complete(burst: Evaluation) -> None:
         "cpu-small",
         [0, 1, 2],
     )
+    assert result["link"] == "modelled, charged: waits"
     assert [row["name"] for row in result["policies"]] == ["still", "static:0.1"]
     for row in result["policies"] + result["references"]:
         assert set(row) == {"name"} | FIGURES
