@@ -46,6 +46,7 @@ class Figure:
         value, low, high: median, least and largest of the runs.
         rung: of the backend underneath; none where there is none, as for a peer or the router alone.
         peers: the same rate of others, measured in the same run; ``ratio`` is ours over theirs.
+        by_batch: further values, each by size of the micro-batches: of "measured", say.
     """
 
     value: float
@@ -55,6 +56,7 @@ class Figure:
     rung: str | None
     doc: str
     peers: dict[str, float] = dataclasses.field(default_factory=dict)
+    by_batch: dict[str, dict[int, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def ratio(self) -> dict[str, float]:
@@ -107,6 +109,16 @@ def modelled_requests_per_s() -> Figure:
 
         runs = _rate(serve, loop.intervals * loop.profile.interval.requests)
     return _figure(runs, "requests/s", "modelled", "whole control loop with telemetry, one lane, one core")
+
+
+def batch_requests_per_s() -> Figure:
+    """Requests a second of a loaded node by size of its micro-batches, measured and modelled, and their padding."""
+    from real_backend.batching import batch_rates  # what it measures is not in the contract
+
+    by_batch = dataclasses.asdict(batch_rates(profiles.load("cpu-small")))
+    doc = "cpu-small with max_batch 1 to 8, 5,000 requests/s offered, one core; value: the largest micro-batches"
+    figure = _figure([by_batch["measured"][max(by_batch["measured"])]], "requests/s", "measured", doc)
+    return dataclasses.replace(figure, by_batch={k: of for k, of in by_batch.items() if k != "cost"})
 
 
 def env_steps_per_s() -> Figure:
@@ -343,6 +355,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         node_steps_per_s_two_cores,
         memory_8192_lanes_mb,
         bookkeeping_share,
+        batch_requests_per_s,
         decision_us_p50,
         decision_us_p99,
         routing_us,
@@ -353,7 +366,14 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 GROUPS = {
     "decision": ["decision_us_p50", "decision_us_p99"],
     "surrogate": [name for name in FIGURES if "lane" in name or "node_steps" in name] + ["env_steps_per_s"],
-    "real": ["modelled_requests_per_s", "modelled_env_steps_per_s", "bookkeeping_share", "routing_us"],
+    "real": [
+        "modelled_requests_per_s",
+        "modelled_env_steps_per_s",
+        "bookkeeping_share",
+        "batch_requests_per_s",
+        "padding_ratio",
+        "routing_us",
+    ],
     "readers": ["trace_rows_per_s", "trace_jsonl_rows_per_s"],
 }
 

@@ -77,9 +77,14 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """The host link; ``modelled`` says that transfers are timed by these figures and not by a clock.
+    """The host link, one for both directions.
 
     Attributes:
+        background_share: of the bandwidth, which background traffic takes while there is any.
+        modelled: transfers are timed by these figures and not by a clock.
+        charged: what delays requests. ``waits``: what a micro-batch's own rows and KV take to come up. ``all``: also KV
+            that must go down before its page is used again, the share that background traffic takes of the link, and
+            the moves of rows when alpha changes.
         gather_gb_per_s: of rows, where reading them (from a disk, at random from memory) is slower than the link; 0: as
             fast.
     """
@@ -88,6 +93,7 @@ class Link:
     latency_ms: _Cost
     background_share: _Share = 0.1
     modelled: bool = True
+    charged: Literal["waits", "all"] = "waits"
     gather_gb_per_s: Annotated[float, Within(0, 1e6)] = 0.0
 
 
@@ -126,11 +132,15 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class CostModel:
-    """``T(ms) = base + per_token n + per_pair n L + per_context L``, summed over a micro-batch's requests.
+    """``T(ms) = base + per_request + per_token n + per_pair n L + per_context L``, all but base summed over requests.
 
-    n: new tokens (delta or recomputed history, and candidates); L: history tokens. Fitted by ``helm-gym calibrate``.
+    n: new tokens (delta or recomputed history, and candidates); L: history tokens. Of a history that is computed in
+    chunks each chunk is a request of its own, with the history up to its end. Where the engine pads (``Profile.pads``),
+    n L and L are those of the padded micro-batch. Fitted by ``helm-gym calibrate``.
 
     Attributes:
+        base_ms: of a micro-batch, whatever is in it.
+        per_moved_row_ms: of an embedding row that changes its place in the pool when alpha moves.
         probe_ms: what the measured rung's probe took on the machine that was fitted, by which the speed of another is
             known; where it is 0 the model's own figure for it stands in, which is some per cent off.
     """
@@ -143,6 +153,8 @@ class CostModel:
     machine: Annotated[str, Text(200)] = ""
     date: Annotated[str, Text(40)] = ""
     mean_error: Annotated[float, Within(-1e6, 1e6, or_nan=True)] = math.nan  # of either sign; NaN: nothing was fitted
+    per_request_ms: _Cost = 0.0
+    per_moved_row_ms: _Cost = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +172,7 @@ class Profile:
     interval: Interval = Interval()
     max_batch: Annotated[int, Within(1, 1024)] = 1
     max_step: Annotated[float, Within(0, 1, above=True)] = 0.1
+    chunk_tokens: Annotated[int, Within(0, 65_536)] = 0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -167,6 +180,17 @@ class Profile:
     @property
     def bytes_per_element(self) -> int:
         return 2 if self.model.dtype == "bfloat16" else 4
+
+    @property
+    def pads(self) -> bool:
+        """Whether the engine pads a micro-batch's requests to the longest.
+
+        It does on the CPU for what its compiled attention is not written for (real_backend/hstu/paged.py), and where a
+        GPU's machine lacks Triton, which costs do not know.
+        """
+        m = self.model
+        compiled = m.dtype == "float32" and (m.norm, m.head, m.positions) == ("layer", "linear", "absolute")
+        return self.device == "cpu" and not compiled
 
     @property
     def row_bytes(self) -> int:
@@ -197,6 +221,18 @@ class Profile:
         return -(-self.model.max_history // self.tokens_per_page)
 
     @property
+    def memory_account(self) -> dict[str, int]:
+        """Bytes on the device beside the model's weights and intermediate values.
+
+        ``pool``: both caches, with the remainders of pages that neither a row nor a token fills. ``staging``: behind
+        the pool, for rows that a micro-batch reads and finds no slot for. ``batch_kv``: K and V of a micro-batch, where
+        the engine copies them (``pads``).
+        """
+        users = self.max_batch * self.pages_per_user if self.pads else 0
+        page = self.pool.page_bytes
+        return {"pool": self.pool.pages * page, "staging": self.staging_pages * page, "batch_kv": users * page}
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with anything that decides what a backend reports."""
         content = dataclasses.asdict(self) | {"name": "", "description": ""}
@@ -206,12 +242,16 @@ class Profile:
             del model[name]
         # Fields that came later count from their first use on: what was made before is still of the same profile.
         for part, field, unused in (
+            (content, "chunk_tokens", 0),
+            (content["link"], "charged", "waits"),
+            (content["link"], "gather_gb_per_s", 0.0),
+            (content["cost"], "per_request_ms", 0.0),
+            (content["cost"], "per_moved_row_ms", 0.0),
             (model, "norm", "layer"),
             (model, "head", "linear"),
             (model, "positions", "absolute"),
             (model, "attention_n", 0),
             (pool, "prefilled", False),
-            (content["link"], "gather_gb_per_s", 0.0),
         ):
             if part[field] == unused:
                 del part[field]
@@ -260,7 +300,7 @@ def _check(profile: Profile) -> None:
             f"{where}: population.candidates {population.candidates} are more than the model's maximum of "
             f"{profile.model.max_candidates}."
         )
-    if cost.base_ms + cost.per_token_ms + cost.per_pair_ms + cost.per_context_ms <= 0:
+    if cost.base_ms + cost.per_request_ms + cost.per_token_ms + cost.per_pair_ms + cost.per_context_ms <= 0:
         raise InvalidInputError(f"{where}: all costs are 0; one of base_ms, per_token_ms, ... must be above 0.")
     slots = (pool.pages + profile.staging_pages) * profile.rows_per_page
     if slots >= _INDICES:

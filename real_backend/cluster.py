@@ -24,7 +24,7 @@ from helm_gym.telemetry import RoutedTraffic
 from helm_gym.workload.sampling import Requests, Traffic, make_requests, sample_intervals
 from helm_gym.workload.state import WorkloadState
 from real_backend.memory.layout import N_EMB, N_PAGES, Memory, Rules, clear
-from real_backend.memory.serve import FREE_AT_S, NO_USER, NOW_S, REFILL_CREDIT, SPAN_S, Ledger, room
+from real_backend.memory.ledger import FREE_AT_S, NO_USER, NOW_S, REFILL_CREDIT, SPAN_S, Ledger, room
 from real_backend.router import route
 from real_backend.view import NEXT, TIED, make_view, refresh
 

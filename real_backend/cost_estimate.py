@@ -61,7 +61,11 @@ def counts(model: Model) -> Counts:
 
 
 def estimate(model: Model, card: Card) -> CostModel:
-    """Milliseconds of ``counts`` on ``card``; pairs of a miss are counted as if history were not causal."""
+    """Milliseconds of ``counts`` on ``card``; pairs of a miss are counted as if history were not causal.
+
+    A row that moves within the pool is read and written.
+    """
+    row_bytes = model.embedding_dim * (2 if model.dtype == "bfloat16" else 4)
     of, compute = counts(model), REACHED * card.flops
     return CostModel(
         base_ms=_rounded(OPERATIONS * model.layers * LAUNCH_MS),
@@ -69,12 +73,15 @@ def estimate(model: Model, card: Card) -> CostModel:
         per_pair_ms=_rounded(1e3 * of.pair_flops / compute),
         per_context_ms=_rounded(1e3 * of.context_bytes / card.memory),
         machine=f"estimate for one {card.name}, not measured",
+        per_moved_row_ms=_rounded(1e3 * 2 * row_bytes / card.memory),
     )
 
 
 def link(card: Card) -> Link:
     """The host link, as pinned memory reaches it."""
-    return Link(round(LINK_REACHED * card.link / 1e9, 1), LATENCY_MS, background_share=0.1, modelled=False)
+    return Link(
+        round(LINK_REACHED * card.link / 1e9, 1), LATENCY_MS, background_share=0.1, modelled=False, charged="all"
+    )
 
 
 def _rounded(value: float) -> float:

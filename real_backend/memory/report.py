@@ -11,7 +11,7 @@ from helm_gym.compiled import kernel
 from helm_gym.telemetry import COLUMN
 from real_backend.memory.emb_cache import refill_backlog
 from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, N_PAGES, rules_of, unit_of
-from real_backend.memory.serve import (
+from real_backend.memory.ledger import (
     COMPUTE_MS,
     EMB_GAIN,
     EMB_LOSS,
@@ -21,6 +21,7 @@ from real_backend.memory.serve import (
     KV_LOSS,
     LOOKUPS,
     MOVED_PAGES,
+    MOVES_MS,
     OFFLOADED_TOKENS,
     RECOMPUTED,
     REFILLED_ROWS,
@@ -155,7 +156,8 @@ def report(memory, ledger, ordered, targets, rule_table, row_bytes, page_bytes, 
         # A node of a cluster may get no request at all: what it reports of requests is then 0.
         n, own = int(total[REQUESTS]), int(last[REQUESTS])
         requests, pages = max(1.0, total[REQUESTS]), m.n[N_PAGES]
-        busy = max(1e-9, total[COMPUTE_MS] + total[TRANSFER_MS])
+        serving = max(1e-9, total[COMPUTE_MS] + total[TRANSFER_MS])
+        busy = max(1e-9, total[COMPUTE_MS] + total[TRANSFER_MS] + total[MOVES_MS])
         _latencies(
             row, ordered.service_ms[u, :n], ordered.sojourn_ms[u, :n], ordered.own_service_ms[u, :own],
             ordered.own_sojourn_ms[u, :own], rules.slo_ms,
@@ -169,7 +171,7 @@ def report(memory, ledger, ordered, targets, rule_table, row_bytes, page_bytes, 
         row[_KV_HIT] = total[KV_HITS] / requests
         row[_EMB_MISS] = total[ROW_MISSES] * row_bytes / requests
         row[_RECOMPUTED] = total[RECOMPUTED] / requests
-        row[_COMPUTE_SHARE], row[_TRANSFER_SHARE] = total[COMPUTE_MS] / busy, total[TRANSFER_MS] / busy
+        row[_COMPUTE_SHARE], row[_TRANSFER_SHARE] = total[COMPUTE_MS] / serving, total[TRANSFER_MS] / serving
         row[_EMB_GAIN], row[_EMB_LOSS] = total[EMB_GAIN] / requests, total[EMB_LOSS] / requests
         row[_KV_GAIN], row[_KV_LOSS] = total[KV_GAIN] / requests, total[KV_LOSS] / requests
         for s in range(SUMS - SIMULATED):

@@ -94,11 +94,11 @@ def test_what_is_wrong_is_named(tmp_path, data, path, value, sentence):
 
 
 FINGERPRINTS = {  # of cpu-small: what shipped policies were made for; h200 took its real size on 2026-11-29
-    "a100-40g": "f2a958cd6f591d48",
-    "a100-40g-kuairand": "d44bcef46f31d6ce",
-    "a100-80g": "7078142a71bcb62e",
+    "a100-40g": "3789905127fa5d4d",
+    "a100-40g-kuairand": "8a4e74574f727420",
+    "a100-80g": "4dc51c29936f4fde",
     "cpu-small": "c7d0f92e21136541",
-    "h200": "5283d59e2f9d4d14",
+    "h200": "42375ef5156bf5aa",
 }
 
 
