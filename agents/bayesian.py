@@ -12,7 +12,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
 from helm_gym.ranges import Within
-from helm_gym.search import Trial, without_weights
+from helm_gym.training.search_space import Trial, without_weights
 
 CONTEXT = ("returning_share", "mean_history", "load")  # what the split does not change
 _TYPICAL = np.array([0.5, 0.5, 0.35])  # of them, about which the prior optimum is linear

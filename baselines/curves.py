@@ -10,8 +10,8 @@ from scipy.interpolate import CubicSpline
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
-from helm_gym.search import Trial, without_weights
 from helm_gym.telemetry import ALPHA_GRID
+from helm_gym.training.search_space import Trial, without_weights
 
 _STEP = 0.0125
 _FINE = np.arange(ALPHA_GRID[0], ALPHA_GRID[-1] + _STEP / 2, _STEP).astype(np.float32)

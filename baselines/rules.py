@@ -9,7 +9,7 @@ import numpy as np
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
-from helm_gym.search import Trial, without_weights
+from helm_gym.training.search_space import Trial, without_weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,17 +14,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from helm_gym import kernel_cache
 from helm_gym import profile as profiles
+from helm_gym import registry
 from helm_gym.backend import open_backend
-from helm_gym.cluster import Cluster, Node, Outage
+from helm_gym.cluster.topology import Cluster, Node, Outage
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import HelmError
+from helm_gym.kernels import kernel_cache
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import POLICIES, Oracle, open_policy
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Oracle
 from helm_gym.tasks import find_task
 from helm_gym.workload.demand import rate_for_load, service_ms
-from helm_gym.workload.regimes import REGIMES, make_path
+from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import at_rest
 
 Progress = Callable[[str, int, int], None]
@@ -81,8 +83,9 @@ def _use(name: str) -> tuple[list[str], str]:
 
 def _workload() -> None:
     profile = profiles.load(_PROFILE)
-    for regime in REGIMES:
-        make_path(regime, profile, [0], 1)
+    for name in registry.listed("regime"):
+        with contextlib.suppress(HelmError):  # one that needs a recording
+            make_path(name, profile, [0], 1)
     values = at_rest(profile)[None]
     service_ms(profile, values)
     rate_for_load(profile, values, np.array([0.5]))
@@ -103,9 +106,9 @@ def _episodes(backend: str, *lanes: int, cluster: Cluster | None = None) -> None
 def _policies() -> None:
     """All that have a name and are told nothing else than it; what is trained and not shipped has none yet."""
     layout = ObservationLayout(profiles.load(_PROFILE))
-    for name, (_, _, argument) in POLICIES.items():
+    for entry in registry.listed("policy").values():
         with contextlib.suppress(HelmError):
-            policy = open_policy(f"{name}:0.5" if argument else name, layout)
+            policy = open_policy(f"{entry.name}:0.5" if entry.argument else entry.name, layout)
             if not isinstance(policy, Oracle):
                 policy.act(np.zeros((1, layout.width), np.float32), policy.initial_state(1))
     # What training alone uses of a policy.

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import BackendSpec, Rung, check_allocation
+from helm_gym.cluster.routing import Routing
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
-from helm_gym.routing import Routing
 from helm_gym.telemetry import WIDTH, Telemetry
 from helm_gym.workload.state import WorkloadState, check_state, limits
 from surrogate_backend import checkpoint as checkpoints

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from helm_gym.telemetry import COLUMN
 from real_backend.memory.emb_cache import refill_backlog
 from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, N_PAGES, rules_of, unit_of

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import BackendSpec, Rung, check_allocation
-from helm_gym.cluster import Cluster
+from helm_gym.cluster.routing import RULES, WEIGHTS, Routing, check_alive, check_routing
+from helm_gym.cluster.topology import Cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
-from helm_gym.routing import RULES, WEIGHTS, Routing, check_alive, check_routing
 from helm_gym.telemetry import WIDTH, RoutedTraffic, Telemetry
 from helm_gym.workload.state import INDEX, WorkloadState, check_state, limits
 from surrogate_backend import checkpoint as checkpoints

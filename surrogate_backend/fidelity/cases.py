@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
-from surrogate_backend.excitation import SWEEP
-from surrogate_backend.log import LoggedEpisode, read_log
+from surrogate_backend.data.excitation import SWEEP
+from surrogate_backend.data.log import LoggedEpisode, read_log
 
 Floats = NDArray[np.float64]
 GROUPS = ("repeat", "retake", "sweep", "policy")

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from helm_gym.backend import Backend
 from helm_gym.errors import InvalidInputError
-from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
-from surrogate_backend.excitation import SWEEP
+from helm_gym.provenance import describe_machine, versions
+from surrogate_backend.data.excitation import SWEEP
+from surrogate_backend.data.log import is_of_clusters
 from surrogate_backend.fidelity import statistics as st
 from surrogate_backend.fidelity.cases import Case, Setting, along, gather, stack
 from surrogate_backend.fidelity.judgement import Choice, Judged, Judgement
@@ -32,7 +33,6 @@ from surrogate_backend.fidelity.measures import (
 )
 from surrogate_backend.fidelity.rollout import Rollout, Twin, Work
 from surrogate_backend.fidelity.trust import Stretch, Trust, map_trust
-from surrogate_backend.log import is_of_clusters
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]  # what is under way, intervals done, intervals in all
@@ -76,7 +76,7 @@ def judge(
         InvalidInputError: a log that cannot be used, of another profile, or without episodes to judge by.
     """
     if is_of_clusters(log):
-        from surrogate_backend.clusters.fidelity import ClusterTwin, gather_clusters
+        from surrogate_backend.fidelity.cluster import ClusterTwin, gather_clusters
 
         settings, origin = gather_clusters(log, profile)
         if open_twin is not None:

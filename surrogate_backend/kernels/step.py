@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym import passes
+from helm_gym.kernels import control_interval
 from helm_gym.profile import Profile
 from helm_gym.telemetry import ALPHA_GRID, COLUMN, WIDTH
 from helm_gym.workload.state import INDEX, PARAMETERS
@@ -347,8 +347,8 @@ def _serve_block(
 
 @kernel
 def _sound(values, allocation, bounds, figures, targets):
-    paged = passes.to_pages(allocation, bounds[0], bounds[1], figures[0], targets)
-    return paged and passes.within(values, bounds[2 : 2 + _P], bounds[2 + _P :], _ARRIVAL)
+    paged = control_interval.to_pages(allocation, bounds[0], bounds[1], figures[0], targets)
+    return paged and control_interval.within(values, bounds[2 : 2 + _P], bounds[2 + _P :], _ARRIVAL)
 
 
 @kernel

@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import onnx
 import pytest
+from helm_gym.policies.opening import open_policy
 from onnxruntime import InferenceSession
 
 from agents.three_layer_ppo import adapter, recovery
@@ -19,10 +20,10 @@ from agents.three_layer_ppo.settings import LAYERS, Settings
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import InvalidInputError
-from helm_gym.policy import Floats, open_policy
-from helm_gym.runs import Tensors
+from helm_gym.policy import Floats
 from helm_gym.tasks import find_task
 from helm_gym.telemetry import ALPHA_GRID
+from helm_gym.training.run_folder import Tensors
 from tests.agents.trainings import train_small
 from tests.conformance.policy import ROWS, PolicyConformance, follow, make_layout, observations, observe
 

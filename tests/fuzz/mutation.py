@@ -247,7 +247,7 @@ def graphs(draw: Draw, content: bytes) -> bytes:
     """A node less or elsewhere, another shape, type or fact; mostly with the checksum that goes with it."""
     import onnx
 
-    from helm_gym.onnx_policy import checksum
+    from helm_gym.policies.onnx_policy import checksum
 
     model = onnx.ModelProto()
     try:
