@@ -15,7 +15,7 @@ from helm_gym.cluster.routing import WEIGHTS
 from helm_gym.errors import UnknownNameError
 from helm_gym.kernels import lazy
 from helm_gym.observation_schema import PLACES
-from helm_gym.reward import PAID
+from helm_gym.reward import COST_FIELDS
 from helm_gym.telemetry import COLUMN, RoutedTraffic, Telemetry
 
 ROUTER_LAYOUT_VERSION = 1
@@ -41,7 +41,7 @@ TRAFFIC = (
     ("size", "log2 of the number of nodes / 10"),
 )
 _SHOWN = np.array([PLACES[name].start for name in NODE_COLUMNS])
-_PAID = np.array([COLUMN[name] for name in PAID])
+_COST_COLUMNS = np.array([COLUMN[name] for name in COST_FIELDS])
 
 
 class ClusterStep(NamedTuple):
@@ -113,7 +113,7 @@ def outcome(
     telemetry: Telemetry,
     per_scale: NDArray[np.float64],
     memory: NDArray[np.float32],
-    prices: NDArray[np.float64],
+    coefficients: NDArray[np.float64],
     weights: NDArray[np.float64],
     observation: NDArray[np.float32],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], ClusterStep]:
@@ -131,7 +131,7 @@ def outcome(
     lost = ~traffic.alive
     observation[lost], memory[lost] = 0.0, np.nan
     requests = traffic.requests
-    node_terms = np.abs(telemetry.values[:, :, _PAID]) * prices * (requests > 0)[:, :, None]
+    node_terms = np.abs(telemetry.values[:, :, _COST_COLUMNS]) * coefficients * (requests > 0)[:, :, None]
     share = requests / np.maximum(requests.sum(axis=1, keepdims=True), 1)
     terms = np.ascontiguousarray((node_terms * share[:, :, None]).sum(axis=1).T)
     router = layout.observe(observation, traffic, weights)

@@ -10,7 +10,7 @@ import numpy as np
 
 from helm_gym.kernels.jit import kernel
 from helm_gym.observation_schema import COLUMNS, FAST, PLACES
-from helm_gym.reward import PAID
+from helm_gym.reward import COST_FIELDS
 from helm_gym.telemetry import COLUMN
 
 # The declared columns as arrays, frozen into the machine code: where each comes from, and its bounds.
@@ -27,8 +27,8 @@ _RATIO_COUNT = len(_RATIOS)
 _FAST = np.array([PLACES[name].start for name in FAST])
 _FAST_COUNT = len(_FAST)
 _LEAST = 1e-6  # of a ratio's two sides
-_PAID = np.array([COLUMN[name] for name in PAID])
-_TERM_COUNT = len(_PAID)
+_COST_COLUMNS = np.array([COLUMN[name] for name in COST_FIELDS])
+_TERM_COUNT = len(_COST_COLUMNS)
 
 
 @kernel
@@ -106,17 +106,17 @@ def observe(values, per_scale, memory, out):
 
 
 @kernel
-def pay(values, prices, reward, terms):
+def compute_cost(values, coefficients, reward, terms):
     """``terms`` (terms, lanes) and ``reward`` (lanes,), their negative sum, from telemetry (lanes, nodes, WIDTH).
 
-    prices: (terms,), see ``reward.prices``.
+    coefficients: (terms,), see ``reward.cost_coefficients``.
     """
     for lane in range(values.shape[0]):
         cost = 0.0
         for k in range(_TERM_COUNT):
             term = 0.0
             for node in range(values.shape[1]):
-                term += abs(values[lane, node, _PAID[k]]) * prices[k]
+                term += abs(values[lane, node, _COST_COLUMNS[k]]) * coefficients[k]
             term /= values.shape[1]
             terms[k, lane] = term
             cost += term
@@ -124,7 +124,7 @@ def pay(values, prices, reward, terms):
 
 
 @kernel
-def outcome(values, per_scale, memory, prices, observation, reward, terms):
-    """``observe`` and ``pay`` in one call: calling is most of what either takes for a single lane."""
+def outcome(values, per_scale, memory, coefficients, observation, reward, terms):
+    """``observe`` and ``compute_cost`` in one call: calling is most of what either takes for a single lane."""
     observe(values, per_scale, memory, observation)
-    pay(values, prices, reward, terms)
+    compute_cost(values, coefficients, reward, terms)

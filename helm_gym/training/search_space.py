@@ -45,7 +45,7 @@ class Searchable(Protocol):
         ...
 
 
-def without_weights(
+def settings_only_agent(
     name: str,
     settings: type,
     policy: Callable[[ObservationLayout, Any], Policy],
