@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from helm_gym.origin import Origin
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,6 +25,7 @@ from helm_gym import profile as profiles
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.statistics import bootstrap
 from helm_gym.locks import alone
+from helm_gym.origin import Origin
 from helm_gym.provenance import describe_machine, versions
 from helm_gym.training import run_folder
 from helm_gym.training.run_folder import Run

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from helm_gym.policies.from_run import open_run
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import BaseTrial, Trial, TrialState
 
@@ -24,6 +23,7 @@ from agents.tuning import study as studies
 from agents.tuning.objective import BACKENDS, Objective, blocks, reference_name
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.observation import ObservationLayout
+from helm_gym.policies.from_run import open_run
 from helm_gym.policy import Policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task

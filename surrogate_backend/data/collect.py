@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from helm_gym.policies.opening import open_policy
 from numpy.typing import NDArray
 
 from helm_gym.actions import Mode, absolute_action
 from helm_gym.backend import Backend, open_backend
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.errors import HelmError, UnknownNameError
+from helm_gym.policies.opening import open_policy
 from helm_gym.profile import Profile
 from helm_gym.ray_connection import check_gpus, connected
 from helm_gym.tasks import Task

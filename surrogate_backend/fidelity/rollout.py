@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from helm_gym.policies.opening import open_policy
 from numpy.typing import NDArray
 
 from helm_gym.backend import Backend
 from helm_gym.control_loop import ControlLoop, start_warm
+from helm_gym.policies.opening import open_policy
 from helm_gym.tasks import Task
 from helm_gym.telemetry import Telemetry
 from helm_gym.workload.state import WorkloadPath, poisson_gaps

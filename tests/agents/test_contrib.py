@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from helm_gym.policies.opening import open_policy
 
 from agents import maskable_ppo, recurrent_ppo
 from agents.maskable_env import MaskableTrainingEnv, make_maskable_ppo
@@ -18,6 +17,7 @@ from agents.recurrent_sb3 import lstm_actor, make_recurrent_ppo
 from agents.sb3 import mlp_actor
 from agents.training_env import TrainingEnv
 from helm_gym.errors import InvalidInputError
+from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
 from helm_gym.training import run_folder, trainable
 from helm_gym.training.trainable import Training

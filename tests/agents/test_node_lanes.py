@@ -6,7 +6,6 @@ import pathlib
 
 import numpy as np
 import pytest
-from helm_gym.policies.opening import open_policy
 
 from agents.node_lanes import NodeLanes
 from helm_gym import profile as profiles
@@ -16,6 +15,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.protocol import evaluate
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import open_entrant
+from helm_gym.policies.opening import open_policy
 from tests.agents.trainings import short_task, train_small
 
 

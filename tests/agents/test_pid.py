@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from helm_gym.policies.opening import open_policy
 
 import agents
 from agents.pid import PID, Pid, Settings
 from helm_gym.errors import InvalidInputError
 from helm_gym.policies.onnx_policy import OnnxPolicy
+from helm_gym.policies.opening import open_policy
 from helm_gym.training import run_folder
 from tests.conformance.policy import ROWS, PolicyConformance, make_layout, observations, observe, settle
 

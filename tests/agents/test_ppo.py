@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-from helm_gym.policies.opening import open_policy
 
 from agents.network import Windows
 from agents.ppo import PpoPolicy, Settings
@@ -17,6 +16,7 @@ from agents.training_env import TrainingEnv
 from helm_gym import profile as profiles
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.observation import ObservationLayout
+from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
 from helm_gym.training import run_folder
 from helm_gym.training.run_folder import Run

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helm_gym.policies.opening import open_policy
-from helm_gym.policies.router_opening import open_router
 
 from agents.multi_agent.episodes import Episodes
 from agents.multi_agent.router import LAYOUT, LearnedRouter, Settings
@@ -21,6 +19,8 @@ from helm_gym.play import open_entrant
 from helm_gym.policies import from_run, onnx_export, run_export
 from helm_gym.policies.onnx_check.metadata import ROUTER_LAYOUT, facts_of
 from helm_gym.policies.onnx_policy import OnnxRouter
+from helm_gym.policies.opening import open_policy
+from helm_gym.policies.router_opening import open_router
 from helm_gym.training import run_folder, trainable
 from helm_gym.training.run_folder import Run
 from tests.agents.trainings import scalars_of, short_task

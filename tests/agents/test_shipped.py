@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helm_gym.policies.opening import open_policy
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policies import from_run
+from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
 from tests.conformance.policy import PolicyConformance, make_layout, observations
 

@@ -9,7 +9,6 @@ import pathlib
 import numpy as np
 import onnx
 import pytest
-from helm_gym.policies.opening import open_policy
 from onnxruntime import InferenceSession
 
 from agents.three_layer_ppo import adapter, recovery
@@ -20,6 +19,7 @@ from agents.three_layer_ppo.settings import LAYERS, Settings
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import InvalidInputError
+from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Floats
 from helm_gym.tasks import find_task
 from helm_gym.telemetry import ALPHA_GRID

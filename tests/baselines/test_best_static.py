@@ -7,9 +7,9 @@ import pathlib
 
 import numpy as np
 import pytest
-from helm_gym.policies.opening import open_policy
 
 from helm_gym import profile as profiles
+from helm_gym.policies.opening import open_policy
 from helm_gym.tasks import find_task
 from helm_gym.training import run_folder, trainable
 from tests.conformance.policy import make_layout, settle

@@ -11,7 +11,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from helm_gym.policies.opening import open_policy
 from numpy.typing import NDArray
 
 from baselines.predictors import examples, gbdt, lstm
@@ -22,6 +21,7 @@ from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.policies.lstm_cell import LstmCell
+from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Floats, Policy
 from helm_gym.tasks import find_task
 from helm_gym.training import run_folder, trainable

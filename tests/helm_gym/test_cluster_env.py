@@ -19,7 +19,6 @@ import numpy as np
 import pettingzoo
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
-from helm_gym.observation_schema import PLACES
 from pettingzoo.test import api_test, parallel_api_test, seed_test
 from pettingzoo.test.state_test import state_test
 from pettingzoo.utils.conversions import aec_to_parallel_wrapper, parallel_to_aec
@@ -32,6 +31,7 @@ from helm_gym.envs.cluster_pettingzoo import ClusterParallelEnv
 from helm_gym.envs.partition import PartitionEnv
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.observation import ObservationLayout
+from helm_gym.observation_schema import PLACES
 from helm_gym.profile import Interval
 from helm_gym.tasks import find_task
 from helm_gym.workload.regimes import make_path

@@ -21,7 +21,6 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode
-from helm_gym.observation_schema import COLUMNS, FAST
 
 import helm_gym
 from helm_gym import profile as profiles
@@ -31,6 +30,7 @@ from helm_gym.envs.partition_vector import PartitionVectorEnv
 from helm_gym.envs.registration import ENVIRONMENTS
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.observation import ObservationLayout
+from helm_gym.observation_schema import COLUMNS, FAST
 from helm_gym.profile import Interval, Profile
 from helm_gym.tasks import Task, find_task
 

@@ -393,8 +393,8 @@ def test_another_process_sees_an_edit_of_the_reward(tmp_path):
     """The case that was found: the old reward came out, because the kernel froze a constant of another module."""
     shutil.copytree(ROOT / "helm_gym", tmp_path / "helm_gym", ignore=shutil.ignore_patterns("__pycache__"))
     call = "(kernels := helm_gym.kernels.control_interval, values := kernels.np.arange(100.0).reshape(1, 1, -1), "
-    call += "r := values[0, 0, :1].copy(), kernels.compute_cost(values, values[0, 0, 1:5].copy(), r, values[0, :, :4].T.copy()), "
-    call += "r[0])[4]"
+    call += "r := values[0, 0, :1].copy(), each := values[0, 0, 1:5].copy(), "
+    call += "kernels.compute_cost(values, each, r, values[0, :, :4].T.copy()), r[0])[5]"
     first, _ = ended(python(tmp_path, tmp_path / "cache", "helm_gym.kernels.control_interval", call))
     again, _ = ended(python(tmp_path, tmp_path / "cache", "helm_gym.kernels.control_interval", call))
     reward = tmp_path / "helm_gym" / "reward.py"

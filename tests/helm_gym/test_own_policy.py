@@ -12,8 +12,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helm_gym.policies.opening import open_policy
-from helm_gym.policies.router_opening import open_router
 from typer.testing import CliRunner
 
 from helm_gym import profile as profiles
@@ -22,6 +20,8 @@ from helm_gym.cluster.router_observation import RouterLayout
 from helm_gym.errors import InvalidInputError, RefusedError
 from helm_gym.policies import onnx_export
 from helm_gym.policies.onnx_check.metadata import facts_of
+from helm_gym.policies.opening import open_policy
+from helm_gym.policies.router_opening import open_router
 from tests.helm_gym.hostile import LAYOUT, model
 
 ROOT = pathlib.Path(__file__).parents[2]
