@@ -130,7 +130,7 @@ def find(kind: str, name: str) -> Entry:
         return known[name]
     if _WHERE.fullmatch(name) and _exists(name.partition(":")[0]):
         return Entry(kind, name, name)
-    raise UnknownNameError(kind, name, (entry.form for entry in known.values()))
+    raise UnknownNameError(kind, name, known)
 
 
 @functools.cache

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.resources
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from helm_gym import registry
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
+from helm_gym.text import shown
 from helm_gym.training import run_folder, trainable
 
 
@@ -32,6 +35,7 @@ def open_run(
     """
     run = run_folder.read_run(folder)
     run.origin.check(layout, f"Run {folder}")
+    _refuse_strange_code(run.agent, folder)
     agent = trainable.find_trainable(run.agent)
     if agent.routes != routes:
         raise InvalidInputError(
@@ -41,6 +45,16 @@ def open_run(
     policy = trainable.build(agent, layout, settings, run_folder.policy_tensors(folder, run), f"Run {folder}")
     policy.name = str(folder)
     return policy
+
+
+def _refuse_strange_code(agent: str, folder: pathlib.Path) -> None:
+    """A run folder may come from a stranger: what it names is not imported, but may have been by whoever runs this."""
+    module, colon, _ = agent.partition(":")
+    if colon and module not in sys.modules:
+        raise InvalidInputError(
+            f"Run {folder} was made by {shown(agent)}, which has no name here; if you trust module {shown(module)}, "
+            f"import it first, with {registry.IMPORTS}={shown(module)[1:-1]} before the command."
+        )
 
 
 def open_shipped(agent: trainable.Trainable, package: str, layout: ObservationLayout) -> Policy:

@@ -90,7 +90,7 @@ def _open_path(text: str, layout: ObservationLayout) -> Policy:
         return from_run.open_run(path, layout)
     if os.sep in text:
         raise InvalidInputError(f"Policy '{text}' is no folder or file; give a run folder, an .onnx file or a name.")
-    raise UnknownNameError("policy", text, policy_names())
+    raise UnknownNameError("policy", _parted(text)[0], registry.listed("policy"))
 
 
 def refuse_file(path: pathlib.Path) -> None:
