@@ -9,8 +9,9 @@ import functools
 import importlib
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -58,8 +59,10 @@ def warm(progress: Progress | None = None) -> Warmed:
     started, kernels, failed = time.monotonic(), [], {}
     workers = min(2, os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool, _ended_with_this():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is this process's to answer
         running = {pool.submit(_use, name): name for name in PARTS}
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for done, future in enumerate(concurrent.futures.as_completed(running)):
             name, (compiled, problem) = running[future], future.result()
             kernels += compiled
@@ -68,6 +71,17 @@ def warm(progress: Progress | None = None) -> Warmed:
             if progress is not None:
                 progress(name, done + 1, len(PARTS))
     return Warmed(kernels, time.monotonic() - started, failed)
+
+
+@contextlib.contextmanager
+def _ended_with_this() -> Iterator[None]:
+    """Where the block is broken off, processes that compile for a minute yet are not waited for."""
+    try:
+        yield
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
 
 
 def _use(name: str) -> tuple[list[str], str]:

@@ -145,11 +145,16 @@ def place(request: pytest.FixtureRequest) -> Callable[[pathlib.Path], str]:
     return lambda folder: "x.journal" if request.param == "journal-relative" else str(folder / "x.journal")
 
 
+def study_of(folder: pathlib.Path) -> str:
+    """A study's name; one database holds those of all folders."""
+    return f"{folder.parent.name}-{folder.name}"[-64:]
+
+
 def trials_in(place: str, folder: pathlib.Path) -> list[FrozenTrial]:
     given = place if "://127" in place or "@" in place else str(folder / place)
     if place.startswith("sqlite:///"):
         given = f"sqlite:///{folder / place.removeprefix('sqlite:///')}"
-    return optuna.load_study(storage=storage.open_storage(given), study_name=str(folder)).trials
+    return optuna.load_study(storage=storage.open_storage(given), study_name=study_of(folder)).trials
 
 
 def assert_accounted_for(trials: list[FrozenTrial], wanted: int) -> None:
@@ -178,7 +183,7 @@ def test_tune(
     """The sampler's draws depend on a trial's rank and on what was tried before it: so it tries the same."""
 
     def tune(there: pathlib.Path) -> tuple[str, ...]:
-        return (*TUNE, "--storage", place(there), "--study", str(there))
+        return (*TUNE, "--storage", place(there), "--study", study_of(there))
 
     whole, rng = folder(100), random.Random(request.node.name)
     length_s = commands.run(tune(whole), whole)
@@ -195,7 +200,7 @@ def test_tune_with_workers(commands: killing.Commands, folder: Folder) -> None:
     """With several, what is tried depends on who is first; but each trial is counted once, and none is lost."""
 
     def tune(there: pathlib.Path) -> tuple[str, ...]:
-        return (*TUNE, "--storage", "sqlite:///x.db", "--study", str(there), "--workers", "2")
+        return (*TUNE, "--storage", "sqlite:///x.db", "--study", study_of(there), "--workers", "2")
 
     length_s = commands.run(tune(whole := folder(100)), whole)
     for made in commands.kill_again_and_again(tune, folder, random.Random(3), KILLS, length_s, check=assert_whole):
