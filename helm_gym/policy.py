@@ -46,7 +46,7 @@ class Truth:
         path: the lanes' workload.
         seeds: one a lane; with the path they fix every request.
         alpha_star: float64 (lanes, intervals), the offline optimum (evaluation/optimum.py).
-        task: whose warm-up the twin must go through.
+        task: whose warm-up a replay must go through.
     """
 
     task: Task

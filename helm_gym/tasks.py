@@ -16,7 +16,7 @@ MAX_INTERVALS = 100_000  # of an episode: five million requests
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a controller is judged on.
+    """What a controller is evaluated on.
 
     Attributes:
         warmup: intervals served at ``start_alpha`` before the episode, so that caches are warm when it starts.

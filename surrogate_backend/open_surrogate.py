@@ -1,4 +1,4 @@
-"""Opens the twin of a node or of a cluster."""
+"""Opens the surrogate of a node or of a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_surrogate(
     checkpoint: pathlib.Path | None = None,
     of: str = "modelled",
 ) -> Backend:
-    """The twin of single nodes, or with a cluster that of clusters; see SurrogateBackend and ClusterSurrogate."""
+    """The surrogate of single nodes, or with a cluster that of clusters; see SurrogateBackend and ClusterSurrogate."""
     if cluster is None:
         return SurrogateBackend(profile, lanes=lanes, checkpoint=checkpoint, of=of)
     return ClusterSurrogate(profile, lanes, cluster, checkpoint=checkpoint, of=of)

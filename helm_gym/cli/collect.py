@@ -1,4 +1,4 @@
-"""``helm-gym collect``: logs of the real backend that a surrogate is learned from, and judged on."""
+"""``helm-gym collect``: logs of the real backend that a surrogate is learned from, and evaluated on."""
 
 from __future__ import annotations
 

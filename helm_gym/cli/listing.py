@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def tasks(as_json: Json = False) -> None:
-    """List the versioned tasks that a controller can be judged on.
+    """List the versioned tasks that a controller is evaluated on.
 
     \b
     Example:

@@ -91,7 +91,7 @@ class ClusterEnv(LaneEnv):
       or a dict of its fields: nodes of other memory or speed, interests, load, outages.
     * `task` or `regime`, `profile`, `action_mode`, `trace`, `intervals`: see `PartitionEnv`. Of recorded arrivals an
       interval takes N x 50 in turn, at the cluster's load.
-    * `backend`: `"modelled"` (default), `"surrogate"` (its learned twin), or `"real"`, in `helm/ClusterLive-v0`, and
+    * `backend`: `"modelled"` (default), `"surrogate"` (learned from it), or `"real"`, in `helm/ClusterLive-v0`, and
       `"real-ray"`, whose nodes are Ray actors.
     * `render_mode`: `"ansi"` or `"rgb_array"`: of every node its split, hit rates and load, of all the latency.
 

@@ -56,7 +56,7 @@ def export_file(
         UnknownNameError: no such task.
     """
     if find_task(task).regime == "trace":
-        raise InvalidInputError(f"Task '{task}' plays one recording, which is to be judged by; name another.")
+        raise InvalidInputError(f"Task '{task}' plays one recording, which is for evaluation; name another.")
     with naming(path):
         model = onnx_check.parse(onnx_check.read_file(path))
     routes = _observed(model) == RouterLayout().width

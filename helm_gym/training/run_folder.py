@@ -51,7 +51,7 @@ class Run:
         steps: how many were asked for; a step is a decision of one lane.
         status: ``training`` or ``done``.
         facts: what the training says of itself: validation score, seconds, ``env_share``.
-        scores: what it was judged to be afterwards.
+        scores: what it was evaluated to be afterwards.
     """
 
     agent: str

@@ -267,7 +267,7 @@ def train(
         HelmError: another process is training into the folder.
     """
     if task.regime == "trace":
-        raise InvalidInputError(f"Task '{task.name}' plays one recording, which is to be judged by; train on another.")
+        raise InvalidInputError(f"Task '{task.name}' plays one recording, which is for evaluation; train on another.")
     if steps is not None and not 1 <= steps <= MAX_STEPS:
         raise InvalidInputError(f"A training takes 1 to {MAX_STEPS:,} steps, not {shown(steps)}.")
     if not 0 <= seed < 2**63:

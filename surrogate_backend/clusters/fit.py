@@ -1,4 +1,4 @@
-"""Fitting a cluster's twin: the nodes' network on whole episodes, and what a router prefers where nothing waits."""
+"""Fitting a cluster's surrogate: the nodes' network on whole episodes, what a router prefers where nothing waits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def fit_clusters(
     settings: fit.Settings = SETTINGS,
     progress: fit.Progress | None = None,
 ) -> dict[str, Any]:
-    """Fits a twin of clusters to logs of them and writes it to ``out``. Returns its card.
+    """Fits a surrogate of clusters to logs of them and writes it to ``out``. Returns its card.
 
     Raises:
         InvalidInputError: a log that cannot be used, or too few episodes to hold some out; clusters of more than one

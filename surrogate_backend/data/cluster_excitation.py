@@ -1,4 +1,4 @@
-"""Designed episodes of clusters: what a log must hold so that their twin can be learned from it and judged.
+"""Designed episodes of clusters: what a log must hold so that their surrogate can be learned from it and judged.
 
 As with single nodes (excitation.py), all is fixed by the design's seed and the episode's number.
 

@@ -1,4 +1,4 @@
-"""Designed episodes: what a log must hold so that a twin can be learned from it, and what it is then judged on.
+"""Designed episodes: what a log must hold so that a surrogate can be learned from it, and what it is then evaluated on.
 
 An episode is a workload path, the seed of its requests and what drives alpha, all fixed by the design's seed and the
 episode's number: a collection that was cut off goes on, and one that is wanted longer gets further episodes.
@@ -154,7 +154,7 @@ def _path(regime: str, profile: Profile, intervals: int, seed: int, trace: Trace
 
 
 def _stationary(path: WorkloadPath) -> WorkloadPath:
-    """The parameters of the path's middle, held: where a twin's optimum is compared with the true one."""
+    """The parameters of the path's middle, held: where a surrogate's optimum is compared with the true one."""
     middle = path.intervals // 2
     values = np.repeat(path.values[:, middle : middle + 1], SWEEP_INTERVALS, axis=1)
     if (values[0, :, INDEX["turnover"]] >= 1.0).all():  # a segment's edge

@@ -1,4 +1,4 @@
-"""A log of clusters and its twin, as the fidelity report takes them: a cluster's intervals over all of its nodes."""
+"""A log of clusters and its surrogate, as the fidelity report takes them: intervals over all of a cluster's nodes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _case(e: LoggedCluster, window: int) -> ClusterCase:
 
 
 class ClusterTwin:
-    """The twin of clusters, opened anew for each case: clusters differ in size."""
+    """The surrogate of clusters, opened anew for each case: clusters differ in size."""
 
     name = ClusterSurrogate.name
 
@@ -117,7 +117,7 @@ class ClusterTwin:
         return sum(case.intervals for case in work.cases)
 
     def run(self, work: Work, stepped: Callable[[], None]) -> list[Rollout]:
-        """As rollout.Twin.run."""
+        """As rollout.Surrogate.run."""
         rollouts = []
         for case in work.cases:
             assert isinstance(case, ClusterCase)
@@ -148,7 +148,7 @@ class ClusterTwin:
             np.repeat(case.alive[None], lanes, axis=0),
         )
         task = Task(
-            "fidelity", "logged", "a log's episodes on its twin", self.profile.name, case.warmup,
+            "fidelity", "logged", "a log's episodes on its surrogate", self.profile.name, case.warmup,
             horizon=case.intervals, start_alpha=case.start_alpha,
         )  # fmt: skip
         twin = ClusterSurrogate(self.profile, lanes, case.cluster, self.checkpoint, self.of)

@@ -1,4 +1,4 @@
-"""One control interval of all clusters: the compiled step of their twin.
+"""One control interval of all clusters: the compiled step of their surrogate.
 
 Nodes go through the fluid, the networks and the noise in blocks of ``LANES``, whatever lanes they belong to; in between
 each lane's requests are routed and served (serve.py), and behind it each node reports (report.py).
