@@ -18,12 +18,8 @@ class CostWeights:
 
 
 TERMS = ("mean", "tail", "slo", "move")
-COST_FIELDS = (
-    "interval_sojourn_ms",
-    "interval_p99_ms",
-    "interval_violations",
-    "moved_pages",
-)  # the field behind each term
+# Of telemetry, behind each term.
+COST_FIELDS = ("interval_sojourn_ms", "interval_p99_ms", "interval_violations", "moved_pages")
 
 
 def cost_coefficients(slo_ms: float, weights: CostWeights, pages: int) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from helm_gym import registry
+from helm_gym.tasks import Task
 from real_backend.modelled import ModelledBackend
 
 
@@ -20,3 +21,7 @@ class Measured(ModelledBackend):
     """The modelled rung in the place of the measured one: served in turns, and its episodes can be compared."""
 
     rung = "measured"
+
+
+# As burst-v0, for tests that serve it in real time.
+BRIEF = Task("brief-v0", "burst", "a few intervals", warmup=2, settle=2, horizon=4)

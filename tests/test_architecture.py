@@ -20,7 +20,7 @@ MAX_LINES = 400
 FLOORS = (
     ("text", "errors", "files", "locks", "machine_memory", "ranges", "yaml_form", "registry", "provenance"),
     ("profile", "telemetry", "reward", "tasks", "observation_schema", "kernels", "ray_connection"),
-    ("actions", "observation", "origin", "workload", "cluster"),
+    ("actions", "observation", "policy_origin", "workload", "cluster"),
     ("policy", "backend", "control_loop"),
     ("training",),
     ("policies", "play", "envs"),

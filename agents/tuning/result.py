@@ -25,7 +25,7 @@ from helm_gym import profile as profiles
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.statistics import bootstrap
 from helm_gym.locks import alone
-from helm_gym.origin import Origin
+from helm_gym.policy_origin import Origin
 from helm_gym.provenance import describe_machine, versions
 from helm_gym.training import run_folder
 from helm_gym.training.run_folder import Run

@@ -154,7 +154,10 @@ def registered(kind: str, value: Any, argument: str = "") -> str:
     """``value``, which must be a name that ``helm_gym.registry`` finds."""
     if not isinstance(value, str):
         one_of(argument or kind, value, registry.listed(kind))
-    return registry.find(kind, value).name
+    try:
+        return registry.find(kind, value).name
+    except UnknownNameError as error:
+        raise UnknownNameError(argument or kind, value, registry.listed(kind)) from error
 
 
 def whole_number(argument: str, value: Any, of: str, most: int | None = None) -> int:

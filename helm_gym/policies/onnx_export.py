@@ -22,12 +22,12 @@ from helm_gym.cluster.topology import Cluster, Node
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
-from helm_gym.origin import Origin
 from helm_gym.policies import onnx_check
 from helm_gym.policies.onnx_check.metadata import CHECKSUM, ROUTER_LAYOUT, facts_of
 from helm_gym.policies.onnx_check.rules import naming, refuse
 from helm_gym.policies.onnx_policy import OnnxPolicy, OnnxRouter
 from helm_gym.policy import Floats, Policy
+from helm_gym.policy_origin import Origin
 from helm_gym.tasks import find_task
 from helm_gym.training import run_folder
 

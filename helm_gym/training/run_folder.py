@@ -26,7 +26,7 @@ from safetensors.numpy import load, save
 
 from helm_gym import files
 from helm_gym.errors import InvalidInputError
-from helm_gym.origin import Origin
+from helm_gym.policy_origin import Origin
 from helm_gym.profile import Profile
 from helm_gym.text import shown
 

@@ -25,8 +25,8 @@ from helm_gym import profile as profiles
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.locks import FOLDER_LOCK, alone
 from helm_gym.observation import ObservationLayout
-from helm_gym.origin import Origin
 from helm_gym.policy import Policy
+from helm_gym.policy_origin import Origin
 from helm_gym.profile import Profile
 from helm_gym.ranges import Within, ranges_of
 from helm_gym.tasks import Task

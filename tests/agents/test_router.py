@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+import agents
 from agents.multi_agent.episodes import Episodes
 from agents.multi_agent.router import LAYOUT, LearnedRouter, Settings
 from helm_gym import profile as profiles
@@ -180,7 +181,7 @@ def test_another_layout_of_the_router_s_observation_is_refused(tmp_path: pathlib
 def test_what_is_no_router_is_refused_in_its_place_and_a_router_in_a_policy_s(
     tmp_path: pathlib.Path, folder: pathlib.Path, file: pathlib.Path
 ) -> None:
-    pid = pathlib.Path(run_export.__file__).parent / "shipped/pid/cpu-small"
+    pid = pathlib.Path(agents.__file__).parent / "shipped/pid/cpu-small"
     (tmp_path / "none.onnx").write_bytes(b"\x80\x04\x95 pickled")
     wrong: list[tuple[Any, type[HelmError], str]] = [
         (lambda: open_router(str(pid), NODES), InvalidInputError, "is no router"),

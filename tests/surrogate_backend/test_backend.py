@@ -109,5 +109,5 @@ def test_stepping_needs_no_torch():
 
 
 def test_another_rung_is_refused(profile):
-    with pytest.raises(InvalidInputError, match="twin"):
+    with pytest.raises(InvalidInputError, match="stands for"):
         SurrogateBackend(profile, of="surrogate")

@@ -295,6 +295,7 @@ def test_a_log_whose_nodes_disagree_on_what_is_the_clusters_is_refused(
             list(read_clusters(folder, PROFILE))
 
 
+@pytest.mark.long
 def test_a_fit_writes_what_a_backend_steps_and_the_report_judges(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
     short = dataclasses.replace(SETTINGS, steps=4, batch=3, evaluate_every=2, threads=1)
     card = fit_clusters(PROFILE, [small / "train"], tmp_path / "fit", short)

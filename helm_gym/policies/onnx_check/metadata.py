@@ -9,8 +9,8 @@ import onnx
 from helm_gym.cluster.router_observation import RouterLayout
 from helm_gym.errors import IncompatibleError, InvalidInputError, UnfitPolicyError
 from helm_gym.observation import ObservationLayout
-from helm_gym.origin import Origin
 from helm_gym.policies.onnx_check.rules import MAX_SENTENCE, quoted, refuse, shown
+from helm_gym.policy_origin import Origin
 
 CHECKSUM, ACTION, ROUTER_LAYOUT = "checksum", "action", "router_layout_version"
 DELTA = "delta"  # a change of target alpha over the profile's largest step

@@ -8,10 +8,10 @@ from typing import NoReturn
 import onnx
 from onnx import TensorProto
 
+from helm_gym.policies.onnx_check.allowed_operators import ARITHMETIC
 from helm_gym.policies.onnx_check.folding import fold
 from helm_gym.policies.onnx_check.layout_operators import LAYOUT
 from helm_gym.policies.onnx_check.node import Node
-from helm_gym.policies.onnx_check.operators import ARITHMETIC
 from helm_gym.policies.onnx_check.rules import (
     MAX_FIXED_BYTES,
     MAX_FIXED_OPERATIONS,
