@@ -10,9 +10,9 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
 from helm_gym.ranges import Within
-from helm_gym.runs import Tensors
-from helm_gym.search import Trial
-from helm_gym.training import Trainable, Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.search_space import Trial
+from helm_gym.training.trainable import Trainable, Training
 
 if TYPE_CHECKING:
     import onnx

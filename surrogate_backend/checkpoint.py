@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_tensors
 from helm_gym import files
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
-from helm_gym.runs import read_tensors
+from helm_gym.training.run_folder import read_tensors
 
 SHIPPED = pathlib.Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "model.safetensors", "card.json"

@@ -18,13 +18,14 @@ from torch import Tensor
 
 import helm_gym
 from helm_gym.errors import InvalidInputError
-from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
-from helm_gym.scalars import open_scalars
-from surrogate_backend import checkpoint, dataset
-from surrogate_backend.dataset import WINDOWED, Dataset, window
+from helm_gym.provenance import describe_machine, versions
+from helm_gym.training.scalars import open_scalars
+from surrogate_backend import checkpoint
+from surrogate_backend.data import dataset
+from surrogate_backend.data.dataset import WINDOWED, Dataset, window
+from surrogate_backend.data.log import LoggedEpisode, read_log
 from surrogate_backend.layout import CACHE_FIELDS, ENDS, LEVELS, RUNGS, Sizes
-from surrogate_backend.log import LoggedEpisode, read_log
 from surrogate_backend.network import Ensemble, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
-from helm_gym.policy import Policy, open_policy
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
 

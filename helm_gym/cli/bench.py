@@ -11,7 +11,7 @@ import typer
 from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from helm_gym.bench import Figure
+    from helm_gym.benchmarks.suite import Figure
 
 
 def bench(
@@ -34,8 +34,8 @@ def bench(
       helm-gym bench --only decision
       helm-gym bench --only bookkeeping_share
     """
-    from helm_gym import bench as benchmarks
-    from helm_gym.evaluation.machine import describe_machine, versions
+    from helm_gym.benchmarks import suite as benchmarks
+    from helm_gym.provenance import describe_machine, versions
 
     names = benchmarks.names(only or [])
     if listed:

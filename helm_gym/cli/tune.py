@@ -119,7 +119,7 @@ def show(figures: dict[str, Any], out: pathlib.Path) -> None:
         rows,
     )
     named = "the settings that it began with" if best["trial"] is None else f"trial {best['trial']}"
-    say(f"Run {out}: {named}; `helm-gym evaluate {out}` judges it.")
+    say(f"Run {out}: {named}; `helm-gym evaluate {out}` evaluates it.")
 
 
 def _number(value: Any) -> str:

@@ -11,7 +11,7 @@ from helm_gym.actions import Mode
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.envs.arguments import ProfileLike, TaskLike, TraceLike, open_loop
 from helm_gym.envs.info import describe_lane
-from helm_gym.envs.lane import LaneEnv
+from helm_gym.envs.single_lane_env import LaneEnv
 from helm_gym.envs.vector import Box, Floats
 
 

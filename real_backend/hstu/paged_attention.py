@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from real_backend.hstu.model import EPS
 
 KEYS = 32  # in a block: their K and V, 8 KiB at 32 values a head, stay in the first-level cache

@@ -6,14 +6,15 @@ before that, the same lines run on the CPU.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from real_backend.hstu.pages import Layout
+if TYPE_CHECKING:  # it is what imports this module
+    from real_backend.hstu.pages import Layout
 
 BLOCK_M, BLOCK_N = 64, 64  # queries and keys that are multiplied together
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from helm_gym.workload.sampling import item_of
 from real_backend.memory.emb_cache import _claim_fresh
 from real_backend.memory.layout import N_EMB, SAMPLE_SHIFT, unit_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from real_backend.memory.layout import FILLS, OFFLOAD_TOKENS, UPLOAD_TOKENS
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from real_backend.memory.layout import EVICTED_ROWS, HASHED
 
 _NEVER = -(1 << 60)

@@ -15,7 +15,7 @@ has no room for it, at once.
 
 from __future__ import annotations
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from real_backend.memory import kv_cache
 from real_backend.memory.layout import BATCH
 from real_backend.memory.ledger import ANSWERED, FREE_AT_S, WAITING

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from real_backend.memory import emb_cache, kv_cache
 from real_backend.memory.layout import MOVES, OFFLOAD_TOKENS, OFFLOADS, STAGED, UPLOAD_TOKENS, rules_of, unit_of
 from real_backend.memory.ledger import (

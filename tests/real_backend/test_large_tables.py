@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helm_gym import profile as profiles
 from helm_gym.backend import open_backend
-from helm_gym.cluster import Cluster, Node
+from helm_gym.cluster.topology import Cluster, Node
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.workload import sampling

@@ -14,7 +14,7 @@ from helm_gym.profile import Profile, load
 from helm_gym.workload.regimes import make_path
 from surrogate_backend import checkpoint
 from surrogate_backend.backend import SurrogateBackend
-from surrogate_backend.collect import Plan, collect
+from surrogate_backend.data.collect import Plan, collect
 from surrogate_backend.fit import Settings, fit
 
 
