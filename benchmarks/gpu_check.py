@@ -1,7 +1,13 @@
-"""What a GPU machine has to show: the score law, the calibration, and latency against alpha; one JSON file.
+"""What a GPU machine has to show, in one JSON file that cannot pass empty.
 
-Each stage writes the file when it ends, so that a run that is cut off keeps what it has. Run it by gpu_check.sh;
-``--device cpu --profile cpu-small`` tries the same lines without a GPU.
+Correctness in float32 and bfloat16 with at least 40% hits, hit against miss, the host link, attention over its floor,
+overlap, requests/s over batch sizes, calibration, latency over alpha, and a log for the surrogate, in gpu_stages.py.
+
+The file is written after every stage: a run that is cut off keeps what it has, and says ``complete: false``. ``passed``
+is true only if all stages ran and each was ok; ``passed_on`` says on what. Run it by gpu_check.sh, or on a CPU, where
+it shows that the lines run and nothing of a GPU:
+
+    python -m benchmarks.gpu_check --device cpu --profile cpu-small --quick --out runs/check.json
 """
 
 from __future__ import annotations
@@ -11,127 +17,89 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable
+import traceback
 from typing import Any
 
-import numpy as np
+import torch
 
+from benchmarks.gpu_stages import STAGES, Check, sized, with_table
 from helm_gym import files
-from helm_gym import profile as profiles
-from helm_gym.profile import Profile, load
+from helm_gym.profile import load
 from helm_gym.provenance import describe_machine, versions
-from helm_gym.workload.regimes import make_path
-from helm_gym.workload.state import INDEX
-from real_backend.calibration import calibrate
-from real_backend.engine import Engine, MicroBatch
-from real_backend.measured import MeasuredBackend
-from real_backend.memory.layout import FILLS, TOKENS, Plan, make_plan
+from real_backend import fbgemm
+from real_backend.hstu import pages
 
 
-def score_law(profile: Profile, device: str, intervals: int) -> dict[str, float]:
-    """Serves random requests under a random alpha, and every micro-batch again on an engine that caches nothing."""
-    profile = dataclasses.replace(
-        profile,
-        model=dataclasses.replace(profile.model, dtype="float32"),
-        pool=dataclasses.replace(profile.pool, page_bytes=profile.pool.page_bytes * 4 // profile.bytes_per_element),
-    )
-    backend, bare = MeasuredBackend(profile, device=device), Engine(profile, device)
-    served = backend.nodes[0].engine.timed_execute
-    worst = hits = count = 0.0
-
-    def checked(plan: Plan, batch: MicroBatch) -> Any:
-        nonlocal worst, hits, count
-        result = served(plan, batch)
-        if plan is backend.nodes[0].probe_plan:
-            return result
-        expected = bare.execute(*_without_cache(profile, backend, plan, batch))
-        worst = float(np.maximum(worst, (result[0] - expected).abs().max()))  # unlike max(), lets a NaN through
-        hits += float((plan.cached[: len(batch.length)] > 0).sum())
-        count += len(batch.length)
-        return result
-
-    path = make_path("mixed", profile, [77], intervals)
-    backend.reset(path.at(0), np.array([77]), np.full((1, 1), 0.5))
-    backend.nodes[0].engine.timed_execute = checked  # type: ignore[method-assign]  # watched, not replaced
-    rng = np.random.default_rng(5)
-    for t in range(intervals):
-        alpha = rng.uniform(profile.pool.min_alpha, profile.pool.max_alpha)
-        backend.step(np.full((1, 1), alpha), path.at(t))
-    return {"largest_difference": worst, "requests": count, "kv_hits": hits}
-
-
-def _without_cache(
-    profile: Profile, backend: MeasuredBackend, plan: Plan, batch: MicroBatch
-) -> tuple[Plan, MicroBatch]:
-    """The same requests as misses of everything: all rows fetched, the whole history computed, nothing kept."""
-    again, q = make_plan(profile), backend._requests
-    rows = []
-    for b, length in enumerate(batch.length):
-        r = plan.request[b]
-        rows += [backend._traffic.items[0, q.user[0, r], :length], q.candidates[0, r, : batch.candidates[b]]]
-    wanted = np.concatenate(rows)
-    unique, where = np.unique(wanted, return_inverse=True)
-    n, size = len(wanted), len(batch.length)
-    again.slots[:n], again.counts[TOKENS] = where, n
-    again.fill_row[: len(unique)], again.fill_slot[: len(unique)] = unique, np.arange(len(unique))
-    again.counts[FILLS] = len(unique)
-    again.cached[:size] = again.stored[:size] = 0
-    return again, batch._replace(pages=np.full_like(batch.pages, -1))
-
-
-def latency_against_alpha(profile: Profile, device: str, intervals: int) -> dict[str, Any]:
-    """Mean and P99 service time on the measured rung over a grid of splits, after as long a warm-up."""
-    backend = MeasuredBackend(profile, device=device)
-    rows, path = [], make_path("steady", profile, [1], 1)
-    for alpha in (0.1, 0.3, 0.5, 0.7, 0.9):
-        backend.reset(path.at(0), np.array([1]), np.full((1, 1), alpha))
-        reports = [backend.step(np.full((1, 1), alpha), path.at(0)) for _ in range(2 * intervals)][intervals:]
-        fields = ("interval_service_ms", "service_p99_ms", "emb_hit_rate", "kv_hit_rate")
-        rows.append({"alpha": alpha} | {name: float(np.mean([r[name] for r in reports])) for name in fields})
-    best = min(rows, key=lambda row: row["interval_service_ms"])
-    rate = path.values[0, 0, INDEX["arrival_rate_rps"]]
-    return {"rung": "measured", "arrival_rate_rps": rate, "rows": rows, "alpha_star": best["alpha"]}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--profile", default="h200", help="a shipped profile or a YAML file")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/gpu_check.json"))
-    parser.add_argument("--intervals", type=int, default=24, help="per stage; an interval is 50 requests")
-    options = parser.parse_args()
-    profile = dataclasses.replace(load(options.profile), device=options.device)
-    fitted: list[Profile] = [profile]
-
-    def fit() -> dict[str, Any]:
-        result = calibrate(profile, seeds=2)
-        fitted[0] = dataclasses.replace(profile, cost=result.cost)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        profiles.save(fitted[0], options.out.with_suffix(".yaml"))
-        return dataclasses.asdict(result.cost) | {"held_out_error": result.held_out_error, "samples": result.samples}
-
-    stages: dict[str, Callable[[], dict[str, Any]]] = {
-        "score_law": lambda: score_law(profile, options.device, max(2, options.intervals // 4)),
-        "calibration": fit,
-        "latency_against_alpha": lambda: latency_against_alpha(fitted[0], options.device, options.intervals),
-    }
+def run(check: Check, out: pathlib.Path, stages: list[str]) -> dict[str, Any]:
+    """Runs ``stages`` in order; what is returned is what was written last."""
     done: dict[str, Any] = {
-        "machine": describe_machine(options.device),
-        "versions": versions(),
-        "profile": profile.name,
+        "machine": describe_machine(check.device),
+        "device": check.device,
+        "versions": versions() | {"cuda": torch.version.cuda, "triton": _triton()},
+        "operators": fbgemm.described(),
+        "profile": check.profile.name,
+        "profile_fingerprint": check.profile.fingerprint,
+        "profile_cost": check.profile.cost.machine,
+        "items": check.profile.population.items,
+        "pool_bytes": check.profile.pool.pages * check.profile.pool.page_bytes,
+        "quick": check.quick,
         "date": time.strftime("%Y-%m-%d"),
+        "complete": False,
+        "passed": False,
+        "passed_on": None,
+        "stages": {},
     }
-    for name, stage in stages.items():
+    for name in stages:
         started = time.perf_counter()
         try:
-            done[name] = stage()
+            figures = STAGES[name](check)
         except Exception as error:  # the stages after it may still work, and the file must say what did not
-            done[name] = {"failed": f"{type(error).__name__}: {error}"}
-        done[name]["seconds"] = round(time.perf_counter() - started, 1)
-        files.write(options.out, json.dumps(done, indent=2) + "\n")
-        print(f"{name}: {json.dumps(done[name])}", flush=True)
-    law = done["score_law"]
-    return int("failed" in law or not law["largest_difference"] <= 1e-4 or any("failed" in done[s] for s in stages))
+            traceback.print_exc()
+            figures = {"ok": False, "failed": f"{type(error).__name__}: {error}"}
+        done["stages"][name] = figures | {"seconds": round(time.perf_counter() - started, 1)}
+        if name == stages[-1]:
+            done["complete"] = list(done["stages"]) == list(STAGES)
+            done["passed"] = passed(done)
+            done["passed_on"] = done["machine"] if done["passed"] else None
+        files.write(out, json.dumps(_strict(done), indent=2) + "\n")
+        print(f"{name}: {json.dumps(_strict(done['stages'][name]))}", flush=True)
+    return done
+
+
+def passed(done: dict[str, Any]) -> bool:
+    """Whether every stage is there and ok; a file that says less has not passed."""
+    stages = done.get("stages", {})
+    return bool(done.get("complete")) and all(stages.get(name, {}).get("ok") is True for name in STAGES)
+
+
+def _strict(value: dict[str, Any]) -> Any:
+    """As JSON has it: null where a number is none."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
+
+
+def _triton() -> str | None:
+    if pages.kernel() is None:
+        return None
+    import triton
+
+    return str(triton.__version__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--profile", default="h200", help="a shipped profile or a YAML file")
+    parser.add_argument("--table-gb", type=float, default=8.0, help="item table, at most; the pool shrinks with it")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/gpu_check.json"))
+    parser.add_argument("--quick", action="store_true", help="few repetitions: shows that the lines run")
+    parser.add_argument("--only", action="append", choices=list(STAGES), help="stages; the file then is not complete")
+    options = parser.parse_args(arguments)
+    profile = dataclasses.replace(sized(load(options.profile), options.table_gb * 1e9), device=options.device)
+    check = Check(profile, options.device, options.quick, options.out.with_suffix(""))
+    with_table(check)
+    done = run(check, options.out, options.only or list(STAGES))
+    print(f"complete: {done['complete']}, passed: {done['passed']}, on: {done['machine']}")
+    return int(not done["passed"])
 
 
 if __name__ == "__main__":
