@@ -109,11 +109,9 @@ def with_table(check: Check) -> None:
 
 def of_dtype(profile: Profile, dtype: Any) -> Profile:
     """The profile in another type, with as many rows and tokens in a page."""
-    model = dataclasses.replace(profile.model, dtype=dtype)
-    other = dataclasses.replace(profile, model=model)
-    factor = other.bytes_per_element / profile.bytes_per_element
-    page_bytes = round(profile.pool.page_bytes * factor)
-    return dataclasses.replace(other, pool=dataclasses.replace(profile.pool, page_bytes=page_bytes))
+    factor = getattr(torch, dtype).itemsize / profile.bytes_per_element
+    pool = dataclasses.replace(profile.pool, page_bytes=round(profile.pool.page_bytes * factor))
+    return dataclasses.replace(profile, model=dataclasses.replace(profile.model, dtype=dtype), pool=pool)
 
 
 @contextlib.contextmanager

@@ -50,17 +50,8 @@ def test_scores_that_a_cache_changes_do_not_pass(tmp_path, monkeypatch):
         return right(self, x, seq, kv)
 
     monkeypatch.setattr(HSTU, "forward", stale)
-    monkeypatch.setattr(gpu_stages, "of_dtype", lambda profile, dtype: of_dtype(profile, "bfloat16"))
     found = gpu_stages.correctness(check(tmp_path))
     assert not found["ok"] and found["bfloat16"]["largest_difference"] > 0.05
-
-
-def of_dtype(profile, dtype):
-    return gpu_stages.dataclasses.replace(
-        profile,
-        model=gpu_stages.dataclasses.replace(profile.model, dtype=dtype),
-        pool=gpu_stages.dataclasses.replace(profile.pool, page_bytes=profile.pool.page_bytes // 2),
-    )
 
 
 def test_too_few_hits_do_not_pass(tmp_path, monkeypatch):
@@ -108,6 +99,7 @@ def test_a_gpu_profile_is_checked_at_a_size_that_a_machine_holds(name):
     host, device = memory_bytes(small)
     assert device < 20e9 and host < 24e9 and small.population.items * small.row_bytes <= 8e9
     assert small.model == whole.model and small.pool.pages * small.pool.page_bytes > 0.5e9
+    assert gpu_stages.of_dtype(small, "float32").tokens_per_page == small.tokens_per_page
     assert sized(profiles.load("cpu-small"), 8e9) == profiles.load("cpu-small")
 
 
