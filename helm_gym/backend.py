@@ -94,13 +94,17 @@ class Backend(Protocol):
 def open_backend(name: str, profile: Profile, lanes: int = 1, cluster: Cluster | None = None) -> Backend:
     """Opens a backend by name, or by ``module:attribute``, importing its package only now.
 
+    What follows the name behind a colon, as in ``surrogate:runs/mine``, is handed on as a fourth argument.
+
     Raises:
         UnknownNameError: no such backend.
         InvalidInputError: what has the name is no backend; a number of lanes or a cluster that this backend cannot
             have; more memory than is free.
         IncompatibleError: libraries that it needs are missing or do not pair.
     """
-    opened = registry.find("backend", name).load()(profile, lanes=lanes, cluster=cluster)
+    entry = registry.find("backend", name)
+    given = (entry.given,) if entry.given else ()
+    opened = entry.load()(profile, lanes, cluster, *given)
     if not isinstance(opened, Backend):
         raise InvalidInputError(f"Backend {shown(name)} lacks what helm_gym.backend.Backend says that it must have.")
     return opened

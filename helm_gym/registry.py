@@ -36,7 +36,7 @@ GROUPS = {  # kind -> group of entry points
 IMPORTS = "HELM_GYM_IMPORT"  # modules, parted by commas, that are imported before names are looked up
 # Whose import registers what they hold.
 _HOLDERS = ("helm_gym.tasks", "helm_gym.workload", "agents", "baselines", "real_backend", "surrogate_backend")
-_WHERE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_WHERE = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_]\w*)(?::(.+))?")
 
 _registered: dict[str, list[Entry]] = {kind: [] for kind in GROUPS}
 
@@ -49,9 +49,10 @@ class Entry:
         kind: a key of ``GROUPS``.
         target: the thing itself, or ``module:attribute``, which is imported on first use.
         doc: one line for listings.
-        argument: what must follow the name behind a colon, such as ``ALPHA``; empty if nothing may.
+        argument: what must follow the name behind a colon, such as ``ALPHA``; in brackets what may; empty if nothing.
         agent: the name by which ``helm-gym train`` trains it; empty if it is not told beforehand.
         source: the installed package that names it; empty where ``register`` did.
+        given: what followed the name, of an entry that ``find`` returned.
     """
 
     kind: str
@@ -61,10 +62,13 @@ class Entry:
     argument: str = ""
     agent: str = ""
     source: str = ""
+    given: str = ""
 
     @property
     def form(self) -> str:
-        """How it is written: ``static:ALPHA``."""
+        """How it is written: ``static:ALPHA``, ``surrogate[:CHECKPOINT]``."""
+        if self.argument.startswith("["):
+            return f"{self.name}[:{self.argument[1:]}"
         return f"{self.name}:{self.argument}" if self.argument else self.name
 
     @property
@@ -119,18 +123,25 @@ def listed(kind: str) -> dict[str, Entry]:
 
 
 def find(kind: str, name: str) -> Entry:
-    """What has this name, or what ``module:attribute`` says.
+    """What has this name, or what ``module:attribute`` says, with the argument that follows behind a further colon.
 
     Raises:
         UnknownNameError: nothing has the name; the nearest one is given.
-        InvalidInputError: see ``listed``.
+        InvalidInputError: an argument that is missing or superfluous; see ``listed``, too.
     """
     known = listed(kind)
-    if name in known:
-        return known[name]
-    if _WHERE.fullmatch(name) and _exists(name.partition(":")[0]):
-        return Entry(kind, name, name)
-    raise UnknownNameError(kind, name, known)
+    head, _, given = name.partition(":")
+    if head in known:
+        entry = known[head]
+        needed, allowed = entry.argument and not entry.argument.startswith("["), bool(entry.argument)
+        if (needed and not given) or (given and not allowed):
+            form = f"'{entry.form}'" if allowed else f"'{head}', without an argument"
+            raise InvalidInputError(f"{kind.capitalize()} {shown(name)} cannot be opened; write {form}.")
+        return dataclasses.replace(entry, given=given)
+    where = _WHERE.fullmatch(name)
+    if where and _exists(head):
+        return Entry(kind, where[1], where[1], given=where[2] or "")
+    raise UnknownNameError(kind, name if where else head, known)
 
 
 @functools.cache

@@ -58,7 +58,7 @@ def find(text: str | None, profile: Profile, kind: str = "") -> pathlib.Path:
         if not own:
             raise InvalidInputError(
                 f"No surrogate{f' of {kind}' if kind else ''} is shipped for profile '{profile.name}'; collect a log, "
-                "fit one, and give its folder, or take backend 'modelled'."
+                "fit one and take backend 'surrogate:FOLDER', or take backend 'modelled'."
             )
         return SHIPPED / max(own, key=lambda name: int(name.rpartition("-v")[2]))
     if os.path.isdir(text):

@@ -25,7 +25,7 @@ from surrogate_backend import checkpoint
 from surrogate_backend.data import dataset
 from surrogate_backend.data.dataset import WINDOWED, Dataset, window
 from surrogate_backend.data.log import LoggedEpisode, read_log
-from surrogate_backend.layout import CACHE_FIELDS, ENDS, LEVELS, RUNGS, Sizes
+from surrogate_backend.layout import CACHE_FIELDS, ENDS, LEVELS, RUNGS, Sizes, check_profile
 from surrogate_backend.network import Ensemble, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
 
@@ -84,13 +84,9 @@ def fit(
         InvalidInputError: a log that cannot be used, or too few episodes to hold some out.
     """
     started = time.perf_counter()
+    check_profile(profile)
     episodes = [e for folder in logs for e in read_log(folder, profile)]
     data = dataset.from_episodes(profile, episodes)
-    if profile.max_batch != 1:
-        raise InvalidInputError(
-            f"Profile '{profile.name}' serves micro-batches of {profile.max_batch}; a surrogate is fitted to one "
-            "request at a time (max_batch 1)."
-        )
     held = np.array([e.constants["setting"] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for e in episodes])
     if not held.any() or held.all():
         raise InvalidInputError(

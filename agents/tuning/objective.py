@@ -15,7 +15,7 @@ from helm_gym.profile import Profile
 from helm_gym.tasks import Task
 
 BLOCK = 8  # episodes side by side; a trial can be given up between two blocks
-BACKENDS = ("modelled", "surrogate")
+BACKENDS = ("modelled", "surrogate", "surrogate-measured")
 
 
 def blocks(seeds: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -107,7 +107,7 @@ class Candidates:
 
     def __init__(self, plan: Plan):
         for backend in (plan.backend, plan.judge):
-            if backend not in BACKENDS:
+            if backend.partition(":")[0] not in BACKENDS:
                 raise UnknownNameError("backend of a search", backend, BACKENDS)
         if plan.task.regime == "trace":
             raise InvalidInputError(f"Task '{plan.task.name}' plays one recording, to be judged by; tune on another.")

@@ -11,7 +11,7 @@ import typer
 from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from helm_gym.benchmarks.suite import Figure
+    from helm_gym.benchmarks.figure import Figure
 
 
 def bench(

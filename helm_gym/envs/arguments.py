@@ -155,7 +155,8 @@ def registered(kind: str, value: Any, argument: str = "") -> str:
     if not isinstance(value, str):
         one_of(argument or kind, value, registry.listed(kind))
     try:
-        return registry.find(kind, value).name
+        registry.find(kind, value)
+        return value
     except UnknownNameError as error:
         raise UnknownNameError(argument or kind, value, registry.listed(kind)) from error
 

@@ -35,34 +35,19 @@ def open_policy(text: str, layout: ObservationLayout) -> Policy:
             holds no policy, or what has the name is none.
         IncompatibleError: a folder's or file's policy was made for another observation layout, clock or profile.
     """
-    if text.endswith(".onnx") or os.sep in text or (os.path.isdir(text) and text not in registry.listed("policy")):
-        return _open_path(text, layout)
-    name, argument = _parted(text)
     try:
-        entry = registry.find("policy", name)
+        entry = registry.find("policy", text)
     except UnknownNameError:
-        return _open_path(text, layout)
-    if entry.target is not entry.name and bool(entry.argument) != bool(argument):
-        form = f"'{entry.form}'" if entry.argument else f"'{name}', without an argument"
-        raise InvalidInputError(f"Policy '{text}' cannot be opened; write {form}.")
+        if opened := _open_path(text, layout):
+            return opened
+        raise
     found = entry.load()
     if isinstance(found, Trainable):  # what was trained and is shipped
         policy = from_run.open_shipped(found, entry.module.partition(".")[0], layout)
     else:
-        policy = _called(found, [layout, _number(text, argument)] if argument else [layout], text)
+        policy = _called(found, [layout, _number(text, entry.given)] if entry.given else [layout], text)
     policy.name = text
     return policy
-
-
-def _parted(text: str) -> tuple[str, str]:
-    """The name, which may be ``module:attribute``, and the argument behind its last colon."""
-    head, _, last = text.rpartition(":")
-    if not head:
-        return text, ""
-    known = registry.listed("policy")
-    return (
-        (text, "") if text.partition(":")[0] not in known and ":" not in head and last.isidentifier() else (head, last)
-    )
 
 
 def _called(found: Any, arguments: list[Any], text: str) -> Policy:
@@ -79,7 +64,7 @@ def _called(found: Any, arguments: list[Any], text: str) -> Policy:
     return policy
 
 
-def _open_path(text: str, layout: ObservationLayout) -> Policy:
+def _open_path(text: str, layout: ObservationLayout) -> Policy | None:
     path = pathlib.Path(text)
     if path.suffix == ".onnx":
         from helm_gym.policies.onnx_policy import OnnxPolicy  # with onnx, which takes a third of a second
@@ -90,7 +75,7 @@ def _open_path(text: str, layout: ObservationLayout) -> Policy:
         return from_run.open_run(path, layout)
     if os.sep in text:
         raise InvalidInputError(f"Policy '{text}' is no folder or file; give a run folder, an .onnx file or a name.")
-    raise UnknownNameError("policy", _parted(text)[0], registry.listed("policy"))
+    return None
 
 
 def refuse_file(path: pathlib.Path) -> None:

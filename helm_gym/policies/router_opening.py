@@ -29,7 +29,9 @@ def open_router(text: str, layout: ObservationLayout) -> Router:
     try:
         entry = registry.find("router", text)
     except UnknownNameError:
-        return _open_path(text, layout)
+        if opened := _open_path(text, layout):
+            return opened
+        raise
     found = entry.load()
     if isinstance(found, Trainable):  # what was trained and is shipped
         found = from_run.open_shipped(found, entry.module.partition(".")[0], layout)
@@ -47,7 +49,7 @@ def _checked(found: Any, text: str) -> Router:
     return found
 
 
-def _open_path(text: str, layout: ObservationLayout) -> Router:
+def _open_path(text: str, layout: ObservationLayout) -> Router | None:
     path = pathlib.Path(text)
     if path.suffix == ".onnx":
         from helm_gym.policies.onnx_policy import OnnxRouter  # with onnx, which takes a third of a second
@@ -58,4 +60,4 @@ def _open_path(text: str, layout: ObservationLayout) -> Router:
         return _checked(from_run.open_run(path, layout, routes=True), text)
     if os.sep in text:
         raise InvalidInputError(f"Router '{text}' is no folder or file; give a run folder, an .onnx file or a name.")
-    raise UnknownNameError("router", text, registry.listed("router"))
+    return None

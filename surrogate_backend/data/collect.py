@@ -41,6 +41,7 @@ from helm_gym.workload.state import PARAMETERS
 from helm_gym.workload.traces import Trace
 from surrogate_backend.data import excitation, log
 from surrogate_backend.file_claims import Claim
+from surrogate_backend.layout import check_profile
 
 Progress = Callable[[int, int, int], None]  # episodes done, episodes wanted, intervals logged now
 Submit = Callable[[Sequence[int]], "Future[list[pa.Table]]"]  # has episodes served in turns, by their numbers
@@ -124,7 +125,8 @@ def collect(
         progress: told of what is there at the start, and after each episode.
 
     Raises:
-        InvalidInputError: the folder holds another log or cannot be written; a trace that the design cannot take.
+        InvalidInputError: the folder holds another log or cannot be written; a trace that the design cannot take; a
+            profile that no surrogate can be fitted to.
         UnknownNameError: no such design or backend.
         IncompatibleError: ``ray`` is asked for and not installed.
         HelmError: a worker died.
@@ -132,6 +134,8 @@ def collect(
     if plan.backend not in BACKENDS:
         raise UnknownNameError("backend", plan.backend, BACKENDS)
     plan.check()
+    if plan.design == "train":
+        check_profile(plan.profile)  # hours before a fit refuses what was logged
     if plan.trace is not None:
         make_path("trace", plan.profile, [0], 1, plan.trace)
     log.write_manifest(folder, plan.manifest())
