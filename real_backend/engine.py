@@ -92,7 +92,7 @@ def memory_bytes(profile: Profile, block: int = BLOCK["cuda"]) -> tuple[int, int
     Args:
         block: queries that attention takes at once on the device.
     """
-    model, pool, batch, element = profile.model, profile.pool, profile.max_batch, profile.bytes_per_element
+    model, pool, batch = profile.model, profile.pool, profile.max_batch
     tokens = batch * (model.max_history + model.max_candidates)
     wide, width = model.heads * (model.qk_dim + model.v_dim), model.heads * model.v_dim
     user_bytes = profile.pages_per_user * pool.page_bytes
@@ -104,7 +104,7 @@ def memory_bytes(profile: Profile, block: int = BLOCK["cuda"]) -> tuple[int, int
     attention = model.max_history * model.v_dim  # O of one head of a request
     if profile.pads:
         attention = 2 * batch * model.heads * min(block, model.max_history) * model.max_history
-    return host, caches + weights + element * (layer + attention)
+    return host, caches + weights + 4 * (layer + attention)  # sums are float32
 
 
 class Engine:
@@ -131,6 +131,7 @@ class Engine:
             raise InvalidInputError(f"Profile '{profile.name}' asks for cuda, which this machine lacks; choose cpu.")
         if not self._cuda:
             torch.set_num_threads(1)
+        self.paged = self._cuda and paging.kernel() is not None if paged is None else paged
         self._require_memory()
         model, pool, batch = profile.model, profile.pool, profile.max_batch
         dtype = getattr(torch, model.dtype)
@@ -154,7 +155,6 @@ class Engine:
         if model.weights:
             path = pathlib.Path(model.weights)
             put(read_weights(path).parameters, self.hstu, path)
-        self.paged = self._cuda and paging.kernel() is not None if paged is None else paged
         self._compiled: PagedHSTU | None = None
         if paged is None and not self._cuda and not profile.pads:
             pool_arrays = self.rows.numpy(), self.tokens.numpy()
@@ -236,7 +236,10 @@ class Engine:
 
     def _require_memory(self) -> None:
         """Raises InvalidInputError where host or device have less than all of it takes."""
-        host, device = memory_bytes(self.profile, BLOCK[self.device.type])
+        profile = self.profile
+        host, device = memory_bytes(profile, BLOCK[self.device.type])
+        if self._cuda and not self.paged:  # without Triton, K and V of a micro-batch are copied
+            device += profile.max_batch * profile.pages_per_user * profile.pool.page_bytes
         what, less = (
             f"HSTU on profile '{self.profile.name}'",
             "lower pool.pages, population.items or kv_miss.host_users",
@@ -295,8 +298,8 @@ class Engine:
         size, model, page_tokens = len(batch.length), self.profile.model, self.profile.tokens_per_page
         cached = plan.cached[:size]
         at = paging.places(cached, plan.stored[:size], batch.length, batch.candidates, batch.pages, page_tokens)
-        position, token, place = (torch.from_numpy(a).to(self.device) for a in (at.position, at.token, at.place))
-        pages, held, starts = (torch.from_numpy(a).to(self.device) for a in (batch.pages, cached, at.starts))
+        position, token, place = map(self._sent, (at.position, at.token, at.place))
+        pages, held, starts = map(self._sent, (batch.pages, cached, at.starts))
         longest = (int((batch.length - cached).max()), int(batch.candidates.max()))
         layout = paging.Layout(pages, held, starts, page_tokens, longest, model.heads, model.qk_dim, model.v_dim)
         x = fbgemm.rows(self.rows, self._send(self._in_order(plan, at.starts)))
@@ -350,8 +353,11 @@ class Engine:
         return scores
 
     def _send(self, index: NDArray[np.int32]) -> torch.Tensor:
-        """Indices on the device; pinned, so that the host need not wait for a copy to arrive."""
-        sent = torch.from_numpy(index.astype(np.int64))
+        return self._sent(index.astype(np.int64))
+
+    def _sent(self, array: NDArray[Any]) -> torch.Tensor:
+        """Small arrays on the device; pinned, so that the host need not wait for a copy to arrive."""
+        sent = torch.from_numpy(array)
         return sent.pin_memory().to(self.device, non_blocking=True) if self._cuda else sent
 
     @contextlib.contextmanager
