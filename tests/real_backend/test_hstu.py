@@ -38,8 +38,9 @@ def naive_scores(net: HSTU, rows: Floats, length: int) -> Floats:
     tokens, h, qk, dv = len(rows), model.heads, model.qk_dim, model.v_dim
     big_n = model.attention_n or model.max_history + model.max_candidates
     x = rows.astype(np.float64)
-    x[:length] += w["position"][:length]
-    x[length:] += w["candidate"]
+    if model.positions == "absolute":
+        x[:length] += w["position"][:length]
+        x[length:] += w["candidate"]
     for i in range(model.layers):
         p = {name.removeprefix(f"layers.{i}."): value for name, value in w.items()}
         projected = _norm(x, p["norm_weight"], p["norm_bias"]) @ p["uvqk"] + p["uvqk_bias"]
@@ -59,6 +60,9 @@ def naive_scores(net: HSTU, rows: Floats, length: int) -> Floats:
             normed = _norm(o, weight, bias)
         gated = u * normed
         x = x + np.concatenate([u, o, gated], axis=1) @ p["output"]
+    if model.head == "dot":
+        ends = x[length:] / np.maximum(np.linalg.norm(x[length:], axis=1, keepdims=True), 1e-6)
+        return np.asarray((ends * rows[length:]).sum(1))
     scores: Floats = _norm(x[length:], w["norm_weight"], w["norm_bias"]) @ w["head"] + w["head_bias"]
     return scores
 
