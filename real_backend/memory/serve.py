@@ -266,10 +266,11 @@ def serve_interval(memory, items, targets, budget, limit, requests, plan, ledger
         sums = ledger.sums[u, place]
         moved_ms = plan.counts[MOVES] * rules.per_moved_row_ms
         charge_moves(requests, u, plan, moved_ms, True, ledger, sums, rules)
-        size = next_batch(m, items[u // nodes], requests, u, limit, plan, ledger, sums, rules)
-        while size > 0:
+        while True:  # and not a size before the loop: what is called twice is compiled into it twice
+            size = next_batch(m, items[u // nodes], requests, u, limit, plan, ledger, sums, rules)
+            if size == 0:
+                break
             tokens, pairs, context = batch_load(rules, size, plan.cached, plan.stop, plan.asked)
             computed = batch_ms(rules, size, tokens, pairs, context)
             settle(m, requests, u, size, plan, computed, (), ledger, sums, rules)
-            size = next_batch(m, items[u // nodes], requests, u, limit, plan, ledger, sums, rules)
         ledger.interval[u, 0] += 1
