@@ -360,6 +360,9 @@ def _check_batch(profile: Profile, plan: Plan, batch: MicroBatch) -> None:
         )
     if any(not (0 <= c <= n and s <= n) for c, s, n in zip(cached, stored, length, strict=True)):
         raise InvalidInputError("A plan reads or stores more history tokens than the request has.")
+    for pages, n in zip(batch.pages, map(max, cached, stored), strict=True):
+        if n and pages[: -(-n // profile.tokens_per_page)].min() < 0:
+            raise InvalidInputError("A plan reads or stores history tokens for which the user has no page.")
     tokens = sum(length) - sum(cached) + sum(candidates)
     if tokens != plan.counts[TOKENS]:
         raise InvalidInputError(f"A plan has {plan.counts[TOKENS]} slots for a micro-batch of {tokens} tokens.")
