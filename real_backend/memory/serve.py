@@ -71,7 +71,7 @@ def plan_batch(m, items, requests, u, size, plan, ledger, sums, rules):
         else:  # a further chunk: what was computed of its history lies in the pages that it was given
             plan.cached[b], plan.stored[b], plan.upload_place[b] = ledger.progress[u, r], length, -1
         cached, count, stop = plan.cached[b], requests.candidate_count[u, r], length
-        if b == 0 and 0 < rules.chunk_tokens < length - cached and plan.stored[b] == length:
+        if b == 0 and size > 1 and 0 < rules.chunk_tokens < length - cached and plan.stored[b] == length:
             stop, count = cached + rules.chunk_tokens, 0
             plan.stored[b] = stop
         plan.stop[b], plan.asked[b] = stop, count
