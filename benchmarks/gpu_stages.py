@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from helm_gym.profile import Profile
 from helm_gym.workload.regimes import make_path
@@ -31,6 +30,7 @@ from real_backend.hstu.pages import Layout, Paged, attend, places
 from real_backend.hstu.weights import TABLE
 from real_backend.measured import MeasuredBackend
 from real_backend.memory.layout import FILLS, REFILLS, TOKENS, Plan, make_plan
+from real_backend.operations import count_operations, one_request
 
 Figures = dict[str, Any]
 LEAST_HITS = 0.4  # of the requests that correctness is tried on
@@ -238,18 +238,6 @@ def _on_cpu(profile: Profile, engine: Engine, history: np.ndarray, asked: np.nda
     return scores
 
 
-def _request(engine: Engine, cached: int, length: int, candidates: int) -> tuple[Plan, MicroBatch]:
-    """One request whose rows lie in the pool, its first ``cached`` history tokens in the last pages."""
-    profile = engine.profile
-    plan, n = make_plan(profile), length - cached + candidates
-    plan.cached[0], plan.stored[0], plan.counts[TOKENS] = cached, length, n
-    plan.slots[:n] = np.arange(n) % (profile.rows_per_page * 2)
-    used = -(-length // profile.tokens_per_page)
-    pages = np.full((1, profile.pages_per_user), -1, np.int32)
-    pages[0, :used] = profile.pool.pages - 1 - np.arange(used)
-    return plan, MicroBatch(np.array([length], np.int32), np.array([candidates], np.int32), pages)
-
-
 def _sizes(profile: Profile) -> tuple[int, int, int]:
     """Tokens of a returning user's history before and after the visit, and candidates."""
     people = profile.population
@@ -261,36 +249,18 @@ def hit_and_miss(check: Check) -> Figures:
     """A returning user's request with his history cached, and the same computed in full; operations of each."""
     with opened(check.profile, check.device) as backend:
         engine, (cached, length, candidates) = backend.nodes[0].engine, _sizes(check.profile)
-        miss, hit = (_request(engine, held, length, candidates) for held in (0, cached))
+        miss, hit = (one_request(engine, held, length, candidates) for held in (0, cached))
         found: Figures = {"history": length, "cached": cached, "candidates": candidates, "paged": engine.paged}
         for name, request in (("miss", miss), ("hit", hit)):  # the miss first: it leaves what the hit reads
             times = [engine.timed_execute(*request)[1] for _ in range(check.times(30, 8))]
             found[f"{name}_ms"] = statistics.median(times[2:])
-            found[f"{name}_operations"] = _operations(engine, *request)
+            found[f"{name}_operations"] = count_operations(engine, *request)
         found["miss_over_hit"] = found["miss_ms"] / found["hit_ms"]
         if engine.paged and check.cuda:  # Triton's are not among torch's operations
             for name in ("hit", "miss"):
                 found[f"{name}_operations"] += check.profile.model.layers
         found["ok"] = 0.0 < found["hit_ms"] < found["miss_ms"]
     return found
-
-
-class _Counting(TorchDispatchMode):
-    """Counts operations that compute: views cost no launch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
-def _operations(engine: Engine, plan: Plan, batch: MicroBatch) -> int:
-    with _Counting() as counting:
-        engine.execute(plan, batch)
-    return counting.count
 
 
 def batch_sizes(check: Check) -> Figures:
@@ -378,7 +348,7 @@ def overlap(check: Check) -> Figures:
     with opened(check.profile, check.device) as backend:
         engine, profile = backend.nodes[0].engine, check.profile
         _, length, candidates = _sizes(profile)
-        request = _request(engine, 0, length, candidates)
+        request = one_request(engine, 0, length, candidates)
         plan = make_plan(profile)
         rows = min(len(plan.refill_row), profile.population.items)
         plan.counts[REFILLS], plan.refill_row[:rows], plan.refill_slot[:rows] = rows, np.arange(rows), np.arange(rows)

@@ -23,7 +23,13 @@ def check_profile(profile: Profile) -> None:
             )
 
 
-def check_batch(profile: Profile, plan: Plan, length_of: NDArray[np.int32], candidates_of: NDArray[np.int32]) -> None:
+def check_batch(
+    profile: Profile,
+    plan: Plan,
+    length_of: NDArray[np.int32],
+    candidates_of: NDArray[np.int32],
+    pages_of: NDArray[np.int32],
+) -> None:
     """Raises InvalidInputError before any byte moves: the compiled index and fbgemm's padding would not notice."""
     size, model = len(length_of), profile.model
     if not 0 < size <= profile.max_batch:
@@ -43,6 +49,9 @@ def check_batch(profile: Profile, plan: Plan, length_of: NDArray[np.int32], cand
         )
     if any(not (0 <= c <= n and s <= n) for c, s, n in zip(cached, stored, length, strict=True)):
         raise InvalidInputError("A plan reads or stores more history tokens than the request has.")
+    for pages, n in zip(pages_of, map(max, cached, stored), strict=True):
+        if n and pages[: -(-n // profile.tokens_per_page)].min() < 0:
+            raise InvalidInputError("A plan reads or stores history tokens for which the user has no page.")
     tokens = sum(length) - sum(cached) + sum(candidates)
     if tokens != plan.counts[TOKENS]:
         raise InvalidInputError(f"A plan has {plan.counts[TOKENS]} slots for a micro-batch of {tokens} tokens.")

@@ -182,7 +182,7 @@ class Engine:
         Compute is HSTU, gathers, moves of rows and what is written into the pool. On CPU both are this thread's CPU
         time, and where the profile models the link nothing is waited for.
         """
-        check_batch(self.profile, plan, *batch[:2])
+        check_batch(self.profile, plan, *batch)
         if self.profile.link.charged != "all":
             self._join()  # refills that are still under way are not this batch's
         marks = [self._mark()]

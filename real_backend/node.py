@@ -17,16 +17,7 @@ from real_backend.engine import Engine, MicroBatch
 from real_backend.memory.layout import MOVES, REFILLS, TOKENS, Memory, Rules, make_plan
 from real_backend.memory.ledger import Ledger
 from real_backend.memory.pricing import batch_load
-from real_backend.memory.scheduler import choose
-from real_backend.memory.serve import (
-    account,
-    charge_moves,
-    charge_waits,
-    model_waits,
-    open_interval,
-    plan_batch,
-    plan_refill,
-)
+from real_backend.memory.serve import charge_moves, next_batch, open_interval, settle
 
 PROBES = 4  # an interval; they take a few per cent of its time
 
@@ -94,22 +85,18 @@ class Node:
             if self.moves is not None:
                 self.moves.append((int(plan.counts[MOVES]), moved_ms))
             self._manage(charge_moves, requests, 0, plan, moved_ms, profile.link.modelled, ledger, sums, rules)
-            while size := self._manage(choose, memory, requests, 0, ledger, most, plan, rules):
-                self._manage(plan_batch, memory, items, requests, 0, size, plan, ledger, sums, rules)
+            while size := self._manage(next_batch, memory, items, requests, 0, most, plan, ledger, sums, rules):
                 users = requests.user[0, plan.request[:size]]
                 batch = MicroBatch(plan.stop[:size], plan.asked[:size], memory.user_pages[users])
                 _, computed, waits = engine.timed_execute(plan, batch)
-                if profile.link.modelled:
-                    waited = self._manage(model_waits, memory, plan, ledger, 0, sums, rules)
-                else:
-                    waited = self._manage(charge_waits, *waits, sums, rules)
-                service_ms += computed + waited
-                self._manage(account, requests, 0, size, plan, computed, waited, ledger, sums)
+                waited = () if profile.link.modelled else tuple(waits)
+                service_ms += self._manage(
+                    settle, memory, requests, 0, size, plan, computed, waited, ledger, sums, rules
+                )
                 if self.samples is not None:
                     tokens, pairs, context = batch_load(rules, size, plan.cached, plan.stop, plan.asked)
                     attended = engine.attended(plan, batch)
                     self.samples.append(Sample(size, tokens, pairs, context, computed, attended))
-                self._manage(plan_refill, memory, plan, computed + waited, ledger, 0, sums, rules)
                 if plan.counts[REFILLS]:
                     engine.refill(plan)
             ledger.interval[0, 0] += 1

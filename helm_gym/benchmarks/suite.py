@@ -33,6 +33,7 @@ from helm_gym.tasks import find_task
 RUNS = 3
 _OF_REAL_BACKEND = "real_backend.benchmarks"  # what the contract of a backend does not tell
 _BATCHING = "real_backend.batching"
+_OPERATIONS = "real_backend.operations"
 DECIDES, DECISIONS = "three-layer-ppo", 10_000  # whose decisions are timed, and how many in a run
 TASK, ENV = "burst-v0", "helm/Burst-v0"
 TRACE_ROWS, TRACE_IDS = 200_000, 24  # of the files that are read, and ids of blocks in a row, as Mooncake's has
@@ -98,6 +99,15 @@ def batch_requests_per_s() -> Figure:
     doc = "cpu-small with max_batch 1 to 8, 5,000 requests/s offered, one core; value: the largest micro-batches"
     figure = figure_of([by_batch["measured"][max(by_batch["measured"])]], "requests/s", "measured", doc)
     return dataclasses.replace(figure, by_batch={k: of for k, of in by_batch.items() if k != "cost"})
+
+
+def device_operations() -> Figure:
+    """Operations that a hit gives to a GPU at DLRMv3's depth (5 layers), beside a miss and the padded path."""
+    counts = importlib.import_module(_OPERATIONS).device_operations(profiles.load("cpu-small"))
+    paths = {"a miss": counts["pages"]["miss"]}
+    paths |= {f"padded, a {kind}": counts["padded"][kind] for kind in ("hit", "miss")}
+    doc = "5 layers, group norm, bfloat16, over pages; counted on the CPU, the kernel as one launch a layer"
+    return figure_of([float(counts["pages"]["hit"])], "operations", None, doc, paths)
 
 
 def env_steps_per_s() -> Figure:
@@ -339,6 +349,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         batch_requests_per_s,
         hit_ms,
         miss_ms,
+        device_operations,
         decision_us_p50,
         decision_us_p99,
         routing_us,
@@ -354,7 +365,9 @@ GROUPS = {
         "modelled_env_steps_per_s",
         "bookkeeping_share",
         "batch_requests_per_s",
-        "padding_ratio",
+        "hit_ms",
+        "miss_ms",
+        "device_operations",
         "routing_us",
     ],
     "readers": ["trace_rows_per_s", "trace_jsonl_rows_per_s"],

@@ -77,7 +77,8 @@ def reference(q: torch.Tensor, fresh: torch.Tensor, pool: torch.Tensor, at: Layo
 @functools.cache
 def kernel() -> Any | None:
     """The Triton kernel's launcher; None where Triton is not installed."""
-    if importlib.util.find_spec("triton") is None:
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:  # a folder of that name is no package
         return None
     from real_backend.hstu import triton_kernel  # takes seconds, and a machine without a GPU need not have Triton
 

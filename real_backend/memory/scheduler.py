@@ -9,8 +9,8 @@ arrival, among the ``LOOKAHEAD * max_batch`` requests from the oldest on, where
 - the cost model says that taking it in is not slower than serving it by itself.
 
 A request is thus passed by fewer than ``LOOKAHEAD * max_batch`` later ones: nobody starves. A history with more new
-tokens than a chunk is computed a chunk in each micro-batch while its request is the oldest, its pages pinned; where KV
-has no room for it, at once.
+tokens than a chunk is computed a chunk in each micro-batch in which somebody rides along with it, its pages pinned, and
+the rest at once when nobody does; all at once where KV has no room for it.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def plan_batch(m, items, requests, u, size, plan, ledger, sums, rules):
         else:  # a further chunk: what was computed of its history lies in the pages that it was given
             plan.cached[b], plan.stored[b], plan.upload_place[b] = ledger.progress[u, r], length, -1
         cached, count, stop = plan.cached[b], requests.candidate_count[u, r], length
-        if b == 0 and 0 < rules.chunk_tokens < length - cached and plan.stored[b] == length:
+        if b == 0 and size > 1 and 0 < rules.chunk_tokens < length - cached and plan.stored[b] == length:
             stop, count = cached + rules.chunk_tokens, 0
             plan.stored[b] = stop
         plan.stop[b], plan.asked[b] = stop, count
@@ -228,6 +228,31 @@ def open_interval(m, u, target_pages, budget, requests, plan, ledger, rules):
 
 
 @kernel
+def next_batch(m, items, requests, u, limit, plan, ledger, sums, rules):
+    """Chooses and plans the next micro-batch. Returns how many requests it has; 0: all are answered."""
+    size = choose(m, requests, u, ledger, limit, plan, rules)
+    if size > 0:
+        plan_batch(m, items, requests, u, size, plan, ledger, sums, rules)
+    return size
+
+
+@kernel
+def settle(m, requests, u, size, plan, computed_ms, waits, ledger, sums, rules):
+    """Books a micro-batch that took ``computed_ms``, answers its requests, and plans the refills beside it.
+
+    waits: (rows, uploads, offloads, delayed) in ms, measured; empty where the link is modelled. Returns its service
+    time.
+    """
+    if len(waits) == 0:
+        waited = model_waits(m, plan, ledger, u, sums, rules)
+    else:
+        waited = charge_waits(waits[0], waits[1], waits[2], waits[3], sums, rules)
+    account(requests, u, size, plan, computed_ms, waited, ledger, sums)
+    plan_refill(m, plan, computed_ms + waited, ledger, u, sums, rules)
+    return computed_ms + waited
+
+
+@kernel
 def serve_interval(memory, items, targets, budget, limit, requests, plan, ledger, rule_table):
     """One interval of every unit on the modelled rung.
 
@@ -241,13 +266,11 @@ def serve_interval(memory, items, targets, budget, limit, requests, plan, ledger
         sums = ledger.sums[u, place]
         moved_ms = plan.counts[MOVES] * rules.per_moved_row_ms
         charge_moves(requests, u, plan, moved_ms, True, ledger, sums, rules)
-        size = choose(m, requests, u, ledger, limit, plan, rules)
-        while size > 0:
-            plan_batch(m, items[u // nodes], requests, u, size, plan, ledger, sums, rules)
+        while True:  # and not a size before the loop: what is called twice is compiled into it twice
+            size = next_batch(m, items[u // nodes], requests, u, limit, plan, ledger, sums, rules)
+            if size == 0:
+                break
             tokens, pairs, context = batch_load(rules, size, plan.cached, plan.stop, plan.asked)
             computed = batch_ms(rules, size, tokens, pairs, context)
-            waited = model_waits(m, plan, ledger, u, sums, rules)
-            account(requests, u, size, plan, computed, waited, ledger, sums)
-            plan_refill(m, plan, computed + waited, ledger, u, sums, rules)
-            size = choose(m, requests, u, ledger, limit, plan, rules)
+            settle(m, requests, u, size, plan, computed, (), ledger, sums, rules)
         ledger.interval[u, 0] += 1

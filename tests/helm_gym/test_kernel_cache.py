@@ -33,13 +33,17 @@ PACKAGES = ("helm_gym", "real_backend", "surrogate_backend", "agents", "baseline
 # What a key is made of
 
 
+# Compiled by Triton for a GPU, and not by numba: another cache, and imported only where Triton is installed.
+OF_TRITON = ROOT / "real_backend/hstu/triton_kernel.py"
+
+
 @functools.cache
 def shipped() -> list[Dispatcher]:
     """Every kernel of the tree, found by looking at all modules that name numba's decorator or the project's own."""
     found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            if "kernel" in path.read_text() or "njit" in path.read_text():
+            if path != OF_TRITON and ("kernel" in path.read_text() or "njit" in path.read_text()):
                 name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
                 module = importlib.import_module(name)
                 found |= {id(value): value for value in vars(module).values() if isinstance(value, Dispatcher)}
@@ -52,7 +56,7 @@ def test_all_compiled_code_goes_through_the_one_decorator():
         for path in (ROOT / package).rglob("*.py"):
             named = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
             used = named & {"njit", "jit", "vectorize", "guvectorize", "cfunc", "jitclass"}
-            assert not used or path == ROOT / "helm_gym/kernels/jit.py", f"{path} compiles by {used}"
+            assert not used or path in (ROOT / "helm_gym/kernels/jit.py", OF_TRITON), f"{path} compiles by {used}"
     assert len(shipped()) > 150
     assert all(isinstance(k._cache, KernelCache) for k in shipped())
 

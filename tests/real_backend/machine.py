@@ -238,6 +238,7 @@ class Node:
             assert plan.asked[b] == (q.candidate_count[0, r] if stop == length else 0)
             assert plan.cached[b] <= stop <= length and plan.stored[b] <= stop
             if stop < length:
+                assert size > 1, "a history is cut and nobody rides along"
                 assert b == 0 and stop - plan.cached[b] == self.profile.chunk_tokens, "a chunk of another size"
                 self.chunks += 1
             else:

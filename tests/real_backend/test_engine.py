@@ -207,6 +207,14 @@ def test_what_does_not_fit_the_model_is_refused(length, candidates, tokens, sent
         engine.execute(plan, one_request(length, candidates))
 
 
+def test_tokens_without_a_page_are_refused():
+    """The compiled attention would take another user's."""
+    engine, plan = Engine(small()), make_plan(small())
+    plan.cached[0], plan.stored[0], plan.counts[TOKENS] = 0, 5, 6
+    with pytest.raises(InvalidInputError, match="no page"):
+        engine.execute(plan, one_request(5, 1))
+
+
 def test_pages_that_rows_or_tokens_do_not_fill_are_refused():
     with pytest.raises(InvalidInputError, match="page_bytes 192 must be a multiple of the 128 B"):
         Engine(small(page_bytes=192))

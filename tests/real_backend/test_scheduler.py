@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helm_gym.profile import CostModel, Profile
-from real_backend.memory.ledger import SUMS
+from real_backend.memory.ledger import FREE_AT_S, SUMS
 from real_backend.memory.pricing import batch_load, batch_ms
 from real_backend.memory.scheduler import choose
 from real_backend.memory.serve import account, open_interval, plan_batch
@@ -75,7 +75,7 @@ def test_one_miss_does_not_hold_up_ten_hits():
         mean_ms[chunk] = sojourns(node)[1:].mean()
         if chunk:
             assert made[0] == [(0, 0, 8), *((r, 8, 9) for r in range(1, 9))], "hits ride along, a chunk of new tokens"
-            assert [step[0] for step in made] == [(0, 0, 8), (0, 8, 16), (0, 16, 24), (0, 24, 32)]
+            assert [step[0] for step in made] == [(0, 0, 8), (0, 8, 16), (0, 16, 32)]
             assert sojourns(node)[0] > sojourns(node)[1:].max(), "the miss itself is answered last"
         else:
             assert len(made) == 1
@@ -83,10 +83,18 @@ def test_one_miss_does_not_hold_up_ten_hits():
 
 
 def test_a_service_in_chunks_is_the_sum_of_its_micro_batches():
-    node = Node(profile_of(1, 8))
-    begin(node, [(0, 0, 32, 2)])
-    steps(node)
-    assert node.ledger.service_ms[0, 0, 0] == pytest.approx(node.ledger.sojourn_ms[0, 0, 0])
+    node = after_one_visit(profile_of(3, 8), 10)
+    waited_ms = 1e3 * node.ledger.clock[0, FREE_AT_S]  # for those of the first visit
+    begin(node, LONG_AND_TEN)
+    assert [len(step) for step in steps(node)] == [3, 3, 3, 3, 2]
+    place = int(node.ledger.interval[0, 0] - 1) % node.ledger.sums.shape[1]
+    assert node.ledger.service_ms[0, place, 0] == pytest.approx(sojourns(node)[0] - waited_ms)
+
+
+def test_nothing_is_cut_where_nobody_rides_along():
+    node = Node(profile_of(4, 8))
+    begin(node, [(0, 0, 32, 2), (1, 0, 32, 2)])
+    assert steps(node) == [[(0, 0, 32)], [(1, 0, 32)]], "the other is longer than a chunk and waits for its turn"
 
 
 def test_what_is_padded_is_not_served_together_where_that_is_slower():
