@@ -28,7 +28,7 @@ GENESIS = "0" * 64  # what the first record has for the hash of the one before i
 MAX_RECORD_BYTES = 4 * 2**20
 KINDS = {  # kind -> keys of its body; docs/leaderboard.md has the same table
     "board": ("format", "name", "public_key", "profile"),
-    "season": ("season", "key_hash", "tasks", "development", "hidden", "confirmation", "versions"),
+    "season": ("season", "key_hash", "tasks", "development", "hidden", "confirmation", "horizon", "versions"),
     "season-closed": ("season", "key"),
     "token": ("account", "token_hash", "revoked"),
     "submission": ("submission", "account", "name", "track", "files", "reference", "tasks", "write_up"),
@@ -77,9 +77,7 @@ def make(seq: int, kind: str, body: Mapping[str, Any], previous: str, key: Ed255
     when = time or now()
     text = canonical({"seq": seq, "time": when, "kind": kind, "body": body, "previous": previous})
     if len(text) > MAX_RECORD_BYTES:
-        raise InvalidInputError(
-            f"A record of kind {kind} would have {len(text)} bytes; {MAX_RECORD_BYTES} is the most."
-        )
+        raise InvalidInputError(f"A record of kind {kind} has {len(text)} bytes; at most {MAX_RECORD_BYTES} go in.")
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Record(seq, when, kind, json.loads(text)["body"], text, digest, key.sign(bytes.fromhex(digest)).hex())
 

@@ -53,6 +53,17 @@ SUBMISSIONS = sa.Table(
     sa.Column("runs", sa.Integer, nullable=False),
     sa.Column("checked", sa.Text),
 )
+STATES = sa.Table(
+    "states",
+    METADATA,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("submission", sa.String(32), nullable=False, index=True),
+    sa.Column("time", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("fault", sa.String(16), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+)
 SCORES = sa.Table(
     "scores",
     METADATA,
@@ -74,7 +85,7 @@ REFERENCES = sa.Table(
     sa.Column("rung", sa.String(16), primary_key=True),
     sa.Column("body", sa.Text, nullable=False),
 )
-PROJECTED = (SEASONS, TOKENS, SUBMISSIONS, SCORES, REFERENCES)
+PROJECTED = (SEASONS, TOKENS, SUBMISSIONS, STATES, SCORES, REFERENCES)
 
 # Who works on what at present. Nothing of it is in the log: it is over as soon as the work is.
 LEASES = sa.Table(
@@ -142,7 +153,12 @@ def _check(connection: sa.Connection, record: Record, body: Any) -> None:
 
 def _state(connection: sa.Connection, record: Record, body: Any) -> None:
     change = {key: body[key] for key in ("state", "reason", "fault", "detail")}
-    runs = SUBMISSIONS.c.runs + int(body["state"] == "running")
+    connection.execute(
+        STATES.insert().values(seq=record.seq, submission=body["submission"], time=record.time, **change)
+    )
+    # How often it was begun: it is given up after a few times. Whoever asks for it again starts anew.
+    begun = body["state"] in ("checking", "running")
+    runs: Any = 0 if body["state"] == "received" else SUBMISSIONS.c.runs + int(begun)
     which = SUBMISSIONS.c.id == body["submission"]
     connection.execute(SUBMISSIONS.update().where(which).values(changed=record.time, runs=runs, **change))
 

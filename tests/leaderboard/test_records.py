@@ -49,6 +49,7 @@ def season(number: int, key_hash: str) -> dict[str, Any]:
         "development": 2,
         "hidden": 2,
         "confirmation": 2,
+        "horizon": None,
         "versions": {},
     }
 
