@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 
 from helm_gym import profile as profiles
 from helm_gym.control_loop import draw_path
@@ -18,7 +19,7 @@ from helm_gym.evaluation import protocol
 from helm_gym.evaluation.gains import static_name
 from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.evaluation.optimum import GRID, cut_optimum, offline_optimum
-from helm_gym.evaluation.results import Episodes, Evaluation
+from helm_gym.evaluation.results import Episodes, Evaluation, Values
 from helm_gym.evaluation.summary import by_seed
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant
@@ -27,6 +28,8 @@ from helm_gym.profile import Profile
 from helm_gym.tasks import Task, find_task
 from helm_gym.telemetry import ALPHA_GRID
 from leaderboard.records import canonical
+from leaderboard.submissions import METHOD, POLICY, REFERENCE
+from leaderboard.tables import SCORES, SUBMISSIONS
 
 DEVELOPMENT, HIDDEN, CONFIRMATION = "development", "hidden", "confirmation"
 PROVISIONAL, RANKING = "surrogate", "modelled"
@@ -183,6 +186,36 @@ def _statics(profile: Profile) -> list[float]:
     return [float(a) for a in ALPHA_GRID if profile.pool.min_alpha <= a + 1e-9 and a - 1e-9 <= profile.pool.max_alpha]
 
 
-def latencies(body: str) -> np.ndarray:
-    """Mean latency by episode (episodes,), of a scores row's body."""
-    return np.array([episode[RANKED_BY] for episode in json.loads(body)["episodes"]])
+def vectors(
+    connection: sa.Connection, season: int, task: str, split: str, rung: str, track: str, metric: str = RANKED_BY
+) -> dict[str, Values]:
+    """A figure by episode, (episodes,), of every entry that takes part in a task's board, the oldest first.
+
+    Those of the track ``method`` have the mean over their members, episode by episode, once all are there; the tracks
+    ``policy`` and ``reference`` share their boards.
+    """
+    tracks = (METHOD,) if track == METHOD else (POLICY, REFERENCE)
+    asked = (
+        sa.select(SCORES.c.submission, SCORES.c.body, SUBMISSIONS.c.body.label("given"))
+        .join(SUBMISSIONS, SUBMISSIONS.c.id == SCORES.c.submission)
+        .where(
+            SCORES.c.season == season,
+            SCORES.c.task == task,
+            SCORES.c.split == split,
+            SCORES.c.rung == rung,
+            SUBMISSIONS.c.track.in_(tracks),
+            SUBMISSIONS.c.state.in_(("queued", "running", "verified")),
+        )
+        .order_by(SUBMISSIONS.c.seq, SCORES.c.member)
+    )
+    found: dict[str, list[Values]] = {}
+    needed: dict[str, int] = {}
+    for row in connection.execute(asked):
+        found.setdefault(row.submission, []).append(values_of(json.loads(row.body)["episodes"], metric))
+        needed[row.submission] = max(1, len(json.loads(row.given)["files"]))
+    return {name: np.mean(parts, axis=0) for name, parts in found.items() if len(parts) == needed[name]}
+
+
+def values_of(episodes: Sequence[Mapping[str, float]], metric: str = RANKED_BY) -> Values:
+    """A figure by episode, (episodes,)."""
+    return np.array([episode[metric] for episode in episodes], np.float64)

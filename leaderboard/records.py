@@ -68,7 +68,18 @@ def canonical(value: Any) -> str:
 
 def now() -> str:
     """The time as records have it: UTC, milliseconds."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return ago(0.0)
+
+
+def ago(seconds: float) -> str:
+    """A time that is past, as records have it."""
+    when = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def seconds(when: str) -> float:
+    """A record's time in seconds since 1970."""
+    return datetime.datetime.fromisoformat(when).timestamp()
 
 
 def make(seq: int, kind: str, body: Mapping[str, Any], previous: str, key: Ed25519PrivateKey, time: str = "") -> Record:

@@ -204,9 +204,21 @@ class Store:
         row = connection.execute(sa.select(SEASONS).order_by(SEASONS.c.season.desc()).limit(1)).one()
         return json.loads(row.body) | {"key": row.key, "opened": row.opened, "closed": row.closed}
 
-    def season_key(self, season: int) -> bytes:
-        """What the season's hidden seeds are made with. It leaves this folder when the season is closed."""
-        return records.open_secret(self.folder / KEYS / f"season-{season}.key")
+    def season_key(self, season: int, key_hash: str | None = None) -> bytes:
+        """What the season's hidden seeds are made with. It leaves this folder when the season is closed.
+
+        Args:
+            key_hash: that the season's record names; a key is made where none is given and none is there.
+
+        Raises:
+            InvalidInputError: the key is not there, or is another one.
+        """
+        path = self.folder / KEYS / f"season-{season}.key"
+        if key_hash is not None and (
+            not path.exists() or hashlib.sha256(records.open_secret(path)).hexdigest() != key_hash
+        ):
+            raise InvalidInputError(f"{path} is not the key of season {season}; put the board's own back.")
+        return records.open_secret(path)
 
     def open_board(self, name: str, profile: str, seasons: Callable[[int, str], Body]) -> None:
         """Writes the first records where there are none.

@@ -28,7 +28,7 @@ class PolicyFault(HelmError):
     """A policy that was let in and failed while it decided; its own fault, and nobody else's.
 
     Attributes:
-        reason: a reason code: ``time``, ``crash``, ``runtime`` or ``signature``.
+        reason: a reason code: ``time``, ``crash``, ``runtime``, ``signature`` or ``finite``.
     """
 
     def __init__(self, reason: str, sentence: str):
@@ -108,7 +108,7 @@ class SandboxedPolicy:
         self._to, self._from = self._child.stdin.fileno(), self._child.stdout.fileno()
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
-        self._deadline = 0.0
+        self._deadline, self._decisions = 0.0, 0
         try:
             self._start_clock(self._limits.open_s)
             self._write(wire.packed(content))
@@ -147,9 +147,14 @@ class SandboxedPolicy:
                 text = wire.read_sized(self._read, wire.MAX_TEXT).decode(errors="replace")
                 raise PolicyFault("runtime", f"{self.name}: its graph failed ({shown(text, _SENTENCE)}).")
             action = wire.read_floats(self._read, rows, self.walked.actions)
-            return action, wire.read_floats(self._read, rows, self.walked.state)
+            following = wire.read_floats(self._read, rows, self.walked.state)
         except ValueError as error:
             raise PolicyFault("signature", f"{self.name}: its process answered what is no answer.") from error
+        self._decisions += 1
+        if not (np.isfinite(action).all() and np.isfinite(following).all()):
+            # Not what was observed: that is of hidden episodes.
+            raise PolicyFault("finite", f"{self.name}: its decision {self._decisions:,} was not finite.")
+        return action, following
 
     def _start_clock(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
