@@ -66,8 +66,8 @@ def rank(entries: Mapping[str, Values], references: Mapping[str, Values]) -> lis
     for name, (best, worst) in zip(order, intervals, strict=True):
         values = entries[name]
         shown = best > 0  # a bootstrap takes a millisecond, which ten thousand entries do not have
-        latency = bootstrap((values,), iqm, _rng()) if shown else Figure(means[name])
-        share = captured_share(scale[0], values, scale[1], _rng()) if scale and shown else Figure(math.nan)
+        latency = bootstrap((values,), iqm, generator()) if shown else Figure(means[name])
+        share = captured_share(scale[0], values, scale[1], generator()) if scale and shown else Figure(math.nan)
         ranked.append(Ranked(name, latency, share, best, worst))
     return ranked
 
@@ -143,5 +143,6 @@ def over_tasks(scores: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) 
     return sorted(found, key=lambda row: (-row[1], row[0]))
 
 
-def _rng() -> np.random.Generator:
+def generator() -> np.random.Generator:
+    """A bootstrap's, the same for each: the same scores have the same interval."""
     return np.random.default_rng(_SEED)

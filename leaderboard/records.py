@@ -145,6 +145,17 @@ def parse(text: str, digest: str, signature: str, where: str) -> Record:
     return Record(value["seq"], value["time"], kind, body, text, digest, signature)
 
 
+def from_line(value: Any, where: str) -> Record:
+    """A record from what a line of a published log says.
+
+    Raises:
+        InvalidInputError: it is none, or was changed.
+    """
+    if not isinstance(value, dict) or set(value) != {"record", "hash", "signature"}:
+        raise InvalidInputError(f"{where} is no record.")
+    return parse(canonical(value["record"]), str(value["hash"]), str(value["signature"]), where)
+
+
 def read_log(content: bytes, where: str) -> Iterator[Record]:
     """The records of a published log, in its order; ``check_chain`` says whether they are sound.
 
@@ -153,10 +164,26 @@ def read_log(content: bytes, where: str) -> Iterator[Record]:
     """
     for number, line in enumerate(content.splitlines(), 1):
         here = f"{where}, line {number},"
-        value = files.parse_json(line, here)
-        if not isinstance(value, dict) or set(value) != {"record", "hash", "signature"}:
-            raise InvalidInputError(f"{here} is no record.")
-        yield parse(canonical(value["record"]), str(value["hash"]), str(value["signature"]), here)
+        yield from_line(files.parse_json(line, here), here)
+
+
+def check_signature(digest: str, signature: str, key: str | None, where: str) -> None:
+    """Raises InvalidInputError unless ``key`` signed this hash."""
+    if key is None:
+        raise InvalidInputError("The log does not start with the board's own record.")
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), bytes.fromhex(digest))
+    except (InvalidSignature, ValueError) as error:
+        raise InvalidInputError(f"{where} of the log is not signed by the board's key.") from error
+
+
+def check_record(record: Record, seq: int, previous: str, key: str | None) -> None:
+    """Raises InvalidInputError unless a record is the one of number ``seq`` behind that of hash ``previous``."""
+    if key is None:
+        raise InvalidInputError("The log does not start with the board's own record.")
+    if record.seq != seq or json.loads(record.text)["previous"] != previous:
+        raise InvalidInputError(f"The log is broken at record {seq}: one is missing, added or out of order.")
+    check_signature(record.digest, record.signature, key, f"Record {seq}")
 
 
 def check_chain(log: Iterable[Record], public_key: str | None = None) -> Iterator[Record]:
@@ -168,19 +195,10 @@ def check_chain(log: Iterable[Record], public_key: str | None = None) -> Iterato
     Raises:
         InvalidInputError: a record that is missing, out of order, changed, or signed by another key.
     """
-    previous, expected, key = GENESIS, 1, public_key
-    for record in log:
-        value = json.loads(record.text)
-        if expected == 1 and record.kind == "board":
+    previous, key = GENESIS, public_key
+    for number, record in enumerate(log, 1):
+        if number == 1 and record.kind == "board":
             key = key or str(record.body["public_key"])
-        if key is None:
-            raise InvalidInputError("The log does not start with the board's own record.")
-        if record.seq != expected or value["previous"] != previous:
-            raise InvalidInputError(f"The log is broken at record {expected}: one is missing, added or out of order.")
-        try:
-            signer = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
-            signer.verify(bytes.fromhex(record.signature), bytes.fromhex(record.digest))
-        except (InvalidSignature, ValueError) as error:
-            raise InvalidInputError(f"Record {record.seq} of the log is not signed by the board's key.") from error
-        previous, expected = record.digest, expected + 1
+        check_record(record, number, previous, key)
+        previous = record.digest
         yield record
