@@ -237,13 +237,13 @@ class Board:
         if lease is not None:
             age = max(0.0, time.time() - lease.heartbeat)
             return {"stage": lease.stage, "done": lease.done, "total": lease.total, "heartbeat_age_s": round(age, 1)}
-        before = connection.execute(
-            sa.select(sa.func.count())
-            .select_from(SUBMISSIONS)
-            .where(
-                SUBMISSIONS.c.state.not_in(FINAL), SUBMISSIONS.c.seq < found["seq"], SUBMISSIONS.c.track != REFERENCE
-            )
-        ).scalar_one()
+        # The board's own entries come behind everybody's.
+        own = found["track"] == REFERENCE
+        earlier = SUBMISSIONS.c.seq < found["seq"]
+        others = SUBMISSIONS.c.track != REFERENCE
+        ahead = sa.or_(others, earlier) if own else sa.and_(others, earlier)
+        waiting = sa.select(sa.func.count()).select_from(SUBMISSIONS).where(SUBMISSIONS.c.state.not_in(FINAL), ahead)
+        before = connection.execute(waiting).scalar_one()
         typical = self._typical_s(connection)
         return {"place": before + 1, "expected_s": None if typical is None else round(typical * (before + 1))}
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.onnx_check import read_file

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from leaderboard.tables import REFERENCES
 
 SHOWN = 100  # rows of a page
 _RECENT = 15
+_FRESH_S = 1.0
 _PLOTTING = threading.Lock()  # matplotlib's figures share state
 
 
@@ -56,6 +58,7 @@ class Pages:
         )
         self._templates.filters["number"] = _number
         self._kept: dict[tuple[str, int, str], tuple[Any, str]] = {}
+        self._index: tuple[float, str] = -_FRESH_S, ""
 
     def style(self) -> str:
         assert self._templates.loader is not None
@@ -73,6 +76,15 @@ class Pages:
         return told | {key: season[key] for key in (*keys, "opened", "closed")}
 
     def index(self) -> str:
+        """Made at most once a second: heartbeats change it all the time."""
+        made, text = self._index
+        if time.monotonic() - made < _FRESH_S and self.live:
+            return text
+        text = self._make_index()
+        self._index = time.monotonic(), text
+        return text
+
+    def _make_index(self) -> str:
         facts = self.facts()
         entries = self.board.entries()
         active = [self.board.entry(row["id"]) for row in reversed(entries) if row["state"] not in FINAL][:_RECENT]
