@@ -195,6 +195,8 @@ def _plot(log: bytes, star: bytes) -> str:
         below.plot(latency, color="#0b5c8f")
         below.set_ylabel("mean latency, ms")
         below.set_yscale("log")
+        for axis in (below.yaxis.set_major_formatter, below.yaxis.set_minor_formatter):
+            axis(lambda value, _: f"{value:g}")
         below.set_xlabel("interval")
         for axes in (above, below):
             axes.spines[["top", "right"]].set_visible(False)

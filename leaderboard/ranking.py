@@ -57,8 +57,7 @@ def rank(entries: Mapping[str, Values], references: Mapping[str, Values]) -> lis
     """
     means = dict(zip(entries, iqm(np.stack([*entries.values()])).tolist(), strict=True)) if entries else {}
     order = sorted(entries, key=lambda name: (means[name], name))
-    statics = {name: values for name, values in references.items() if name.startswith("static:")}
-    scale = (statics[best_static(statics)], references["oracle"]) if statics and "oracle" in references else None
+    scale = scale_of(references)
     compared = order[:MOST_COMPARED]
     intervals = rank_intervals([entries[name] for name in compared]) if compared else []
     intervals += [(0, 0)] * (len(order) - len(compared))
@@ -70,6 +69,16 @@ def rank(entries: Mapping[str, Values], references: Mapping[str, Values]) -> lis
         share = captured_share(scale[0], values, scale[1], generator()) if scale and shown else Figure(math.nan)
         ranked.append(Ranked(name, latency, share, best, worst))
     return ranked
+
+
+def scale_of(references: Mapping[str, Values]) -> tuple[Values, Values] | None:
+    """What is 0 and what is 1, (episodes,) each; None where they were not run, or cannot be told apart."""
+    statics = {name: values for name, values in references.items() if name.startswith("static:")}
+    if not statics or "oracle" not in references:
+        return None
+    null, oracle = statics[best_static(statics)], references["oracle"]
+    apart = math.isfinite(captured_share(null, oracle, oracle, generator()).value)
+    return (null, oracle) if apart else None
 
 
 def rank_intervals(entries: Sequence[Values]) -> list[tuple[int, int]]:

@@ -35,6 +35,7 @@ from leaderboard.tables import REFERENCES, SCORES, STATES, SUBMISSIONS
 
 DIGITS = 4  # of a figure of hidden episodes
 MEASURED = "measured"
+_SHOWN = ("entry", "name", "account", "track", "duplicate_of", "nearly")
 
 
 def rounded(value: float) -> float | None:
@@ -118,7 +119,9 @@ class Standings:
             "rows": [
                 {
                     "rank": number,
-                    **{key: rows[entry][key] for key in ("entry", "name", "account", "track")},
+                    **{
+                        key: rows[entry][key] for key in ("entry", "name", "account", "track", "duplicate_of", "nearly")
+                    },
                     "mean": rounded(mean),
                     "worst": rounded(worst),
                     "scores": {task: rounded(scores[task][entry]) for task in scored},
@@ -157,7 +160,10 @@ class Standings:
         """An entry's own figures: of development episodes each one, of hidden ones aggregates."""
         with self.board.store.reading() as connection:
             rows = connection.execute(
-                sa.select(SCORES).where(SCORES.c.submission == entry).order_by(SCORES.c.seq)
+                # Of confirmation only whether a lead holds is told: the less is known of them, the fresher they stay.
+                sa.select(SCORES)
+                .where(SCORES.c.submission == entry, SCORES.c.split != CONFIRMATION)
+                .order_by(SCORES.c.seq)
             ).mappings()
             found = []
             for row in rows:
@@ -231,9 +237,17 @@ class Standings:
         near = {
             row.id: json.loads(row.checked)["figures"].get("duplicate_of", "") for row in connection.execute(checked)
         }
+        rows = connection.execute(asked).all()
+        called = {row.id: row.name for row in rows}
         return {
-            row.id: {"name": row.name, "account": row.account, "track": row.track, "duplicate_of": near.get(row.id, "")}
-            for row in connection.execute(asked)
+            row.id: {
+                "name": row.name,
+                "account": row.account,
+                "track": row.track,
+                "duplicate_of": near.get(row.id, ""),
+                "nearly": called.get(near.get(row.id, ""), ""),
+            }
+            for row in rows
         }
 
 
@@ -259,6 +273,7 @@ def _scale(references: Mapping[str, ranking.Values]) -> dict[str, Any] | None:
         return None
     best = ranking.best_static(statics)
     return {
+        "told_apart": ranking.scale_of(references) is not None,
         "best_static": best,
         "best_static_ms": rounded(float(iqm(statics[best]))),
         "oracle_ms": rounded(float(iqm(references["oracle"]))),

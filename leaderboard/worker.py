@@ -14,9 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from helm_gym.errors import HelmError
-from helm_gym.evaluation.statistics import iqm
 from helm_gym.policy import Policy, open_policy
-from leaderboard import checking, evaluating, ranking
+from leaderboard import checking, evaluating
 from leaderboard.board import Board
 from leaderboard.evaluating import CONFIRMATION, DEVELOPMENT, HIDDEN, PROVISIONAL, RANKING, Season
 from leaderboard.leases import CHECK, EVALUATE, LEASE_S, Job, Lease, LeaseLostError, claim, worker_name
@@ -27,8 +26,8 @@ from leaderboard.submissions import BY_PLATFORM, BY_POLICY, PLAYED, state_record
 from leaderboard.tables import SCORES, SUBMISSIONS
 
 _IDLE_S = 0.5
-# In this order: a score within seconds, what ranks, and what its author may see everything of
-STAGES = ((HIDDEN, PROVISIONAL), (HIDDEN, RANKING), (DEVELOPMENT, RANKING))
+# In this order: a score within seconds, what ranks, what its author may see everything of, and what confirms a lead
+STAGES = ((HIDDEN, PROVISIONAL), (HIDDEN, RANKING), (DEVELOPMENT, RANKING), (CONFIRMATION, RANKING))
 SCALED = ((HIDDEN, (PROVISIONAL, RANKING)), (DEVELOPMENT, (RANKING,)))  # which references a season needs
 
 
@@ -144,9 +143,6 @@ class Worker:
                     for split, rung in STAGES:
                         for task in body["tasks"]:
                             self._score(lease, found, policy, member, task, split, rung)
-                    for task in body["tasks"]:
-                        if self._leads(found, row["track"], task):
-                            self._score(lease, found, policy, member, task, CONFIRMATION, RANKING)
         except PolicyFault as error:
             lease.append([state_record(found, "failed", PLAYED + error.reason, BY_POLICY, str(error))])
             return
@@ -186,18 +182,6 @@ class Worker:
             where["log"] = self.store.put(evaluating.log_of(run, episodes))
         scored = {"member": member, "episodes": evaluating.episodes_of(run, episodes), "where": where}
         lease.append([("scores", place | scored)])
-
-    def _leads(self, submission: str, track: str, task: str) -> bool:
-        """Whether it is in a task's first group, so that fresh episodes are to confirm it."""
-        with self.store.reading() as connection:
-            vectors = evaluating.vectors(connection, self.season.season, task, HIDDEN, RANKING, track)
-        own = vectors.get(submission)
-        if own is None:
-            return False
-        # Only those ahead of it can keep it out: no interval is needed of any other.
-        ahead = [values for name, values in vectors.items() if name != submission]
-        best = sorted(ahead, key=lambda values: float(iqm(values)))[: ranking.MOST_COMPARED - 1]
-        return ranking.rank_intervals([own, *best])[0][0] == 1
 
     def _superseded(self, row: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
         """An account's earlier entries of the same name and track: the new one takes their place."""

@@ -51,6 +51,13 @@ def test_without_references_there_is_a_rank_and_no_score() -> None:
     assert ranking.rank({}, {}) == []
 
 
+def test_where_the_oracle_gains_nothing_nobody_has_a_score() -> None:
+    references = {"static:0.5": entry(1, 0.5, 1), "static:0.6": entry(1, 0.5, 2), "oracle": entry(1, 0.5, 3)}
+    rows = ranking.rank({"same as best": references["static:0.5"], "other": entry(1, 0.5, 4)}, references)
+    assert all(math.isnan(row.score.value) for row in rows)
+    assert ranking.scale_of(references) is None and ranking.scale_of(REFERENCES) is not None
+
+
 def test_what_cannot_be_told_apart_shares_its_rank() -> None:
     entries = {"a": entry(0, 0.5, 1), "b": entry(0, 0.5, 2), "copy of a": entry(0, 0.5, 1), "worse": entry(3, 0.5, 3)}
     found = {row.entry: row for row in ranking.rank(entries, REFERENCES)}
