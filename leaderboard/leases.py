@@ -27,6 +27,7 @@ LEASE_S = 20.0
 _BEATS = 10  # in the time of a lease
 MAX_RUNS = 6  # times that a job is begun; it is given up then, and nobody's fault but the platform's
 CHECK, EVALUATE, SCALE = "check", "evaluate", "references"
+_UNCHECKED = ("received", "checking")
 
 
 class LeaseLostError(HelmError):
@@ -49,6 +50,13 @@ class Job:
     task: str = ""
     split: str = ""
 
+    @property
+    def order(self) -> int:
+        """Checks first, then evaluations of submissions, references, and the board's own entries."""
+        if self.submission is None:
+            return 2
+        return 0 if self.kind == CHECK else 3 if self.submission["track"] == REFERENCE else 1
+
 
 def worker_name() -> str:
     """One that no other worker has had."""
@@ -61,11 +69,13 @@ def claim(
     splits: Iterable[tuple[int, str, str]],
     lease_s: float = LEASE_S,
     now: float | None = None,
+    submissions: bool = True,
 ) -> Job | None:
     """Leases the next job: checks first, then evaluations of submissions, references, and the board's own entries.
 
     Args:
         splits: (season, task, split) of the references that the season needs.
+        submissions: whether submissions are taken, too.
     """
     at = time.time() if now is None else now
     with store.writing() as connection:
@@ -74,16 +84,16 @@ def claim(
             sa.select(SUBMISSIONS).where(SUBMISSIONS.c.state.not_in(FINAL)).order_by(SUBMISSIONS.c.seq)
         ).mappings()
         jobs: list[tuple[int, int, Job]] = []
-        for row in open_ones:
-            kind = CHECK if row["state"] in ("received", "checking") else EVALUATE
-            order = 0 if kind == CHECK else 1 if row["track"] != REFERENCE else 3
-            jobs.append((order, row["seq"], Job(job_of(row["id"]), kind, dict(row))))
+        for row in open_ones if submissions else ():
+            job = Job(job_of(row["id"]), CHECK if row["state"] in _UNCHECKED else EVALUATE, dict(row))
+            jobs.append((job.order, row["seq"], job))
         places = sa.select(REFERENCES.c.season, REFERENCES.c.task, REFERENCES.c.split)
         there = {(row.season, row.task, row.split) for row in connection.execute(places)}
         for number, place in enumerate(splits):
             if place not in there:
                 season, task, split = place
-                jobs.append((2, number, Job(f"references:{season}:{task}:{split}", SCALE, task=task, split=split)))
+                job = Job(f"references:{season}:{task}:{split}", SCALE, task=task, split=split)
+                jobs.append((job.order, number, job))
         for _, _, job in sorted(jobs, key=lambda found: found[:2]):
             lease = leases.get(job.name)
             if lease is not None and lease.until > at:
@@ -95,6 +105,16 @@ def claim(
             connection.execute(LEASES.insert().values(job=job.name, stage=job.kind, done=0, total=0, **fresh))
             return job
     return None
+
+
+def makes_way(store: Store, job: Job) -> bool:
+    """Whether something waits that comes before this submission's job, and that nobody works on."""
+    leased = sa.select(LEASES.c.job)
+    free = SUBMISSIONS.c.state.not_in(FINAL), sa.literal(job_of("")).concat(SUBMISSIONS.c.id).not_in(leased)
+    first = SUBMISSIONS.c.state.in_(_UNCHECKED)
+    before = first if job.order < 3 else sa.or_(first, SUBMISSIONS.c.track != REFERENCE)
+    with store.reading() as connection:
+        return connection.execute(sa.select(SUBMISSIONS.c.id).where(*free, before).limit(1)).first() is not None
 
 
 def _begin(store: Store, connection: sa.Connection, job: Job, lost: bool) -> bool:

@@ -33,14 +33,14 @@ class Workers:
     """Worker processes, each started again when it ends.
 
     Args:
-        count: how many.
-        settings: as ``leaderboard.worker.main`` takes them.
+        settings: of each, as ``leaderboard.worker.main`` takes them.
     """
 
-    def __init__(self, count: int, settings: dict[str, Any]):
-        self._command = [sys.executable, "-m", "leaderboard.worker", json.dumps(settings | {"parent": os.getpid()})]
+    def __init__(self, settings: Sequence[dict[str, Any]]):
+        told = [json.dumps(each | {"parent": os.getpid()}) for each in settings]
+        self._commands = [[sys.executable, "-m", "leaderboard.worker", text] for text in told]
         self._stop = threading.Event()
-        self.processes: list[subprocess.Popen[bytes] | None] = [None] * count
+        self.processes: list[subprocess.Popen[bytes] | None] = [None] * len(told)
         # The kernel ends a worker with the thread that started it: this one lives as long as the process.
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
@@ -49,7 +49,7 @@ class Workers:
         while not self._stop.is_set():
             for place, process in enumerate(self.processes):
                 if process is None or process.poll() is not None:
-                    self.processes[place] = subprocess.Popen(self._command, env=_environment())
+                    self.processes[place] = subprocess.Popen(self._commands[place], env=_environment())
             self._stop.wait(_RESTART_S)
 
     def close(self) -> None:
@@ -140,10 +140,13 @@ def serve(
         "folder": str(folder.absolute()),
         "url": url,
         "unconfined": unconfined,
-        "references": references,
+        "references": False,
+        "submissions": True,
         "lease_s": leases.LEASE_S,
     }
-    started = Workers(workers, settings)
+    # References take minutes at a stretch: they have a process of their own, so that no submission waits for them.
+    scaling = [settings | {"references": True, "submissions": False}] if references and workers else []
+    started = Workers([*[settings] * workers, *scaling])
     try:
         app = make_app(opened, tokens, [*_LOOPBACK, "[::1]", *hosts] if host in _LOOPBACK else [*hosts] or ["*"])
         uvicorn.run(

@@ -156,9 +156,9 @@ def _state(connection: sa.Connection, record: Record, body: Any) -> None:
     connection.execute(
         STATES.insert().values(seq=record.seq, submission=body["submission"], time=record.time, **change)
     )
-    # How often it was begun: it is given up after a few times. Whoever asks for it again starts anew.
+    # How often it was begun and did not end well: it is given up after a few times.
     begun = body["state"] in ("checking", "running")
-    runs: Any = 0 if body["state"] == "received" else SUBMISSIONS.c.runs + int(begun)
+    runs: Any = 0 if body["state"] in ("received", "queued") else SUBMISSIONS.c.runs + int(begun)
     which = SUBMISSIONS.c.id == body["submission"]
     connection.execute(SUBMISSIONS.update().where(which).values(changed=record.time, runs=runs, **change))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import signal
 import sys
@@ -18,7 +19,7 @@ from helm_gym.policy import Policy, open_policy
 from leaderboard import checking, evaluating
 from leaderboard.board import Board
 from leaderboard.evaluating import CONFIRMATION, DEVELOPMENT, HIDDEN, PROVISIONAL, RANKING, Season
-from leaderboard.leases import CHECK, EVALUATE, LEASE_S, Job, Lease, LeaseLostError, claim, worker_name
+from leaderboard.leases import CHECK, EVALUATE, LEASE_S, Job, Lease, LeaseLostError, claim, makes_way, worker_name
 from leaderboard.sandbox import Limits, PolicyFault, SandboxedPolicy
 from leaderboard.sandbox.confine import end_with_parent
 from leaderboard.store import Store, StoreError
@@ -39,6 +40,7 @@ class Worker:
         limits: of a policy in the sandbox.
         unconfined: whether strangers' files may run where the kernel has no sandbox.
         references: whether the static splits and the oracle are run, which takes minutes a task.
+        submissions: whether submissions are checked and evaluated.
         lease_s: without a sign of life, after which another worker may have a job.
     """
 
@@ -48,10 +50,11 @@ class Worker:
         limits: Limits | None = None,
         unconfined: bool = False,
         references: bool = True,
+        submissions: bool = True,
         lease_s: float = LEASE_S,
     ):
         self.board, self.store = board, board.store
-        self.limits, self.unconfined = limits or Limits(), unconfined
+        self.limits, self.unconfined, self.submissions = limits or Limits(), unconfined, submissions
         self.name, self.lease_s = worker_name(), lease_s
         with self.store.reading() as connection:
             self.season: Season = board.season(connection)
@@ -73,7 +76,7 @@ class Worker:
 
     def step(self) -> bool:
         """Does one job; False where there is none."""
-        job = claim(self.store, self.name, self._splits, self.lease_s)
+        job = claim(self.store, self.name, self._splits, self.lease_s, submissions=self.submissions)
         if job is None:
             return False
         lease = Lease(self.store, self.name, job, self.lease_s)
@@ -142,7 +145,11 @@ class Worker:
                 with self._opened(content, body) as policy:
                     for split, rung in STAGES:
                         for task in body["tasks"]:
-                            self._score(lease, found, policy, member, task, split, rung)
+                            if self._score(lease, found, policy, member, task, split, rung) and makes_way(
+                                self.store, lease.job
+                            ):
+                                lease.append([state_record(found, "queued", "made-way")])
+                                return
         except PolicyFault as error:
             lease.append([state_record(found, "failed", PLAYED + error.reason, BY_POLICY, str(error))])
             return
@@ -162,13 +169,13 @@ class Worker:
 
     def _score(
         self, lease: Lease, submission: str, policy: Policy, member: int, task: str, split: str, rung: str
-    ) -> None:
-        """Plays one task's episodes, unless their scores are there from a run that was killed."""
+    ) -> bool:
+        """Plays one task's episodes, unless their scores are there from a run before; whether it played."""
         place = {"submission": submission, "season": self.season.season, "task": task, "split": split, "rung": rung}
         same = (SCORES.c[key] == value for key, value in (place | {"member": member}).items())
         with self.store.reading() as connection:
             if connection.execute(sa.select(SCORES.c.seq).where(*same)).first() is not None:
-                return
+                return False
 
         def tick(label: str, done: int, total: int) -> None:
             lease.tick(f"{task}, {split} episodes, {rung}", done, total)
@@ -182,6 +189,7 @@ class Worker:
             where["log"] = self.store.put(evaluating.log_of(run, episodes))
         scored = {"member": member, "episodes": evaluating.episodes_of(run, episodes), "where": where}
         lease.append([("scores", place | scored)])
+        return True
 
     def _superseded(self, row: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
         """An account's earlier entries of the same name and track: the new one takes their place."""
@@ -225,8 +233,10 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     end_with_parent(settings["parent"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    if not settings["submissions"]:
+        os.nice(10)  # nobody waits for references as somebody does for a submission
     store = Store(pathlib.Path(settings["folder"]), settings["url"])
-    options = {key: settings[key] for key in ("unconfined", "references", "lease_s")}
+    options = {key: settings[key] for key in ("unconfined", "references", "submissions", "lease_s")}
     Worker(Board(store), **options).run()
 
 

@@ -31,6 +31,7 @@ def start(folder: pathlib.Path, url: str | None) -> subprocess.Popen[bytes]:
         "url": url,
         "unconfined": False,
         "references": False,
+        "submissions": True,
         "lease_s": 2.0,
         "parent": os.getpid(),
     }

@@ -215,6 +215,35 @@ def test_checks_come_first_then_submissions_then_references_then_the_board_s_own
     assert board.entry(entry)["work"]["heartbeat_age_s"] < 20
 
 
+def test_the_board_s_own_entries_make_way_for_submissions_and_these_for_checks(board: Board) -> None:
+    own = board.add_reference("static:0.6")
+    worker = Worker(board, references=False)
+    assert worker.step()
+    late = board.submit("ada", [HONEST], "mean")
+    assert worker.step() and board.entry(late)["state"] == "queued"
+    reference = leases.Job("", leases.EVALUATE, {"track": "reference"})
+    submitted = leases.Job("", leases.EVALUATE, {"track": "policy"})
+    assert leases.makes_way(board.store, reference) and not leases.makes_way(board.store, submitted)
+    later = board.submit("ada", [constant(0.1)], "constant")
+    assert leases.makes_way(board.store, submitted)  # a check takes a second
+    assert (check := claim(board.store, "w", [])) and check.name == f"submission:{later}"
+    assert (job := claim(board.store, "other", [])) and job.name == f"submission:{late}"
+    assert not leases.makes_way(board.store, reference)  # somebody works on both
+    assert states(board, own) == ["received", "checking", "queued"]
+
+
+def test_a_played_score_is_not_played_again(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = board.add_reference("static:0.6")
+    worker = Worker(board, references=False)
+    assert worker.step()
+    monkeypatch.setattr("leaderboard.worker.makes_way", lambda *_: True)
+    for played in range(1, 5):
+        assert worker.step()
+        assert len(scores(board, own)) == played
+    assert worker.step() and board.entry(own)["state"] == "verified" and board.entry(own)["runs"] == 1
+    assert states(board, own).count("running") == 5
+
+
 @pytest.mark.long
 def test_references_scale_the_scores(board: Board) -> None:
     worker = Worker(board, references=True)
