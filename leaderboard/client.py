@@ -50,15 +50,23 @@ class Client:
         tasks: Sequence[str] = (),
         write_up: Mapping[str, Any] | None = None,
     ) -> str:
-        """Hands policies in; returns the entry's id. To be called again where the connection broke: it is one entry.
+        """Hands policies in; returns the entry's id. Where the connection breaks it is sent again: it is one entry.
 
         Raises:
             HelmError: a file cannot be read, or the server refuses it; its reason is told.
         """
         files = [base64.b64encode(read_file(path)).decode() for path in paths]
         given = {"name": name, "track": track, "tasks": list(tasks), "files": files}
-        told = self._ask("POST", "/api/v1/entries", json=given | {"write_up": check_write_up(write_up or {})})
-        return str(told["entry"])
+        given["write_up"] = check_write_up(write_up or {})
+        until, sent = time.monotonic() + _PATIENCE_S, False
+        while True:
+            try:
+                return str(self._ask("POST", "/api/v1/entries", json=given)["entry"])
+            except _AwayError as error:
+                sent = sent or error.reached
+                if not sent or time.monotonic() > until:
+                    raise
+            time.sleep(_WAIT_S)
 
     def get(self, path: str, **query: Any) -> Any:
         return self._ask("GET", f"/api/v1/{path}", params=query)
@@ -103,7 +111,8 @@ class Client:
         except httpx.HTTPError as error:
             raise _AwayError(
                 f"No leaderboard answers at {self.url} ({plain(str(error))}); start one with `helm-gym leaderboard "
-                "serve`, or give --url."
+                "serve`, or give --url.",
+                reached=not isinstance(error, httpx.ConnectError),
             ) from error
         if answer.is_success:
             return answer
@@ -116,4 +125,12 @@ class Client:
 
 
 class _AwayError(HelmError):
-    """Nobody answers."""
+    """Nobody answers.
+
+    Attributes:
+        reached: whether somebody was there, and went away before the answer.
+    """
+
+    def __init__(self, sentence: str, reached: bool):
+        super().__init__(sentence)
+        self.reached = reached

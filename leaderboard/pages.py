@@ -58,14 +58,22 @@ class Pages:
         )
         self._templates.filters["number"] = _number
         self._kept: dict[tuple[str, int, str], tuple[Any, str]] = {}
-        self._index: tuple[float, str] = -_FRESH_S, ""
+        self._index: tuple[float, str] = -math.inf, ""
+        self._facts: tuple[float, dict[str, Any]] = -math.inf, {}
 
     def style(self) -> str:
         assert self._templates.loader is not None
         return self._templates.loader.get_source(self._templates, "style.css")[0]
 
     def facts(self) -> dict[str, Any]:
-        """What every page says of the board."""
+        """What every page says of the board; read at most once a second."""
+        looked, facts = self._facts
+        if time.monotonic() - looked > _FRESH_S:
+            facts = self._read_facts()
+            self._facts = time.monotonic(), facts
+        return facts
+
+    def _read_facts(self) -> dict[str, Any]:
         store = self.board.store
         with store.reading() as connection:
             season = store.season(connection)

@@ -233,8 +233,8 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     end_with_parent(settings["parent"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    if not settings["submissions"]:
-        os.nice(10)  # nobody waits for references as somebody does for a submission
+    # Pages come first, then submissions; nobody waits for references.
+    os.nice(5 if settings["submissions"] else 10)
     store = Store(pathlib.Path(settings["folder"]), settings["url"])
     options = {key: settings[key] for key in ("unconfined", "references", "submissions", "lease_s")}
     Worker(Board(store), **options).run()

@@ -131,9 +131,7 @@ def submit(
     """
     client = open_by_name(CLIENT)(url)
     entry = client.submit(policies, name, track, task or [], _write_up(write_up))
-    found = client.get(f"entries/{entry}")
-    if wait:
-        found = _wait(client, entry, quiet)
+    found = _wait(client, entry, quiet) if wait else client.get(f"entries/{entry}")
     if as_json:
         print_json(found)
     else:

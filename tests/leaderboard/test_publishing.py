@@ -59,7 +59,7 @@ def test_every_link_of_the_site_leads_to_a_file_of_it(site: pathlib.Path) -> Non
     links = 0
     for page in site.rglob("*.html"):
         for link in re.findall(r'(?:href|src|action)="([^"#?]+)', page.read_text(encoding="utf-8")):
-            assert (page.parent / link).is_file(), (page, link)
+            assert link == "data:," or (page.parent / link).is_file(), (page, link)
             links += 1
     assert links > 30
 
