@@ -56,7 +56,7 @@ class Client:
             HelmError: a file cannot be read, or the server refuses it; its reason is told.
         """
         files = [base64.b64encode(read_file(path)).decode() for path in paths]
-        given = {"name": name, "track": track, "tasks": list(tasks), "files": files}
+        given: dict[str, Any] = {"name": name, "track": track, "tasks": list(tasks), "files": files}
         given["write_up"] = check_write_up(write_up or {})
         until, sent = time.monotonic() + _PATIENCE_S, False
         while True:

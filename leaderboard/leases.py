@@ -59,8 +59,19 @@ class Job:
 
 
 def worker_name() -> str:
-    """One that no other worker has had."""
-    return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    """One that no other worker has had; it tells where its process is to be looked for."""
+    return f"{_here()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+
+
+def _here() -> str:
+    """The machine, and its numbering of processes."""
+    return f"{socket.gethostname()[:40]}/{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def _has_ended(worker: str) -> bool:
+    """Whether a worker's process is known to be gone: then nobody waits until its lease runs out."""
+    place, _, process = worker.rpartition("/")[0].rpartition("/")
+    return place == _here() and process.isdecimal() and not os.path.exists(f"/proc/{process}")
 
 
 def claim(
@@ -96,7 +107,7 @@ def claim(
                 jobs.append((job.order, number, job))
         for _, _, job in sorted(jobs, key=lambda found: found[:2]):
             lease = leases.get(job.name)
-            if lease is not None and lease.until > at:
+            if lease is not None and lease.until > at and not _has_ended(lease.worker):
                 continue
             if job.submission is not None and not _begin(store, connection, job, lost=lease is not None):
                 continue

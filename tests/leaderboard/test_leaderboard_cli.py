@@ -15,7 +15,9 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from typer.testing import CliRunner
 
+from helm_gym.cli.main import app
 from leaderboard.records import KINDS
 from leaderboard.sandbox import missing
 from leaderboard.submissions import STATES
@@ -33,11 +35,9 @@ def start(*arguments: str) -> subprocess.Popen[bytes]:
 
 
 def helm(*arguments: str, status: int = 0) -> str:
-    command = [sys.executable, "-m", "helm_gym.cli.main", "leaderboard", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == status, f"{arguments}: {done.stdout} {done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    done = CliRunner().invoke(app, ["leaderboard", *arguments])
+    assert done.exit_code == status, f"{arguments}: {done.output} {done.exception}"
+    return str(done.stdout if status == 0 else done.output)
 
 
 class Server:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -188,6 +190,20 @@ def test_a_dead_worker_s_job_is_begun_again_and_what_it_has_done_stays(board: Bo
     with pytest.raises(LeaseLostError):  # the dead one was only slow; it may write nothing any more
         Lease(board.store, "dead", job).append([("state", {})])
     Lease(board.store, "other", late).append([])
+
+
+def test_a_worker_that_is_known_to_have_ended_is_not_waited_for(board: Board) -> None:
+    board.submit("ada", [HONEST], "mean")
+    name = leases.worker_name()
+    place = name.partition(f"/{os.getpid()}/")[0]
+    with subprocess.Popen(["sleep", "20"]) as alive:
+        there = f"{place}/{alive.pid}/x"
+        assert claim(board.store, there, []) is not None
+        assert claim(board.store, name, []) is None
+        alive.kill()
+    job = claim(board.store, name, [])
+    assert job is not None and job.kind == leases.CHECK
+    assert claim(board.store, f"elsewhere/{alive.pid}/x", []) is None  # of this process nothing is known to be wrong
 
 
 def test_what_ends_every_worker_is_given_up_and_is_the_platform_s_fault(board: Board) -> None:
