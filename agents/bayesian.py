@@ -12,7 +12,7 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
 from helm_gym.ranges import Within
-from helm_gym.search import Trial, without_weights
+from helm_gym.training.search_space import Trial, settings_only_agent
 
 CONTEXT = ("returning_share", "mean_history", "load")  # what the split does not change
 _TYPICAL = np.array([0.5, 0.5, 0.35])  # of them, about which the prior optimum is linear
@@ -188,4 +188,4 @@ def _alike(difference: Array, length: float) -> Array:
     return np.asarray(np.exp(-0.5 * (difference**2).sum(axis=-1) / length**2))
 
 
-BAYESIAN = without_weights("bayesian", Settings, Bayesian)
+BAYESIAN = settings_only_agent("bayesian", Settings, Bayesian)

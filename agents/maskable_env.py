@@ -16,7 +16,7 @@ from agents.sb3 import FrozenScale
 from agents.training_env import TrainingEnv
 from helm_gym.envs.discrete import action_values, allowed
 from helm_gym.policy import Floats
-from helm_gym.training import Training
+from helm_gym.training.trainable import Training
 
 _MASKS = "action_masks"  # the method that MaskablePPO asks for
 

@@ -13,8 +13,8 @@ from helm_gym.envs.discrete import action_values, allowed
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
 from helm_gym.ranges import Within
-from helm_gym.runs import Tensors
-from helm_gym.training import Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.trainable import Training
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +58,7 @@ class MaskablePpoPolicy:
 
 
 def _graph(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onnx.ModelProto:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     policy, profile = MaskablePpoPolicy(layout, settings, tensors), layout.profile
     graph = Graph("maskable-ppo", layout, state=policy.initial_state(1).shape[1])

@@ -8,10 +8,10 @@ import numpy as np
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
-from helm_gym.runs import Tensors
+from helm_gym.training.run_folder import Tensors
 
 if TYPE_CHECKING:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
 
 class Features(Protocol):

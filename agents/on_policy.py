@@ -10,14 +10,14 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Policy
 from helm_gym.ranges import Within
-from helm_gym.runs import Tensors
-from helm_gym.search import Trial
-from helm_gym.training import Trainable, Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.search_space import Trial
+from helm_gym.training.trainable import Trainable, Training
 
 if TYPE_CHECKING:
     import onnx
 
-BACKENDS = ("surrogate", "modelled")  # that have lanes by the hundred
+BACKENDS = ("surrogate", "surrogate-measured", "modelled")  # that have lanes by the hundred
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class OnPolicySettings:
             raise InvalidInputError(f"n_steps {self.n_steps} must divide episode, {self.episode} intervals.")
         if self.cluster < 0 or (self.cluster and self.lanes % self.cluster):
             raise InvalidInputError(f"cluster {self.cluster} must divide lanes, {self.lanes}; or be 0, for no cluster.")
-        if self.backend not in BACKENDS:
+        if self.backend.partition(":")[0] not in BACKENDS:
             raise InvalidInputError(f"Hyper-parameter backend must be {' or '.join(BACKENDS)}, not '{self.backend}'.")
         if self.lanes * self.n_steps < 2:
             raise InvalidInputError("lanes x n_steps is 1; an update needs at least 2 decisions.")

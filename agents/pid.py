@@ -10,7 +10,7 @@ import numpy as np
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
-from helm_gym.search import Trial, without_weights
+from helm_gym.training.search_space import Trial, settings_only_agent
 
 if TYPE_CHECKING:
     import onnx
@@ -96,7 +96,7 @@ class Pid:
 
 def _graph(layout: ObservationLayout, settings: Settings) -> onnx.ModelProto:
     """``Pid.act``, line by line."""
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     s, pool, max_step = settings, layout.profile.pool, layout.profile.max_step
     graph = Graph("pid", layout, state=4)
@@ -123,4 +123,4 @@ def _graph(layout: ObservationLayout, settings: Settings) -> onnx.ModelProto:
     return graph.model(graph.towards(reached), following)
 
 
-PID = without_weights("pid", Settings, Pid, _graph)
+PID = settings_only_agent("pid", Settings, Pid, _graph)

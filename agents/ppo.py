@@ -11,8 +11,8 @@ from agents.network import Mlp, Windows
 from agents.on_policy import OnPolicySettings, on_policy
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
-from helm_gym.runs import Tensors
-from helm_gym.training import Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.trainable import Training
 
 if TYPE_CHECKING:
     import onnx
@@ -40,7 +40,7 @@ class PpoPolicy:
 
 
 def _graph(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onnx.ModelProto:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     policy = PpoPolicy(layout, settings, tensors)
     graph = Graph("ppo", layout, state=policy.initial_state(1).shape[1])

@@ -9,12 +9,12 @@ import numpy as np
 
 from agents.on_policy import OnPolicySettings, on_policy
 from helm_gym.errors import InvalidInputError
-from helm_gym.lstm import LstmCell
 from helm_gym.observation import ObservationLayout
+from helm_gym.policies.lstm_cell import LstmCell
 from helm_gym.policy import Floats
 from helm_gym.ranges import Within
-from helm_gym.runs import Tensors
-from helm_gym.training import Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.trainable import Training
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,7 @@ class RecurrentPpoPolicy:
 
 
 def _graph(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onnx.ModelProto:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     policy = RecurrentPpoPolicy(layout, settings, tensors)
     graph = Graph("recurrent-ppo", layout, state=policy.cell.memory)

@@ -8,7 +8,7 @@ from torch import nn
 
 from agents.sb3 import FrozenScale
 from agents.training_env import TrainingEnv
-from helm_gym.runs import Tensors
+from helm_gym.training.run_folder import Tensors
 
 
 def make_recurrent_ppo(env: TrainingEnv, seed: int) -> RecurrentPPO:

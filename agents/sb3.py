@@ -28,14 +28,14 @@ from torch import nn
 
 from agents.node_lanes import NodeLanes
 from agents.training_env import TrainingEnv
-from helm_gym import runs
 from helm_gym.envs.partition_vector import PartitionVectorEnv
 from helm_gym.envs.vector import LanesVectorEnv
 from helm_gym.errors import HelmError
 from helm_gym.policy import Policy
-from helm_gym.runs import Tensors
-from helm_gym.scalars import open_scalars
-from helm_gym.training import Checkpoint, Training
+from helm_gym.training import run_folder
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.scalars import open_scalars
+from helm_gym.training.trainable import Checkpoint, Training
 
 _NETWORK, _SURVEY, _ROUNDS = 1, 2, 3  # purposes of a training's generators; agents/training_env.py has another
 VALIDATION_SEEDS = range(30_000, 30_064)
@@ -129,7 +129,7 @@ def train_on_policy(
             rounds.resume(there.facts)
         elif isinstance(extractor, FrozenScale):
             extractor.set_from(env.survey(training.generator(_SURVEY)))
-        with contextlib.closing(_TensorBoard(training.folder / runs.TENSORBOARD, model.num_timesteps)) as board:
+        with contextlib.closing(_TensorBoard(training.folder / run_folder.TENSORBOARD, model.num_timesteps)) as board:
             model.set_logger(Logger(folder=None, output_formats=[board]))
             if model.num_timesteps < rounds.total:
                 _learn(model, rounds)

@@ -17,7 +17,7 @@ from helm_gym.control_loop import Step
 from helm_gym.envs.sb3 import PartitionVecEnv
 from helm_gym.envs.vector import LanesVectorEnv
 from helm_gym.policy import Floats
-from helm_gym.training import Training
+from helm_gym.training.trainable import Training
 
 _EPISODES = 0  # the purpose of a training's generator; agents/sb3.py has others
 _LEAST_SEED = 2**32  # of training episodes; tasks publish small seeds, and validation and tuning use small ones

@@ -17,9 +17,9 @@ from helm_gym.control_loop import ControlLoop
 from helm_gym.evaluation.optimum import MAX_LANES, argmin
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant, play
-from helm_gym.runs import Tensors
 from helm_gym.telemetry import ALPHA_GRID
-from helm_gym.training import Trainable, Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.trainable import Trainable, Training
 
 if TYPE_CHECKING:
     import onnx
@@ -38,7 +38,7 @@ def _policy(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> 
 
 
 def _graph(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onnx.ModelProto:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     graph = Graph("best-static", layout, state=0)
     present = graph.column("target_alpha")

@@ -10,8 +10,8 @@ from scipy.interpolate import CubicSpline
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
-from helm_gym.search import Trial, without_weights
 from helm_gym.telemetry import ALPHA_GRID
+from helm_gym.training.search_space import Trial, settings_only_agent
 
 _STEP = 0.0125
 _FINE = np.arange(ALPHA_GRID[0], ALPHA_GRID[-1] + _STEP / 2, _STEP).astype(np.float32)
@@ -82,4 +82,4 @@ class MissRatioCurve:
         return towards(self.layout, observation, target), following
 
 
-MISS_RATIO_CURVE = without_weights("miss-ratio-curve", Settings, MissRatioCurve)
+MISS_RATIO_CURVE = settings_only_agent("miss-ratio-curve", Settings, MissRatioCurve)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from helm_gym.routing import Floats
+from helm_gym.cluster.routing import Floats
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
-from helm_gym.search import Trial, without_weights
+from helm_gym.training.search_space import Trial, settings_only_agent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +162,6 @@ class MissBytes:
         return towards(self.layout, observation, target), np.hstack([missed, np.ones_like(started)])
 
 
-THRESHOLD = without_weights("threshold", ThresholdSettings, Threshold)
-SHADOW_GRADIENT = without_weights("shadow-gradient", ShadowGradientSettings, ShadowGradient)
-MISS_BYTES = without_weights("miss-bytes", MissBytesSettings, MissBytes)
+THRESHOLD = settings_only_agent("threshold", ThresholdSettings, Threshold)
+SHADOW_GRADIENT = settings_only_agent("shadow-gradient", ShadowGradientSettings, ShadowGradient)
+MISS_BYTES = settings_only_agent("miss-bytes", MissBytesSettings, MissBytes)

@@ -18,8 +18,8 @@ import numpy as np
 
 from helm_gym import files
 from helm_gym import profile as profiles
-from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile, load
+from helm_gym.provenance import describe_machine, versions
 from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import INDEX
 from real_backend.calibration import calibrate

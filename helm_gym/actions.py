@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from helm_gym import passes
 from helm_gym.errors import InvalidInputError
+from helm_gym.kernels import control_interval
 from helm_gym.profile import Profile
 from helm_gym.text import shown
 
@@ -60,7 +60,7 @@ def apply_action(
     a = as_floats(action, (*target.shape, 1), "Action", " (lanes, nodes, 1)")
     out, pool = np.empty(target.shape), profile.pool
     absolute, step = mode == "absolute", profile.max_step
-    if not passes.next_target(target, a, absolute, pool.min_alpha, pool.max_alpha, step, out):
+    if not control_interval.next_target(target, a, absolute, pool.min_alpha, pool.max_alpha, step, out):
         lane, node = np.argwhere(~np.isfinite(a[:, :, 0]))[0]
         raise InvalidInputError(f"Action of lane {lane}, node {node} is {a[lane, node, 0]}; it must be finite.")
     return out

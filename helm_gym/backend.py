@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym import lazy
-from helm_gym.cluster import Cluster
-from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym import registry
+from helm_gym.cluster.routing import Routing
+from helm_gym.cluster.topology import Cluster
+from helm_gym.errors import InvalidInputError
+from helm_gym.kernels import lazy
 from helm_gym.profile import Profile
-from helm_gym.routing import Routing
 from helm_gym.telemetry import Telemetry
+from helm_gym.text import shown
 from helm_gym.workload.state import WorkloadState
 
 Rung = Literal["measured", "modelled", "surrogate"]
-
-BACKENDS = {
-    "real": "real_backend.measured:MeasuredBackend",
-    "modelled": "real_backend.modelled:ModelledBackend",
-    "real-ray": "real_backend.ray_nodes:RayBackend",
-    "surrogate": "surrogate_backend.opening:open_surrogate",
-}
-MEASURED = ("real", "real-ray")  # of one lane, whose episodes take minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,18 +92,32 @@ class Backend(Protocol):
 
 
 def open_backend(name: str, profile: Profile, lanes: int = 1, cluster: Cluster | None = None) -> Backend:
-    """Opens a backend by name, importing its package only now.
+    """Opens a backend by name, or by ``module:attribute``, importing its package only now.
+
+    What follows the name behind a colon, as in ``surrogate:runs/mine``, is handed on as a fourth argument.
 
     Raises:
         UnknownNameError: no such backend.
-        InvalidInputError: a number of lanes or a cluster that this backend cannot have, or more memory than is free.
+        InvalidInputError: what has the name is no backend; a number of lanes or a cluster that this backend cannot
+            have; more memory than is free.
         IncompatibleError: libraries that it needs are missing or do not pair.
     """
-    if name not in BACKENDS:
-        raise UnknownNameError("backend", name, BACKENDS)
-    module, _, attribute = BACKENDS[name].partition(":")
-    backend: Backend = getattr(importlib.import_module(module), attribute)(profile, lanes=lanes, cluster=cluster)
-    return backend
+    entry = registry.find("backend", name)
+    given = (entry.given,) if entry.given else ()
+    opened = entry.load()(profile, lanes, cluster, *given)
+    if not isinstance(opened, Backend):
+        raise InvalidInputError(f"Backend {shown(name)} lacks what helm_gym.backend.Backend says that it must have.")
+    return opened
+
+
+def is_measured(name: str) -> bool:
+    """Whether the backend reports time that was measured: of one lane, its episodes take minutes.
+
+    Its class says so by an attribute ``rung`` of value ``measured``.
+
+    Raises: see ``open_backend``.
+    """
+    return getattr(registry.find("backend", name).load(), "rung", None) == "measured"
 
 
 def check_allocation(profile: Profile, allocation: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.int64]:

@@ -14,16 +14,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from helm_gym import cluster_view, passes
 from helm_gym.actions import Mode, apply_action
 from helm_gym.backend import Backend
-from helm_gym.cluster import Cluster, in_cluster
-from helm_gym.cluster_view import ClusterStep, RouterLayout
+from helm_gym.cluster import router_observation
+from helm_gym.cluster.router_observation import ClusterStep, RouterLayout
+from helm_gym.cluster.routing import WEIGHTS, Routing
+from helm_gym.cluster.topology import Cluster, in_cluster
 from helm_gym.errors import InvalidInputError
+from helm_gym.kernels import control_interval
 from helm_gym.observation import ObservationLayout
 from helm_gym.profile import Profile
-from helm_gym.reward import TERMS, prices
-from helm_gym.routing import WEIGHTS, Routing
+from helm_gym.reward import TERMS, cost_coefficients
 from helm_gym.tasks import Task
 from helm_gym.telemetry import Telemetry
 from helm_gym.workload.regimes import make_path
@@ -191,18 +192,22 @@ class ControlLoop:
         slo_ms = self.backend.slo_ms
         if slo_ms != self._slo_ms:  # most backends never change it
             self._slo_ms, self._per_scale = slo_ms, self.layout.per_scale(slo_ms)
-            self._prices = prices(slo_ms, self.task.weights, self.profile.pool.pages)
+            self._coefficients = cost_coefficients(slo_ms, self.task.weights, self.profile.pool.pages)
         lanes, nodes = self.shape
         observation = np.empty((lanes, nodes, self.layout.width), np.float32)
         if self.router_layout is not None:
             return self._of_cluster(telemetry, observation)
         reward, terms = np.empty(lanes), np.empty((len(TERMS), lanes))
-        passes.outcome(telemetry.values, self._per_scale, self._memory, self._prices, observation, reward, terms)
+        control_interval.outcome(
+            telemetry.values, self._per_scale, self._memory, self._coefficients, observation, reward, terms
+        )
         return Step(observation, reward, terms, telemetry, self.t >= self.intervals)
 
     def _of_cluster(self, telemetry: Telemetry, observation: NDArray[np.float32]) -> Step:
         assert self.router_layout is not None
-        scales, weights = (self._per_scale, self._memory, self._prices), self._weights
-        reward, terms, cluster = cluster_view.outcome(self.router_layout, telemetry, *scales, weights, observation)
+        scales, weights = (self._per_scale, self._memory, self._coefficients), self._weights
+        reward, terms, cluster = router_observation.outcome(
+            self.router_layout, telemetry, *scales, weights, observation
+        )
         self._alive = cluster.traffic.alive
         return Step(observation, reward, terms, telemetry, self.t >= self.intervals, cluster)

@@ -36,7 +36,7 @@ class RefusedError(InvalidInputError):
     """A policy's file that breaks a rule.
 
     Attributes:
-        rule: the rule's id, a key of ``helm_gym.onnx_check.RULES``.
+        rule: the rule's id, a key of ``helm_gym.policies.onnx_check.RULES``.
     """
 
     def __init__(self, rule: str, sentence: str):

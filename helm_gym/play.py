@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from helm_gym.cluster.routing import WEIGHTS, Router, Routing, weights_of
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import Oracle, Policy, open_policy
-from helm_gym.routing import WEIGHTS, Router, Routing, open_router, weights_of
+from helm_gym.policies.opening import open_policy
+from helm_gym.policies.router_opening import open_router
+from helm_gym.policy import Oracle, Policy
 from helm_gym.workload.state import WorkloadPath
 
 
@@ -34,7 +36,7 @@ def open_entrant(text: str, layout: ObservationLayout, in_cluster: bool) -> Entr
     Raises:
         UnknownNameError: no such policy or router.
         InvalidInputError: no router, or an oracle, in a cluster.
-        IncompatibleError: see helm_gym.policy.open_policy.
+        IncompatibleError: see helm_gym.policies.opening.open_policy.
     """
     if not in_cluster:
         return Entrant(open_policy(text, layout))
@@ -49,7 +51,7 @@ def open_controller(text: str, layout: ObservationLayout) -> Policy:
 
     Raises:
         InvalidInputError: an oracle: it is told a single node's workload.
-        UnknownNameError, IncompatibleError: see helm_gym.policy.open_policy.
+        UnknownNameError, IncompatibleError: see helm_gym.policies.opening.open_policy.
     """
     policy = open_policy(text, layout)
     if isinstance(policy, Oracle):

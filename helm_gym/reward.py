@@ -18,10 +18,11 @@ class CostWeights:
 
 
 TERMS = ("mean", "tail", "slo", "move")
-PAID = ("interval_sojourn_ms", "interval_p99_ms", "interval_violations", "moved_pages")  # the field behind each term
+# Of telemetry, behind each term.
+COST_FIELDS = ("interval_sojourn_ms", "interval_p99_ms", "interval_violations", "moved_pages")
 
 
-def prices(slo_ms: float, weights: CostWeights, pages: int) -> NDArray[np.float64]:
+def cost_coefficients(slo_ms: float, weights: CostWeights, pages: int) -> NDArray[np.float64]:
     """What one unit of each term's field costs, (terms,).
 
     ``c = mean / SLO + w_tail P99 / SLO + w_slo violations + w_move |moved share|``, all over the last interval and

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from helm_gym.errors import UnknownNameError
+from helm_gym import registry
+from helm_gym.errors import InvalidInputError
 from helm_gym.ranges import Name, Within, check_ranges
 from helm_gym.reward import CostWeights
 from helm_gym.text import shown
@@ -15,7 +16,7 @@ MAX_INTERVALS = 100_000  # of an episode: five million requests
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a controller is judged on.
+    """What a controller is evaluated on.
 
     Attributes:
         warmup: intervals served at ``start_alpha`` before the episode, so that caches are warm when it starts.
@@ -39,24 +40,35 @@ class Task:
         check_ranges(self, f"Task {shown(self.name)}")
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task("steady-v0", "steady", "parameters fixed"),
-        Task("trend-v0", "trend", "hot share, history length and item popularity drift"),
-        Task("burst-v0", "burst", "a calm, interrupted by returning users, newcomers and viral items"),
-        Task("mixed-v0", "mixed", "segments of all kinds, for training"),
-        Task("trace-v0", "trace", "arrivals from a recorded trace (--trace PATH)"),
-    )
-}
+for _task in (
+    Task("steady-v0", "steady", "parameters fixed"),
+    Task("trend-v0", "trend", "hot share, history length and item popularity drift"),
+    Task("burst-v0", "burst", "a calm, interrupted by returning users, newcomers and viral items"),
+    Task("mixed-v0", "mixed", "segments of all kinds, for training"),
+    Task("trace-v0", "trace", "arrivals from a recorded trace (--trace PATH)"),
+):
+    registry.register("task", _task.name, _task, _task.doc)
 
 
 def find_task(name: str) -> Task:
-    """The task of that name.
+    """The task of that name, or that ``module:attribute`` says.
 
     Raises:
         UnknownNameError: there is none; the nearest name is given.
+        InvalidInputError: what has the name is no task.
     """
-    if name not in TASKS:
-        raise UnknownNameError("task", name, TASKS)
-    return TASKS[name]
+    return _checked(registry.find("task", name))
+
+
+def all_tasks() -> list[Task]:
+    """All tasks that have a name, in the order of their names."""
+    return [_checked(entry) for entry in registry.listed("task").values()]
+
+
+def _checked(entry: registry.Entry) -> Task:
+    found = entry.load()
+    if not isinstance(found, Task):
+        raise InvalidInputError(
+            f"Task {shown(entry.name)} is a {type(found).__name__}; a helm_gym.tasks.Task is needed."
+        )
+    return found

@@ -6,8 +6,10 @@ fields marked *interval* cover only the last control interval (what it is paid f
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +77,8 @@ COLUMN: dict[str, int] = {}
 for _field in FIELDS:
     COLUMN[_field.name] = sum(f.width for f in FIELDS[: FIELDS.index(_field)])
 WIDTH = sum(field.width for field in FIELDS)
+# The same places by attribute, for kernels: AT.alpha. Whoever writes or reads telemetry names its columns so.
+AT: Any = collections.namedtuple("AT", COLUMN)(**COLUMN)
 _BY_NAME = {field.name: field for field in FIELDS}
 
 

@@ -9,22 +9,25 @@ import functools
 import importlib
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from helm_gym import kernel_cache
 from helm_gym import profile as profiles
+from helm_gym import registry
 from helm_gym.backend import open_backend
-from helm_gym.cluster import Cluster, Node, Outage
+from helm_gym.cluster.topology import Cluster, Node, Outage
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import HelmError
+from helm_gym.kernels import kernel_cache
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import POLICIES, Oracle, open_policy
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Oracle
 from helm_gym.tasks import find_task
 from helm_gym.workload.demand import rate_for_load, service_ms
-from helm_gym.workload.regimes import REGIMES, make_path
+from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import at_rest
 
 Progress = Callable[[str, int, int], None]
@@ -56,8 +59,10 @@ def warm(progress: Progress | None = None) -> Warmed:
     started, kernels, failed = time.monotonic(), [], {}
     workers = min(2, os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool, _ended_with_this():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is this process's to answer
         running = {pool.submit(_use, name): name for name in PARTS}
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for done, future in enumerate(concurrent.futures.as_completed(running)):
             name, (compiled, problem) = running[future], future.result()
             kernels += compiled
@@ -66,6 +71,17 @@ def warm(progress: Progress | None = None) -> Warmed:
             if progress is not None:
                 progress(name, done + 1, len(PARTS))
     return Warmed(kernels, time.monotonic() - started, failed)
+
+
+@contextlib.contextmanager
+def _ended_with_this() -> Iterator[None]:
+    """Where the block is broken off, processes that compile for a minute yet are not waited for."""
+    try:
+        yield
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
 
 
 def _use(name: str) -> tuple[list[str], str]:
@@ -81,8 +97,9 @@ def _use(name: str) -> tuple[list[str], str]:
 
 def _workload() -> None:
     profile = profiles.load(_PROFILE)
-    for regime in REGIMES:
-        make_path(regime, profile, [0], 1)
+    for name in registry.listed("regime"):
+        with contextlib.suppress(HelmError):  # one that needs a recording
+            make_path(name, profile, [0], 1)
     values = at_rest(profile)[None]
     service_ms(profile, values)
     rate_for_load(profile, values, np.array([0.5]))
@@ -103,9 +120,9 @@ def _episodes(backend: str, *lanes: int, cluster: Cluster | None = None) -> None
 def _policies() -> None:
     """All that have a name and are told nothing else than it; what is trained and not shipped has none yet."""
     layout = ObservationLayout(profiles.load(_PROFILE))
-    for name, (_, _, argument) in POLICIES.items():
+    for entry in registry.listed("policy").values():
         with contextlib.suppress(HelmError):
-            policy = open_policy(f"{name}:0.5" if argument else name, layout)
+            policy = open_policy(f"{entry.name}:0.5" if entry.argument else entry.name, layout)
             if not isinstance(policy, Oracle):
                 policy.act(np.zeros((1, layout.width), np.float32), policy.initial_state(1))
     # What training alone uses of a policy.

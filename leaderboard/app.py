@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from helm_gym.errors import HelmError, UnknownNameError
-from helm_gym.onnx_check.rules import MAX_FILE_BYTES
+from helm_gym.policies.onnx_check.rules import MAX_FILE_BYTES
 from helm_gym.text import sentence
 from leaderboard.board import LOCAL_ACCOUNT, Board, NotFoundError, RefusedSubmissionError
 from leaderboard.guards import Guards

@@ -16,7 +16,8 @@ from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import RefusedError
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant, play
-from helm_gym.policy import Floats, Policy, open_policy
+from helm_gym.policy import Floats, Policy
+from helm_gym.policies.opening import open_policy
 from helm_gym.tasks import find_task
 from leaderboard.sandbox import Limits, PolicyFault, SandboxedPolicy
 
@@ -53,7 +54,7 @@ class Report:
 
 
 def check(content: bytes, layout: ObservationLayout, limits: Limits | None = None, unconfined: bool = False) -> Report:
-    """Checks a policy's file in the sandbox, by ``helm_gym.onnx_check``.
+    """Checks a policy's file in the sandbox, by ``helm_gym.policies.onnx_check``.
 
     Raises:
         IncompatibleError: this machine has no sandbox, and that was not allowed.

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2 as httpx
 
 from helm_gym.errors import HelmError, InvalidInputError
-from helm_gym.onnx_check import read_file
+from helm_gym.policies.onnx_check import read_file
 from helm_gym.text import plain
 from leaderboard.submissions import FINAL, check_write_up
 

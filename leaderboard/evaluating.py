@@ -17,13 +17,14 @@ from helm_gym import profile as profiles
 from helm_gym.control_loop import draw_path
 from helm_gym.evaluation import protocol
 from helm_gym.evaluation.gains import static_name
-from helm_gym.evaluation.machine import describe_machine, versions
+from helm_gym.provenance import describe_machine, versions
 from helm_gym.evaluation.optimum import GRID, cut_optimum, offline_optimum
 from helm_gym.evaluation.results import Episodes, Evaluation, Values
 from helm_gym.evaluation.summary import by_seed
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant
-from helm_gym.policy import Policy, open_policy
+from helm_gym.policy import Policy
+from helm_gym.policies.opening import open_policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task, find_task
 from helm_gym.telemetry import ALPHA_GRID

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from markupsafe import Markup
 
 from helm_gym.errors import HelmError
-from helm_gym.onnx_check import RULES
+from helm_gym.policies.onnx_check import RULES
 from helm_gym.tasks import find_task
 from leaderboard.board import Board
 from leaderboard.evaluating import DEVELOPMENT, RANKING

@@ -17,8 +17,9 @@ from typing import Any
 
 from helm_gym import files
 from helm_gym.errors import InvalidInputError
-from helm_gym.onnx_check.rules import MAX_FILE_BYTES
-from helm_gym.policy import Policy, open_policy
+from helm_gym.policies.onnx_check.rules import MAX_FILE_BYTES
+from helm_gym.policy import Policy
+from helm_gym.policies.opening import open_policy
 from leaderboard import evaluating, records
 from leaderboard.board import Board
 from leaderboard.evaluating import DEVELOPMENT, Season, Tick

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import BackendSpec, Rung, check_allocation
-from helm_gym.cluster import Cluster
+from helm_gym.cluster.routing import Routing
+from helm_gym.cluster.topology import Cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.machine_memory import bytes_a_unit, require
 from helm_gym.profile import Profile
-from helm_gym.routing import Routing
-from helm_gym.telemetry import COLUMN, WIDTH, RoutedTraffic, Telemetry
+from helm_gym.telemetry import AT, WIDTH, RoutedTraffic, Telemetry
 from helm_gym.workload.sampling import make_requests, make_traffic, sample_intervals, traffic_bytes
 from helm_gym.workload.state import WorkloadState, check_state, limits
 from real_backend.cluster import FrontDoor, front_bytes
@@ -135,7 +135,7 @@ class ManagedBackend:
             profile.kv_bytes_per_token,
             values,
         )
-        values[:, COLUMN["speed"]] = self.speed
+        values[:, AT.speed] = self.speed
         rings = (self._ledger.sojourn_ms, self._ledger.service_ms)
         sojourn, service = (last_interval(self._ledger, ring).copy().reshape(*shape, -1) for ring in rings)
         return Telemetry(values.reshape(*shape, WIDTH), sojourn, service, traffic=traffic)

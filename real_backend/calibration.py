@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from helm_gym.evaluation.machine import describe_machine
 from helm_gym.profile import CostModel, Profile
+from helm_gym.provenance import describe_machine
 from helm_gym.workload.regimes import make_path
 from real_backend.measured import MeasuredBackend
 from real_backend.node import Sample

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.cluster import Cluster
-from helm_gym.compiled import kernel
+from helm_gym.cluster.routing import RULES, WEIGHTS, Routing, check_alive, check_routing
+from helm_gym.cluster.topology import Cluster
+from helm_gym.kernels.jit import kernel
 from helm_gym.machine_memory import bytes_a_unit
 from helm_gym.profile import Profile
-from helm_gym.routing import RULES, WEIGHTS, Routing, check_alive, check_routing
 from helm_gym.telemetry import RoutedTraffic
 from helm_gym.workload.sampling import Requests, Traffic, make_requests, sample_intervals
 from helm_gym.workload.state import WorkloadState
 from real_backend.memory.layout import N_EMB, N_PAGES, Memory, Rules, clear
 from real_backend.memory.serve import FREE_AT_S, NO_USER, NOW_S, REFILL_CREDIT, SPAN_S, Ledger, room
 from real_backend.router import route
-from real_backend.view import NEXT, TIED, make_view, refresh
+from real_backend.router_beliefs import NEXT, TIED, make_view, refresh
 
 
 def front_bytes(profile: Profile, lanes: int, nodes: int) -> int:
@@ -94,7 +94,7 @@ class FrontDoor:
             slowness: by which the time between arrivals is longer on this machine.
 
         Raises:
-            InvalidInputError, UnknownNameError: see helm_gym.routing.check_routing and check_alive.
+            InvalidInputError, UnknownNameError: see helm_gym.cluster.routing.check_routing and check_alive.
         """
         if routing is not None:
             check_routing(routing, self.lanes)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from helm_gym.compiled import kernel
 from helm_gym.errors import InvalidInputError
+from helm_gym.kernels.jit import kernel
 from helm_gym.machine_memory import require
 from helm_gym.profile import Profile
 from real_backend import fbgemm

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import Rung
-from helm_gym.cluster import Cluster
+from helm_gym.cluster.topology import Cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.workload.sampling import Requests

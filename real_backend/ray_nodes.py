@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.cluster import Cluster
+from helm_gym.cluster.topology import Cluster
 from helm_gym.errors import HelmError
-from helm_gym.on_ray import check_gpus, connected
 from helm_gym.profile import Profile
+from helm_gym.ray_connection import check_gpus, connected
 from real_backend.measured import MeasuredBackend
 from real_backend.memory.layout import Memory, Rules
 from real_backend.memory.serve import Ledger

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from helm_gym.compiled import kernel
-from helm_gym.routing import RULES, WEIGHTS
+from helm_gym.cluster.routing import RULES, WEIGHTS
+from helm_gym.kernels.jit import kernel
 from helm_gym.workload.sampling import _uniform
 from real_backend.memory.pricing import compute_ms
-from real_backend.view import MEAN, NEW, NEXT, OLD, ROUTED, TIED, mix, note_kv
+from real_backend.router_beliefs import MEAN, NEW, NEXT, OLD, ROUTED, TIED, mix, note_kv
 
 SCORE, RANDOM, ROUND_ROBIN, LEAST_LOADED, CONSISTENT_HASH = (
     RULES.index(rule) for rule in ("score", "random", "round-robin", "least-loaded", "consistent-hash")
@@ -161,8 +161,8 @@ def _nth_alive(alive, k):
 def route(view, lane, requests, items, start_s, rules, rule, weights, bound, out):
     """Chooses a node for each of the lane's first requests, in order of arrival, and keeps the view up.
 
-    At least one node must be alive (helm_gym.routing.check_alive) and ``bound`` at least 1, so that a node with no more
-    than the mean of work ahead is always within it.
+    At least one node must be alive (helm_gym.cluster.routing.check_alive) and ``bound`` at least 1, so that a node with
+    no more than the mean of work ahead is always within it.
 
     Args:
         requests: the lanes' streams; items: (users, max_history), the lane's histories.

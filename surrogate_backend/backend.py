@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import BackendSpec, Rung, check_allocation
+from helm_gym.cluster.routing import Routing
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
-from helm_gym.routing import Routing
 from helm_gym.telemetry import WIDTH, Telemetry
 from helm_gym.workload.state import WorkloadState, check_state, limits
 from surrogate_backend import checkpoint as checkpoints
@@ -44,7 +44,7 @@ class SurrogateBackend:
         profile: that the checkpoint was fitted to.
         lanes: any number.
         checkpoint: a folder; the one shipped for the profile where not given.
-        of: which rung it is the twin of, ``modelled`` or ``measured``; the shipped card says how far each is true.
+        of: which rung it is the surrogate of, ``modelled`` or ``measured``; the shipped card says how far each is true.
 
     Raises:
         InvalidInputError: no checkpoint for the profile, or a number of lanes or nodes that there cannot be.
@@ -63,7 +63,7 @@ class SurrogateBackend:
         if lanes < 1:
             raise InvalidInputError(f"A backend needs at least one lane, not {lanes}.")
         if of not in RUNGS:
-            raise InvalidInputError(f"A surrogate is the twin of {' or '.join(RUNGS)}, not of '{of}'.")
+            raise InvalidInputError(f"A surrogate stands for {' or '.join(RUNGS)}, not for '{of}'.")
         interval = profile.interval
         self._window = interval.window // interval.requests
         if (

@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_tensors
 from helm_gym import files
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
-from helm_gym.runs import read_tensors
+from helm_gym.training.run_folder import read_tensors
 
 SHIPPED = pathlib.Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "model.safetensors", "card.json"
@@ -58,7 +58,7 @@ def find(text: str | None, profile: Profile, kind: str = "") -> pathlib.Path:
         if not own:
             raise InvalidInputError(
                 f"No surrogate{f' of {kind}' if kind else ''} is shipped for profile '{profile.name}'; collect a log, "
-                "fit one, and give its folder, or take backend 'modelled'."
+                "fit one and take backend 'surrogate:FOLDER', or take backend 'modelled'."
             )
         return SHIPPED / max(own, key=lambda name: int(name.rpartition("-v")[2]))
     if os.path.isdir(text):

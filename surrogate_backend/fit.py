@@ -18,13 +18,14 @@ from torch import Tensor
 
 import helm_gym
 from helm_gym.errors import InvalidInputError
-from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
-from helm_gym.scalars import open_scalars
-from surrogate_backend import checkpoint, dataset
-from surrogate_backend.dataset import WINDOWED, Dataset, window
-from surrogate_backend.layout import CACHE_FIELDS, ENDS, LEVELS, RUNGS, Sizes
-from surrogate_backend.log import LoggedEpisode, read_log
+from helm_gym.provenance import describe_machine, versions
+from helm_gym.training.scalars import open_scalars
+from surrogate_backend import checkpoint
+from surrogate_backend.data import dataset
+from surrogate_backend.data.dataset import WINDOWED, Dataset, window
+from surrogate_backend.data.log import LoggedEpisode, read_log
+from surrogate_backend.layout import CACHE_FIELDS, ENDS, LEVELS, RUNGS, Sizes, check_profile
 from surrogate_backend.network import Ensemble, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
 
@@ -83,13 +84,9 @@ def fit(
         InvalidInputError: a log that cannot be used, or too few episodes to hold some out.
     """
     started = time.perf_counter()
+    check_profile(profile)
     episodes = [e for folder in logs for e in read_log(folder, profile)]
     data = dataset.from_episodes(profile, episodes)
-    if profile.max_batch != 1:
-        raise InvalidInputError(
-            f"Profile '{profile.name}' serves micro-batches of {profile.max_batch}; a surrogate is fitted to one "
-            "request at a time (max_batch 1)."
-        )
     held = np.array([e.constants["setting"] % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for e in episodes])
     if not held.any() or held.all():
         raise InvalidInputError(

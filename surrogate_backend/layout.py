@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from helm_gym.errors import InvalidInputError
+from helm_gym.profile import Profile
 from helm_gym.telemetry import ALPHA_GRID
 
 FOLLOWED = (0.2, 0.5, 0.8)  # alphas that the fluid follows beside the present one, for the simulated curve
@@ -40,3 +42,12 @@ class Sizes:
     user_hidden: int = 8
     hidden: int = 12
     layer: int = 12
+
+
+def check_profile(profile: Profile) -> None:
+    """Raises InvalidInputError unless a surrogate can be fitted to logs of the profile."""
+    if profile.max_batch != 1:
+        raise InvalidInputError(
+            f"Profile '{profile.name}' serves micro-batches of {profile.max_batch}; a surrogate is fitted to one "
+            "request at a time (max_batch 1)."
+        )

@@ -32,7 +32,7 @@ _MODULES = (
     "matplotlib.pyplot",
     "optuna.visualization.matplotlib",
     "real_backend.calibration",
-    "surrogate_backend.collect",
+    "surrogate_backend.data.collect",
     "surrogate_backend.fit",
     "tensorboard",
     "torch.utils.tensorboard",

@@ -22,10 +22,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from agents.tuning import result, storage, study
 from helm_gym import profile as profiles
-from helm_gym import runs, tasks
+from helm_gym import tasks
 from helm_gym.locks import FOLDER_LOCK
 from helm_gym.paper import table3
 from helm_gym.profile import Interval
+from helm_gym.training import run_folder
 from surrogate_backend import checkpoint
 from tests import killing, postgres
 from tests.agents.trainings import scalars_of
@@ -68,7 +69,7 @@ def without(values: Any, names: set[str] = VARIES) -> Any:
 
 
 def assert_tensors_equal(path: pathlib.Path, other: pathlib.Path) -> None:
-    ours, theirs = runs.read_tensors(path)[0], runs.read_tensors(other)[0]
+    ours, theirs = run_folder.read_tensors(path)[0], run_folder.read_tensors(other)[0]
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name], err_msg=f"{path} {name}")
@@ -87,7 +88,7 @@ def assert_whole(folder: pathlib.Path) -> None:
         elif path.suffix == ".svg":
             assert path.read_text(encoding="utf-8").rstrip().endswith("</svg>")
         elif path.suffix == ".safetensors":
-            runs.read_tensors(path)
+            run_folder.read_tensors(path)
         elif path.suffix == ".parquet":
             pq.ParquetFile(path, page_checksum_verification=True).read()
         elif path.suffix == ".yaml":
@@ -112,10 +113,10 @@ def test_train(commands: killing.Commands, folder: Folder, tmp_path: pathlib.Pat
     for made in commands.kill_again_and_again(
         lambda _: TRAIN, folder, random.Random(1), KILLS, length_s, check=assert_whole
     ):
-        assert_tensors_equal(made / "x" / runs.POLICY, whole / "x" / runs.POLICY)
-        newest = sorted((whole / "x" / runs.CHECKPOINTS).iterdir())[-1]
-        assert_tensors_equal(made / "x" / runs.CHECKPOINTS / newest.name, newest)
-        ours, theirs = (without(runs.read_run(run / "x").to_json()) for run in (made, whole))
+        assert_tensors_equal(made / "x" / run_folder.POLICY, whole / "x" / run_folder.POLICY)
+        newest = sorted((whole / "x" / run_folder.CHECKPOINTS).iterdir())[-1]
+        assert_tensors_equal(made / "x" / run_folder.CHECKPOINTS / newest.name, newest)
+        ours, theirs = (without(run_folder.read_run(run / "x").to_json()) for run in (made, whole))
         assert ours == theirs and ours["status"] == "done"
         assert scalars_of(made / "x") == scalars_of(whole / "x"), "TensorBoard shows each step once"
         assert_no_litter(made)
@@ -144,11 +145,16 @@ def place(request: pytest.FixtureRequest) -> Callable[[pathlib.Path], str]:
     return lambda folder: "x.journal" if request.param == "journal-relative" else str(folder / "x.journal")
 
 
+def study_of(folder: pathlib.Path) -> str:
+    """A study's name; one database holds those of all folders."""
+    return f"{folder.parent.name}-{folder.name}"[-64:]
+
+
 def trials_in(place: str, folder: pathlib.Path) -> list[FrozenTrial]:
     given = place if "://127" in place or "@" in place else str(folder / place)
     if place.startswith("sqlite:///"):
         given = f"sqlite:///{folder / place.removeprefix('sqlite:///')}"
-    return optuna.load_study(storage=storage.open_storage(given), study_name=str(folder)).trials
+    return optuna.load_study(storage=storage.open_storage(given), study_name=study_of(folder)).trials
 
 
 def assert_accounted_for(trials: list[FrozenTrial], wanted: int) -> None:
@@ -177,7 +183,7 @@ def test_tune(
     """The sampler's draws depend on a trial's rank and on what was tried before it: so it tries the same."""
 
     def tune(there: pathlib.Path) -> tuple[str, ...]:
-        return (*TUNE, "--storage", place(there), "--study", str(there))
+        return (*TUNE, "--storage", place(there), "--study", study_of(there))
 
     whole, rng = folder(100), random.Random(request.node.name)
     length_s = commands.run(tune(whole), whole)
@@ -186,7 +192,7 @@ def test_tune(
         assert_accounted_for(trials, 10)
         assert outcome(trials) == outcome(trials_in(place(whole), whole))
         assert figures_of(made) == figures_of(whole)
-        assert runs.read_run(made / "x").settings == runs.read_run(whole / "x").settings
+        assert run_folder.read_run(made / "x").settings == run_folder.read_run(whole / "x").settings
         assert_no_litter(made)
 
 
@@ -194,7 +200,7 @@ def test_tune_with_workers(commands: killing.Commands, folder: Folder) -> None:
     """With several, what is tried depends on who is first; but each trial is counted once, and none is lost."""
 
     def tune(there: pathlib.Path) -> tuple[str, ...]:
-        return (*TUNE, "--storage", "sqlite:///x.db", "--study", str(there), "--workers", "2")
+        return (*TUNE, "--storage", "sqlite:///x.db", "--study", study_of(there), "--workers", "2")
 
     length_s = commands.run(tune(whole := folder(100)), whole)
     for made in commands.kill_again_and_again(tune, folder, random.Random(3), KILLS, length_s, check=assert_whole):
@@ -202,7 +208,7 @@ def test_tune_with_workers(commands: killing.Commands, folder: Folder) -> None:
         assert_accounted_for(trials, 10)
         began_with = json.loads((made / "x" / result.TUNE).read_text())["began_with"]["settings"]
         assert outcome(trials)[0][1].items() <= began_with.items()
-        assert runs.read_run(made / "x").status == "done"
+        assert run_folder.read_run(made / "x").status == "done"
 
 
 COLLECT = ("collect", "--profile", "small.yaml", "--out", "log", "--episodes", "34", "--intervals", "30", "--quiet")

@@ -31,8 +31,8 @@ def test_there_are_blocks_for_an_environment_a_policy_and_a_backend():
 
 
 def test_evaluate_runs_on_real_inference():
-    command = ["evaluate", "static:0.2", "pid", "--task", "burst-v0", "--backend", "real", "--seeds", "1"]
-    result = CliRunner().invoke(app, [*command, "--horizon", "4", "--json", "--quiet"])
+    command = ["evaluate", "static:0.2", "pid", "--task", "tests.registering:BRIEF", "--backend", "real"]
+    result = CliRunner().invoke(app, [*command, "--seeds", "1", "--json", "--quiet"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["rung"] == "measured"

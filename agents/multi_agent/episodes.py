@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 
 from helm_gym.backend import open_backend
-from helm_gym.cluster import Cluster, Node
+from helm_gym.cluster.routing import Router
+from helm_gym.cluster.topology import Cluster, Node
 from helm_gym.control_loop import ControlLoop
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant, open_controller, play
 from helm_gym.policy import Floats
-from helm_gym.routing import Router
 from helm_gym.tasks import Task
 
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from agents.network import Mlp
-from helm_gym.cluster_view import RouterLayout
+from helm_gym.cluster.router_observation import RouterLayout
+from helm_gym.cluster.routing import WEIGHTS
 from helm_gym.errors import IncompatibleError, InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
 from helm_gym.ranges import Within
-from helm_gym.routing import WEIGHTS
-from helm_gym.runs import Tensors
+from helm_gym.training.run_folder import Tensors
 
 if TYPE_CHECKING:
     import onnx
 
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
 LAYOUT = "layout"  # the tensor that says which layout of the router's observation the others were trained on
 
@@ -139,7 +139,7 @@ class LearnedRouter:
 
 
 def graph_of(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onnx.ModelProto:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     router = LearnedRouter(layout, settings, tensors)
     return router.draw(Graph("router", RouterLayout(), state=len(WEIGHTS) + 1, actions=len(WEIGHTS)))

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from agents.multi_agent.episodes import Episodes
 from agents.multi_agent.router import LAYOUT, LearnedRouter, Settings, columns, graph_of
-from helm_gym import runs
-from helm_gym.cluster_view import RouterLayout
-from helm_gym.routing import WEIGHTS
-from helm_gym.runs import Tensors
-from helm_gym.scalars import open_scalars
-from helm_gym.training import Trainable, Training
+from helm_gym.cluster.router_observation import RouterLayout
+from helm_gym.cluster.routing import WEIGHTS
+from helm_gym.training import run_folder
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.scalars import open_scalars
+from helm_gym.training.trainable import Trainable, Training
 
 _LEAST_SEED = 2**32  # of training episodes; tasks publish small seeds, and validation uses small ones
 _VALIDATION = 30_000
@@ -75,7 +75,7 @@ class _Search:
             self.mean, self.spread = there.tensors["search.mean"], there.tensors["search.spread"]
             self.scaling = {name: there.tensors[name] for name in ("mean", "scale")}
             self.round, self.before = int(there.facts["round"]), there.facts["seconds"]
-        with open_scalars(self.training.folder / runs.TENSORBOARD, self.round * self.per_round) as board:
+        with open_scalars(self.training.folder / run_folder.TENSORBOARD, self.round * self.per_round) as board:
             while self.round < self.rounds:
                 self._round(board)
         tensors, kept = self.training.best_policy()

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 
 if TYPE_CHECKING:
-    from agents.graph import Graph
     from agents.three_layer_ppo.settings import Settings
+    from helm_gym.policies.onnx_graph import Graph
 
 CONTEXT = ("returning_share", "mean_history", "load")
 TYPICAL = np.array([0.5, 0.5, 0.35])

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 
 if TYPE_CHECKING:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
 
 @kernel

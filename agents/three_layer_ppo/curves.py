@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from helm_gym.telemetry import ALPHA_GRID
 
 if TYPE_CHECKING:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
 GRID = np.array(ALPHA_GRID)
 _POINTS = len(GRID)

@@ -12,7 +12,7 @@ from agents.three_layer_ppo.curves import draw_curves_split
 from agents.three_layer_ppo.policy import LEARNS, ThreeLayerPolicy
 from agents.three_layer_ppo.settings import Settings
 from helm_gym.observation import ObservationLayout
-from helm_gym.runs import Tensors
+from helm_gym.training.run_folder import Tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def draw(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onnx.ModelProto:
     """The policy's graph; raises what ``ThreeLayerPolicy`` does."""
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     policy, pool, max_step = ThreeLayerPolicy(layout, settings, tensors), layout.profile.pool, layout.profile.max_step
     graph = Graph(policy.name, layout, state=policy.initial_state(1).shape[1])

@@ -9,10 +9,10 @@ import numpy as np
 from agents.network import Mlp, Windows
 from agents.three_layer_ppo import adapter, base, curves, recovery
 from agents.three_layer_ppo.settings import Settings
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
-from helm_gym.runs import Tensors
+from helm_gym.training.run_folder import Tensors
 
 if TYPE_CHECKING:
     pass

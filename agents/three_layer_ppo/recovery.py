@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agents.three_layer_ppo.curves import GRID, curves_split, draw_curves_split
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 
 if TYPE_CHECKING:
-    from agents.graph import Graph
     from agents.three_layer_ppo.settings import Settings
+    from helm_gym.policies.onnx_graph import Graph
 
 # Column -> standard deviation over windows of one workload (cpu-small, 200 requests).
 NOISE = {"returning_share": 0.03, "mean_history": 0.02, "load": 0.025}

@@ -8,8 +8,8 @@ from agents.on_policy import on_policy
 from agents.three_layer_ppo.graph import draw
 from agents.three_layer_ppo.policy import Seen, ThreeLayerPolicy
 from agents.three_layer_ppo.settings import Settings
-from helm_gym.runs import Tensors
-from helm_gym.training import Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.trainable import Training
 
 
 def _train(training: Training) -> Tensors:

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
-from helm_gym.policy import Policy, open_policy
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
 
 BLOCK = 8  # episodes side by side; a trial can be given up between two blocks
-BACKENDS = ("modelled", "surrogate")
+BACKENDS = ("modelled", "surrogate", "surrogate-measured")
 
 
 def blocks(seeds: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -20,13 +20,15 @@ from optuna.trial import FrozenTrial, TrialState
 from agents.tuning import storage
 from agents.tuning.objective import Objective, blocks, reference_name
 from agents.tuning.search import Candidates, Plan, Progress, search
-from helm_gym import files, runs
+from helm_gym import files
 from helm_gym import profile as profiles
 from helm_gym.errors import InvalidInputError
-from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.evaluation.statistics import bootstrap
 from helm_gym.locks import alone
-from helm_gym.runs import Origin, Run
+from helm_gym.policy_origin import Origin
+from helm_gym.provenance import describe_machine, versions
+from helm_gym.training import run_folder
+from helm_gym.training.run_folder import Run
 
 TUNE = "tune.json"
 _FRESH_SEED = 1  # of trainings anew, beyond the plan's own
@@ -79,7 +81,7 @@ def tune(plan: Plan, workers: int = 1, progress: Progress | None = None) -> dict
 
 def _check_out(folder: pathlib.Path) -> None:
     """Raises InvalidInputError where the folder holds a training, whose run would be lost."""
-    if runs.is_run(folder) and "tuning" not in runs.read_run(folder).facts:
+    if run_folder.is_run(folder) and "tuning" not in run_folder.read_run(folder).facts:
         raise InvalidInputError(f"--out {folder} holds a training; give another folder.")
 
 
@@ -161,13 +163,13 @@ def _describe(candidate: Candidate, began: Candidate) -> dict[str, Any]:
 
 def _write(plan: Plan, best: Candidate, figures: dict[str, Any], found: optuna.Study) -> None:
     """The run folder of the best, tune.json and the plots."""
-    (plan.out / runs.RUN).unlink(missing_ok=True)  # a kill leaves no run rather than one with another's weights
+    (plan.out / run_folder.RUN).unlink(missing_ok=True)  # a kill leaves no run rather than one with another's weights
     facts = {key: figures[key] for key in ("objective", "rung", "budget", "trials", "seeds", "fresh_seeds")}
     facts |= {key: figures["best"][key] for key in ("fresh", "fresh_less_than_began_with")}
     steps = 0
     if best.folder is not None:
-        tensors = runs.policy_tensors(best.folder, trained := runs.read_run(best.folder))
-        runs.write_tensors(plan.out / runs.POLICY, tensors)
+        tensors = run_folder.policy_tensors(best.folder, trained := run_folder.read_run(best.folder))
+        run_folder.write_tensors(plan.out / run_folder.POLICY, tensors)
         steps, facts = trained.steps, trained.facts | facts
     run = Run(
         agent=plan.agent,
@@ -181,8 +183,8 @@ def _write(plan: Plan, best: Candidate, figures: dict[str, Any], found: optuna.S
         machine=figures["machine"],
         versions=figures["versions"],
     )
-    profiles.save(plan.profile, plan.out / runs.PROFILE)
-    runs.write_run(plan.out, run)
+    profiles.save(plan.profile, plan.out / run_folder.PROFILE)
+    run_folder.write_run(plan.out, run)
     files.write(plan.out / TUNE, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     for name, draw in _plots().items():
         _plot(plan.out / f"{name}.png", draw, found)

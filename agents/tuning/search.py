@@ -21,16 +21,16 @@ from optuna.trial import BaseTrial, Trial, TrialState
 from agents.tuning import storage as storages
 from agents.tuning import study as studies
 from agents.tuning.objective import BACKENDS, Objective, blocks, reference_name
-from helm_gym import training
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.observation import ObservationLayout
+from helm_gym.policies.from_run import open_run
 from helm_gym.policy import Policy
 from helm_gym.profile import Profile
-from helm_gym.runs import open_run
-from helm_gym.search import Searchable
 from helm_gym.tasks import Task
 from helm_gym.text import sentence
-from helm_gym.training import Trainable
+from helm_gym.training import trainable
+from helm_gym.training.search_space import Searchable
+from helm_gym.training.trainable import Trainable
 
 Progress = Callable[[str, int, int], None]  # what is under way, how much is done, of how much
 
@@ -107,14 +107,14 @@ class Candidates:
 
     def __init__(self, plan: Plan):
         for backend in (plan.backend, plan.judge):
-            if backend not in BACKENDS:
+            if backend.partition(":")[0] not in BACKENDS:
                 raise UnknownNameError("backend of a search", backend, BACKENDS)
         if plan.task.regime == "trace":
             raise InvalidInputError(f"Task '{plan.task.name}' plays one recording, to be judged by; tune on another.")
         self.plan = plan
-        self.agent: Trainable = training.find_trainable(plan.agent)
+        self.agent: Trainable = trainable.find_trainable(plan.agent)
         self.layout = ObservationLayout(plan.profile)
-        self.default = training.make_settings(self.agent, plan.fixed, "--set")
+        self.default = trainable.make_settings(self.agent, plan.fixed, "--set")
         if not isinstance(self.default, Searchable):
             raise InvalidInputError(
                 f"The settings of '{plan.agent}' declare no search space; there is nothing to tune."
@@ -132,9 +132,9 @@ class Candidates:
     ) -> tuple[Policy, pathlib.Path | None]:
         """The policy of these settings, trained first where there is something to train, and the training's folder."""
         if not self.agent.steps:
-            return training.build(self.agent, self.layout, settings, {}, f"Trial {name}"), None
+            return trainable.build(self.agent, self.layout, settings, {}, f"Trial {name}"), None
         plan, folder = self.plan, self.plan.out / TRIALS / name
-        training.train(
+        trainable.train(
             plan.agent,
             plan.task,
             plan.profile,

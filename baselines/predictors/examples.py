@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-from helm_gym import runs
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.optimum import GRID, MAX_LANES, argmin, offline_optimum
-from helm_gym.training import Training
+from helm_gym.training import run_folder
+from helm_gym.training.trainable import Training
 from helm_gym.workload.regimes import make_path
 
 FOLDER = "examples"
@@ -95,7 +95,7 @@ def regime_of(number: int) -> str:
 
 
 def _borrow(training: Training, source: pathlib.Path, blocks: int) -> Examples:
-    runs.read_run(source).origin.check(training.layout, f"Run {source}")
+    run_folder.read_run(source).origin.check(training.layout, f"Run {source}")
     try:
         return _join([_read(source / FOLDER, number) for number in range(blocks)])
     except InvalidInputError as error:
@@ -105,7 +105,7 @@ def _borrow(training: Training, source: pathlib.Path, blocks: int) -> Examples:
 
 
 def _read(folder: pathlib.Path, number: int) -> dict[str, NDArray[np.float32]]:
-    return runs.read_tensors(_path(folder, number))[0]
+    return run_folder.read_tensors(_path(folder, number))[0]
 
 
 def _path(folder: pathlib.Path, number: int) -> pathlib.Path:
@@ -141,7 +141,7 @@ def _record(training: Training, number: int, blocks: int) -> None:
             seen.append(step.observation[:, 0])
             step = loop.step(np.zeros((MAX_LANES, 1, 1)))
     block = {"observation": np.stack(seen, axis=1), "alpha_star": star.astype(np.float32)}
-    runs.write_tensors(_path(training.folder / FOLDER, number), block)
+    run_folder.write_tensors(_path(training.folder / FOLDER, number), block)
 
 
 def _meter(training: Training, number: int, blocks: int) -> Callable[[int], None]:

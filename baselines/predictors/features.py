@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats, towards
-from helm_gym.search import Trial
 from helm_gym.telemetry import ALPHA_GRID
+from helm_gym.training.search_space import Trial
 
 if TYPE_CHECKING:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
 _COLUMNS = ("returning_share", "unique_users", "mean_history", "load")
 _LEAST = 1e-3  # of a curve's mean

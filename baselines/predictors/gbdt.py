@@ -15,9 +15,9 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.observation import ObservationLayout
 from helm_gym.policy import Floats
 from helm_gym.ranges import Within
-from helm_gym.runs import Tensors
-from helm_gym.search import Trial
-from helm_gym.training import Trainable, Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.search_space import Trial
+from helm_gym.training.trainable import Trainable, Training
 
 if TYPE_CHECKING:
     import onnx
@@ -184,7 +184,7 @@ def flatten(grown: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
 
 def _graph(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onnx.ModelProto:
     """All trees at once, a level a time: a leaf leads to itself."""
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     policy = GbdtPolicy(layout, settings, tensors)
     arrays, split = policy.trees, policy.traces.state

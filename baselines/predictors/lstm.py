@@ -10,13 +10,13 @@ import numpy as np
 from baselines.predictors.examples import BLOCK, errors, gather
 from baselines.predictors.features import Follower, WorkloadFeatures, check_following, following_space
 from helm_gym.errors import InvalidInputError
-from helm_gym.lstm import LstmCell
 from helm_gym.observation import ObservationLayout
+from helm_gym.policies.lstm_cell import LstmCell
 from helm_gym.policy import Floats
 from helm_gym.ranges import Within
-from helm_gym.runs import Tensors
-from helm_gym.search import Trial
-from helm_gym.training import Trainable, Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.search_space import Trial
+from helm_gym.training.trainable import Trainable, Training
 
 if TYPE_CHECKING:
     import onnx
@@ -100,7 +100,7 @@ class LstmPolicy:
 
 
 def _graph(layout: ObservationLayout, settings: Settings, tensors: Tensors) -> onnx.ModelProto:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     policy = LstmPolicy(layout, settings, tensors)
     end = policy.cell.memory

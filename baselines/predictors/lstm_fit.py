@@ -10,8 +10,8 @@ from torch import nn
 
 from baselines.predictors.examples import Examples
 from baselines.predictors.features import WorkloadFeatures
-from helm_gym.runs import Tensors
-from helm_gym.training import Training
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.trainable import Training
 
 _INITIAL, _EPOCH = 1, 2  # purposes of the training's generator; examples.py has another
 _SETTLE = 8  # intervals at a sequence's start in which nothing can be known of what was before

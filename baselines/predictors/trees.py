@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 
 
 @kernel

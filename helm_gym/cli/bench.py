@@ -31,8 +31,8 @@ def bench(
       helm-gym bench --only decision
       helm-gym bench --only bookkeeping_share
     """
-    from helm_gym import bench as benchmarks
-    from helm_gym.evaluation.machine import describe_machine, versions
+    from helm_gym.benchmarks import suite as benchmarks
+    from helm_gym.provenance import describe_machine, versions
 
     names = benchmarks.names(only or [])
     if listed:

@@ -1,4 +1,4 @@
-"""``helm-gym collect``: logs of the real backend that a surrogate is learned from, and judged on."""
+"""``helm-gym collect``: logs of the real backend that a surrogate is learned from, and evaluated on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 from helm_gym.cli.common import Json, Profile, Progress, Quiet, open_by_name, print_json, say
 from helm_gym.errors import InvalidInputError
 
-COLLECT = "surrogate_backend.collect:collect"  # opened by name: helm_gym imports no backend
-PLAN = "surrogate_backend.collect:Plan"
-EPISODES_FOR = "surrogate_backend.excitation:episodes_for"
-CLUSTER_PLAN = "surrogate_backend.clusters.collect:ClusterPlan"
-CLUSTER_EPISODES_FOR = "surrogate_backend.clusters.design:episodes_for"
+COLLECT = "surrogate_backend.data.collect:collect"  # opened by name: helm_gym imports no backend
+PLAN = "surrogate_backend.data.collect:Plan"
+EPISODES_FOR = "surrogate_backend.data.excitation:episodes_for"
+CLUSTER_PLAN = "surrogate_backend.data.cluster_collect:ClusterPlan"
+CLUSTER_EPISODES_FOR = "surrogate_backend.data.cluster_excitation:episodes_for"
 RUNGS = {"modelled": "modelled", "real": "measured"}
 TRAIN_EPISODES, TEST_SETTINGS = 80, 5  # every regime under every driver of alpha; a setting of every regime
 CLUSTER_SETTINGS = 6  # of every size that is tested, under every regime

@@ -21,7 +21,7 @@ def evaluate(
     backend: Annotated[
         str,
         typer.Option(
-            help="modelled; surrogate, its learned twin; real: HSTU runs and is timed; real-ray: on a Ray actor a node."
+            help="modelled; surrogate[:FOLDER], learned; real: HSTU runs and is timed; real-ray: a Ray actor a node."
         ),
     ] = "modelled",
     profile: Annotated[str | None, typer.Option(help="A profile's name or YAML file; the task's by default.")] = None,

@@ -10,10 +10,9 @@ import typer
 from helm_gym import files
 from helm_gym.cli.common import Json, check_writable, open_by_name, print_json, say
 from helm_gym.errors import InvalidInputError
-from helm_gym.tasks import TASKS
 
-EXPORT = "agents.export:export"  # opened by name: helm_gym imports no agent
-WRITE_CARD = "agents.export:write_card"
+EXPORT = "helm_gym.policies.run_export:export"  # opened by name: helm_gym imports no agent
+WRITE_CARD = "helm_gym.policies.run_export:write_card"
 
 
 def export(
@@ -81,10 +80,10 @@ def export(
 def _export_file(
     file: pathlib.Path, out: pathlib.Path, task: str, profile: str | None, name: str, card: bool, as_json: bool
 ) -> None:
-    from helm_gym import onnx_export
     from helm_gym import profile as profiles
     from helm_gym.observation import ObservationLayout
-    from helm_gym.policy import refuse_file
+    from helm_gym.policies import onnx_export
+    from helm_gym.policies.opening import refuse_file
     from helm_gym.tasks import find_task
 
     if file.suffix != ".onnx":
@@ -99,10 +98,16 @@ def _export_file(
     say(f"{out}: {file} keeps every rule and is a policy for profile {layout.profile.name}.")
 
 
+def _names_task(name: object) -> bool:
+    from helm_gym import registry
+
+    return isinstance(name, str) and name in registry.listed("task")
+
+
 def _read(path: pathlib.Path) -> Any:
     judged = files.read_json(path, "--scores", instead="give what `helm-gym evaluate --json` printed")
     rows = judged.get("policies") if isinstance(judged, dict) else None
     named = isinstance(rows, list) and all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows)
-    if not named or not {"rung", "seeds", "machine", "date"} <= set(judged) or judged.get("task") not in [*TASKS]:
+    if not named or not {"rung", "seeds", "machine", "date"} <= set(judged) or not _names_task(judged.get("task")):
         raise InvalidInputError(f"--scores {path} is no output of `helm-gym evaluate --json`; give one.")
     return judged

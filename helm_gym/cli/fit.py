@@ -26,7 +26,7 @@ FIT = "surrogate_backend.fit:fit"  # opened by name: helm_gym imports no backend
 SETTINGS = "surrogate_backend.fit:Settings"
 FIT_CLUSTERS = "surrogate_backend.clusters.fit:fit_clusters"
 OF_CLUSTERS = "surrogate_backend.clusters.fit:SETTINGS"
-IS_OF_CLUSTERS = "surrogate_backend.log:is_of_clusters"
+IS_OF_CLUSTERS = "surrogate_backend.data.log:is_of_clusters"
 
 
 def fit(

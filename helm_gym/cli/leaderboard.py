@@ -90,7 +90,7 @@ def check(
     from helm_gym import profile as profiles
     from helm_gym.errors import RefusedError
     from helm_gym.observation import ObservationLayout
-    from helm_gym.onnx_check import read_file
+    from helm_gym.policies.onnx_check import read_file
 
     layout = ObservationLayout(profiles.load(profile))
     told: dict[str, Any]

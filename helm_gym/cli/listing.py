@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from helm_gym.cli.common import Json, print_json, print_table
 
+if TYPE_CHECKING:
+    from helm_gym.registry import Entry
+
 
 def tasks(as_json: Json = False) -> None:
-    """List the versioned tasks that a controller can be judged on.
+    """List the versioned tasks that a controller is evaluated on.
 
     \b
     Example:
       helm-gym tasks --json
     """
-    from helm_gym.tasks import TASKS
+    from helm_gym.tasks import all_tasks
 
+    found = all_tasks()
     if as_json:
-        return print_json({"tasks": [dataclasses.asdict(task) for task in TASKS.values()]})
-    rows = [(t.name, t.regime, t.profile, str(t.horizon), f"{t.seeds[0]}-{t.seeds[-1]}", t.doc) for t in TASKS.values()]
+        return print_json({"tasks": [dataclasses.asdict(task) for task in found]})
+    rows = [(t.name, t.regime, t.profile, str(t.horizon), f"{t.seeds[0]}-{t.seeds[-1]}", t.doc) for t in found]
     print_table("", ("task", "regime", "profile", "intervals", "seeds", "what it is"), rows)
 
 
@@ -59,22 +64,12 @@ def agents(as_json: Json = False) -> None:
       helm-gym evaluate static:0.5 pid oracle --task burst-v0
       helm-gym evaluate pid+joint pid+kv-aware --task burst-v0 --cluster 4
     """
-    from helm_gym.policy import POLICIES
-    from helm_gym.routing import ROUTERS
-    from helm_gym.training import TRAINABLE
+    from helm_gym import registry
 
+    entries = [*registry.listed("policy").values(), *registry.listed("router").values()]
     found = [
-        {
-            "name": f"{name}:{argument}" if argument else name,
-            "kind": _kind(where),
-            "trainable": name in TRAINABLE,
-            "what it is": doc,
-        }
-        for name, (where, doc, argument) in POLICIES.items()
-    ]
-    found += [
-        {"name": name, "kind": "router", "trainable": where.startswith("agents."), "what it is": doc}
-        for name, (where, doc) in ROUTERS.items()
+        {"name": e.form, "kind": _kind(e), "trainable": bool(e.agent), "what it is": e.doc or f"of package {e.source}"}
+        for e in sorted(entries, key=lambda entry: _KINDS.index(_kind(entry)))
     ]
     if as_json:
         return print_json({"agents": found})
@@ -82,9 +77,13 @@ def agents(as_json: Json = False) -> None:
     print_table("", ("policy", "kind", "trains", "what it is"), rows)
 
 
-def _kind(where: str) -> str:
+_KINDS = ("baseline", "agent", "oracle", "installed", "router")
+
+
+def _kind(entry: Entry) -> str:
     """Told by the module that it lives in, without opening it."""
-    module = where.partition(":")[0]
-    if module.endswith(".oracles"):
+    if entry.kind == "router":
+        return "router"
+    if entry.module.endswith(".oracles"):
         return "oracle"
-    return "agent" if module.startswith("agents.") else "baseline"
+    return {"agents": "agent", "baselines": "baseline"}.get(entry.module.partition(".")[0], "installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, cast
@@ -149,6 +150,7 @@ def run() -> None:
     """Entry point of the console script."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no letter for a dash gets its number
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # they are text files here
+    sys.path.append(os.getcwd())  # last: a file here named as a library's module stands in nobody's way
     try:
         app()
     except KeyboardInterrupt:  # outside of a command: while Python still loads modules, say

@@ -42,17 +42,17 @@ def train(
       helm-gym evaluate runs/ppo --task burst-v0
     """
     from helm_gym import profile as profiles
-    from helm_gym import training
     from helm_gym.tasks import find_task
+    from helm_gym.training import trainable
 
     chosen = parse_overrides(overrides or [])
-    found = training.find_trainable(agent)
-    values = training.make_settings(found, chosen, "--set")
+    found = trainable.find_trainable(agent)
+    values = trainable.make_settings(found, chosen, "--set")
     if settings:
         listed = dataclasses.asdict(values)
         if as_json:
             return print_json({"agent": agent, "steps": found.steps, "settings": listed})
-        told = training.describe_settings(found.settings)
+        told = trainable.describe_settings(found.settings)
         rows = [(name, str(value), told.get(name, "")) for name, value in listed.items()]
         return print_table("", ("hyper-parameter", "value", "what it is"), rows)
     if out is None:
@@ -63,7 +63,7 @@ def train(
 
     progress = Progress(quiet)
     with progress.stage(f"train {agent}", "steps") as tick:
-        run = training.train(
+        run = trainable.train(
             agent,
             where,
             opened,

@@ -39,7 +39,7 @@ def tune(
     seeds_a_trial: Annotated[int, typer.Option(min=1, max=1000, help="Episodes of a trial, if not pruned.")] = 24,
     top: Annotated[int, typer.Option(min=1, max=100, help="How many of the best are tried on fresh seeds.")] = 3,
     fresh_seeds: Annotated[int, typer.Option(min=1, max=1000, help="How many fresh seeds.")] = 32,
-    backend: Annotated[str, typer.Option(help="Of trials: modelled, or surrogate, which is faster.")] = "modelled",
+    backend: Annotated[str, typer.Option(help="Of trials: modelled, or surrogate[:FOLDER], faster.")] = "modelled",
     judge: Annotated[str, typer.Option(help="Of fresh seeds: modelled or surrogate.")] = "modelled",
     fixed: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Holds a setting; may be repeated.")
@@ -119,7 +119,7 @@ def show(figures: dict[str, Any], out: pathlib.Path) -> None:
         rows,
     )
     named = "the settings that it began with" if best["trial"] is None else f"trial {best['trial']}"
-    say(f"Run {out}: {named}; `helm-gym evaluate {out}` judges it.")
+    say(f"Run {out}: {named}; `helm-gym evaluate {out}` evaluates it.")
 
 
 def _number(value: Any) -> str:

@@ -15,8 +15,8 @@ def warm(as_json: Json = False, quiet: Quiet = False) -> None:
       helm-gym warm
       HELM_GYM_CACHE=/fast/disk helm-gym warm --json
     """
-    from helm_gym import kernel_cache
     from helm_gym import warm as warming
+    from helm_gym.kernels import kernel_cache
 
     progress = Progress(quiet)
     folder = kernel_cache.folder()

@@ -12,15 +12,16 @@ from typing import Any, NoReturn, get_args
 import numpy as np
 
 from helm_gym import profile as profiles
+from helm_gym import registry
 from helm_gym.actions import Mode
-from helm_gym.backend import BACKENDS, open_backend
-from helm_gym.cluster import Cluster, find_cluster
+from helm_gym.backend import open_backend
+from helm_gym.cluster.topology import Cluster, find_cluster
 from helm_gym.control_loop import ControlLoop
 from helm_gym.envs.render import RENDER_MODES
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.machine_memory import require
 from helm_gym.profile import Profile
-from helm_gym.tasks import MAX_INTERVALS, TASKS, Task, find_task
+from helm_gym.tasks import MAX_INTERVALS, Task, all_tasks, find_task
 from helm_gym.text import shown
 from helm_gym.workload.traces import Trace, read_trace
 from helm_gym.yaml_form import from_fields
@@ -61,7 +62,7 @@ def open_loop(
     lanes = whole_number("num_envs", lanes, "lane", MAX_LANES)
     chosen = choose_task(task, regime)
     one_of("action_mode", action_mode, get_args(Mode))
-    one_of("backend", backend, BACKENDS)
+    registered("backend", backend)
     if render_mode is not None:
         one_of("render_mode", render_mode, RENDER_MODES)
     if (chosen.regime == "trace") is not (trace is not None):
@@ -84,15 +85,15 @@ def choose_task(task: TaskLike | None, regime: str | None) -> Task:
     """The task that an environment's arguments ask for."""
     if task is not None and regime is not None:
         raise InvalidInputError(f"task={shown(task)} and regime={shown(regime)} exclude each other; give one of them.")
-    by_regime = {known.regime: known for known in TASKS.values()}
     if regime is not None:
-        return by_regime[one_of("regime", regime, by_regime)]
+        name = registered("regime", regime)
+        return next((known for known in all_tasks() if known.regime == name), None) or Task("own-v0", name, "")
     if task is None or isinstance(task, str):
         return find_task("mixed-v0" if task is None else task)
     if not isinstance(task, Task | Mapping):
-        refuse("task", task, "a task's name (see helm_gym.tasks.TASKS) or a Task")
+        refuse("task", task, "a task's name (`helm-gym tasks` lists them) or a Task")
     checked: Task = from_fields(Task, plain_values(task), "task")
-    one_of("task.regime", checked.regime, by_regime)
+    registered("regime", checked.regime, "task.regime")
     return checked
 
 
@@ -147,6 +148,17 @@ def one_of(argument: str, value: Any, known: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in known:
         raise UnknownNameError(argument, value if isinstance(value, str) else shown(value), known)
     return value
+
+
+def registered(kind: str, value: Any, argument: str = "") -> str:
+    """``value``, which must be a name that ``helm_gym.registry`` finds."""
+    if not isinstance(value, str):
+        one_of(argument or kind, value, registry.listed(kind))
+    try:
+        registry.find(kind, value)
+        return value
+    except UnknownNameError as error:
+        raise UnknownNameError(argument or kind, value, registry.listed(kind)) from error
 
 
 def whole_number(argument: str, value: Any, of: str, most: int | None = None) -> int:

@@ -9,8 +9,8 @@ from gymnasium.vector import AutoresetMode
 from helm_gym.actions import Mode
 from helm_gym.control_loop import Step
 from helm_gym.envs.arguments import ClusterLike, ProfileLike, TaskLike, TraceLike, choose_cluster, open_loop
+from helm_gym.envs.cluster_gymnasium import apply_joint, cluster_spaces, global_state
 from helm_gym.envs.cluster_render import ClusterScreen
-from helm_gym.envs.cluster_single import apply_joint, cluster_spaces, global_state
 from helm_gym.envs.info import describe_cluster, describe_lanes, masked
 from helm_gym.envs.vector import Floats, LanesVectorEnv
 

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.reward import TERMS
-from helm_gym.telemetry import COLUMN
+from helm_gym.telemetry import AT
 from helm_gym.workload.state import PARAMETERS
 
-_ALPHA, _TARGET = COLUMN["alpha"], COLUMN["target_alpha"]
 _NAMES = tuple(parameter.name for parameter in PARAMETERS)
 
 
@@ -24,8 +23,8 @@ def describe_lane(loop: ControlLoop, outcome: Step, seed: int) -> dict[str, Any]
     values = telemetry.values
     info: dict[str, Any] = {
         "cost": dict(zip(TERMS, outcome.terms[:, 0].tolist())),  # noqa: B905 (strict costs a third of the dict)
-        "alpha": values.item(_ALPHA),
-        "target_alpha": values.item(_TARGET),
+        "alpha": values.item(AT.alpha),
+        "target_alpha": values.item(AT.target_alpha),
         "workload": dict(zip(_NAMES, path.values[0, t].tolist())),  # noqa: B905 (strict costs a third of the dict)
         "segment": path.kind[0][path.segment.item(0, t)],
         "seed": seed,
@@ -53,8 +52,8 @@ def describe_lanes(
     truth.flags.writeable = False
     info: dict[str, Any] = {
         "cost": masked(dict(zip(TERMS, outcome.terms, strict=True)), everywhere),
-        "alpha": telemetry.values[:, 0, _ALPHA].copy(),
-        "target_alpha": telemetry.values[:, 0, _TARGET].copy(),
+        "alpha": telemetry.values[:, 0, AT.alpha].copy(),
+        "target_alpha": telemetry.values[:, 0, AT.target_alpha].copy(),
         "workload": masked(dict(zip(_NAMES, truth, strict=True)), everywhere),
         "segment": path.kind_at(t),
         "seed": seeds.copy(),
@@ -69,8 +68,8 @@ def describe_cluster(outcome: Step) -> dict[str, NDArray[Any]]:
     assert outcome.cluster is not None
     traffic, values = outcome.cluster.traffic, outcome.telemetry.values
     return {
-        "alpha": values[:, :, _ALPHA].copy(),
-        "target_alpha": values[:, :, _TARGET].copy(),
+        "alpha": values[:, :, AT.alpha].copy(),
+        "target_alpha": values[:, :, AT.target_alpha].copy(),
         "requests": traffic.requests.copy(),
         "alive": traffic.alive.copy(),
         "spills": traffic.spills.copy(),

@@ -11,7 +11,7 @@ from helm_gym.actions import Mode
 from helm_gym.control_loop import ControlLoop, Step
 from helm_gym.envs.arguments import ProfileLike, TaskLike, TraceLike, open_loop
 from helm_gym.envs.info import describe_lane
-from helm_gym.envs.lane import LaneEnv
+from helm_gym.envs.single_lane_env import LaneEnv
 from helm_gym.envs.vector import Box, Floats
 
 
@@ -110,7 +110,7 @@ class PartitionEnv(LaneEnv):
     * `task` or `regime`: a task's name (`helm-gym tasks`) or a `Task`; a regime stands for its task. `mixed-v0` where
       neither is given. `helm/Steady-v0`, `helm/Trend-v0`, `helm/Burst-v0`, `helm/Mixed-v0` and `helm/Trace-v0` set it.
     * `profile`: a shipped profile's name, a YAML file or a `Profile`; the task's own where not given.
-    * `backend`: `"surrogate"` (the default: learned, thousands of lanes, for profiles with a shipped checkpoint),
+    * `backend`: `"surrogate"` (the default: learned, thousands of lanes; `"surrogate:FOLDER"` for one of your own),
       `"modelled"` (the memory manager on single requests, with modelled time) or `"real"`, which runs and times HSTU
       and is registered as nondeterministic with `Live` in the id: `helm/PartitionLive-v0`, `helm/BurstLive-v0`, ...
     * `action_mode`: `"delta"` (default) or `"absolute"`.

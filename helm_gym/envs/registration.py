@@ -9,7 +9,7 @@ import gymnasium as gym
 import pettingzoo
 
 _PARTITION = ("helm_gym.envs.partition:PartitionEnv", "helm_gym.envs.partition_vector:PartitionVectorEnv")
-_CLUSTER = ("helm_gym.envs.cluster_single:ClusterEnv", "helm_gym.envs.cluster_vector:ClusterVectorEnv")
+_CLUSTER = ("helm_gym.envs.cluster_gymnasium:ClusterEnv", "helm_gym.envs.cluster_vector:ClusterVectorEnv")
 # Name -> one environment, its native vector form, arguments; with Live behind the name, the same on the real backend.
 ENVIRONMENTS: dict[str, tuple[str, str, dict[str, str]]] = {
     "Partition": (*_PARTITION, {}),
@@ -39,5 +39,5 @@ def register_envs() -> None:
                 kwargs={**arguments, **backend},
             )
     if AGENTS_ID not in pettingzoo.parallel_registry:
-        pettingzoo.register("parallel", AGENTS_ID, "helm_gym.envs.cluster:ClusterParallelEnv")
-        pettingzoo.register("aec", AGENTS_ID, "helm_gym.envs.cluster:env")
+        pettingzoo.register("parallel", AGENTS_ID, "helm_gym.envs.cluster_pettingzoo:ClusterParallelEnv")
+        pettingzoo.register("aec", AGENTS_ID, "helm_gym.envs.cluster_pettingzoo:env")

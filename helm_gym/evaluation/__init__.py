@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from helm_gym.cluster import Cluster
+    from helm_gym.cluster.topology import Cluster
     from helm_gym.evaluation.scores import Scores
     from helm_gym.play import Entrant
     from helm_gym.profile import Profile
@@ -55,9 +55,9 @@ def evaluate(
     import dataclasses
 
     from helm_gym import profile as profiles
-    from helm_gym.backend import BACKENDS
-    from helm_gym.cluster import Cluster, Node, find_cluster
-    from helm_gym.errors import InvalidInputError, UnknownNameError
+    from helm_gym import registry
+    from helm_gym.cluster.topology import Cluster, Node, find_cluster
+    from helm_gym.errors import InvalidInputError
     from helm_gym.observation import ObservationLayout
     from helm_gym.profile import Profile
     from helm_gym.tasks import Task, find_task
@@ -67,8 +67,7 @@ def evaluate(
     found = task if isinstance(task, Task) else find_task(task)
     found = found if horizon is None else dataclasses.replace(found, horizon=horizon)
     opened = profile if isinstance(profile, Profile) else profiles.load(profile or found.profile)
-    if backend not in BACKENDS:
-        raise UnknownNameError("backend", backend, BACKENDS)
+    registry.find("backend", backend)
     if isinstance(cluster, int):
         cluster = Cluster((Node(cluster),))
     nodes = find_cluster(cluster) if isinstance(cluster, str) else cluster
@@ -109,7 +108,7 @@ def open_all(policies: Any, layout: Any, in_cluster: bool) -> list[Entrant]:
     from helm_gym.errors import InvalidInputError
     from helm_gym.play import Entrant, open_entrant
     from helm_gym.policies.adapting import as_policy
-    from helm_gym.routing import open_router
+    from helm_gym.policies.router_opening import open_router
 
     def open_one(name: str, given: Any) -> Entrant:
         if isinstance(given, Entrant):

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from helm_gym import profile as profiles
-from helm_gym.backend import MEASURED, Rung, open_backend
-from helm_gym.cluster import Cluster
+from helm_gym.backend import Rung, is_measured, open_backend
+from helm_gym.cluster.topology import Cluster
 from helm_gym.control_loop import ControlLoop, draw_path
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.gains import best_static, split_of, static_name
-from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.evaluation.optimum import GRID, MAX_LANES, cut_optimum, cut_path, offline_optimum
 from helm_gym.evaluation.recording import Recording, Watched, join
 from helm_gym.evaluation.results import Episodes, Evaluation, Optimum, bytes_kept
@@ -25,6 +24,7 @@ from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant, open_entrant, play
 from helm_gym.policy import Oracle, Policy, Truth
 from helm_gym.profile import Profile
+from helm_gym.provenance import describe_machine, versions
 from helm_gym.tasks import Task
 from helm_gym.telemetry import ALPHA_GRID
 from helm_gym.workload.state import WorkloadPath
@@ -76,7 +76,7 @@ def evaluate(
         HelmError: a policy returned what is no action, or the backend reports no requests.
     """
     profile = profile or profiles.load(task.profile)
-    chosen = tuple(seeds) if seeds is not None else task.seeds[: _MEASURED_SEEDS if backend in MEASURED else None]
+    chosen = tuple(seeds) if seeds is not None else task.seeds[: _MEASURED_SEEDS if is_measured(backend) else None]
     entrants = [entrant if isinstance(entrant, Entrant) else Entrant(entrant) for entrant in policies]
     _check_distinct("seed", chosen)
     _check_distinct("policy", [entrant.name for entrant in entrants], least=0)
@@ -204,7 +204,7 @@ class _Bench:
 
     def __init__(self, backend: str, case: _Case, meter: _Meter):
         self.backend, self.case, self.meter = backend, case, meter
-        self.in_turns = backend in MEASURED
+        self.in_turns = is_measured(backend)
         # A cluster's lane is as much as it has nodes, and a measured backend has one.
         self.lanes = 1 if self.in_turns or case.cluster is not None else min(MAX_LANES, len(case.seeds))
         self._loops: dict[tuple[int, int], ControlLoop] = {}

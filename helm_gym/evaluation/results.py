@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import Rung
-from helm_gym.cluster import Cluster
+from helm_gym.cluster.topology import Cluster
 from helm_gym.tasks import Task
 from helm_gym.workload.state import WorkloadPath
 

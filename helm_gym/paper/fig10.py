@@ -10,10 +10,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 
 from helm_gym.evaluation import plots
+from helm_gym.evaluation.formatting import interval
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.cluster_parts import Values, figure, shared
+from helm_gym.paper.cached_cluster_evaluation import Values, figure, shared
 from helm_gym.paper.fig6 import PAPER, REGIME, SPLIT, measure
-from helm_gym.paper.words import interval
 from helm_gym.profile import Profile
 
 NODES = 8

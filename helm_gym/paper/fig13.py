@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 
-from helm_gym.cluster import Cluster, Node
+from helm_gym.cluster.topology import Cluster, Node
 from helm_gym.evaluation import plots
+from helm_gym.evaluation.formatting import interval
 from helm_gym.evaluation.statistics import paired_difference
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.cluster_parts import ClusterParts, Values, figure, shared, short_task
-from helm_gym.paper.words import interval
+from helm_gym.paper.cached_cluster_evaluation import ClusterParts, Values, figure, shared, short_task
 from helm_gym.profile import Profile
 
 NODES = 8

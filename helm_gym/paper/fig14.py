@@ -9,14 +9,16 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 
-from helm_gym import runs, training
+from helm_gym import registry
 from helm_gym.evaluation import plots
+from helm_gym.evaluation.formatting import interval
 from helm_gym.evaluation.summary import summarise
 from helm_gym.observation import ObservationLayout
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.parts import Parts
-from helm_gym.paper.words import interval
-from helm_gym.policy import Policy, open_policy
+from helm_gym.paper.cached_evaluation import Parts
+from helm_gym.policies import from_run
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import find_task
 
@@ -68,8 +70,8 @@ def with_layers(layers: str, layout: ObservationLayout, name: str) -> Policy:
     Raises:
         InvalidInputError: none is shipped for the layout's profile.
     """
-    package = training.TRAINABLE[CONTROLLER].partition(".")[0]
-    policy = runs.open_run(runs.shipped_folder(CONTROLLER, package, layout), layout, {"layers": layers})
+    package = registry.find("policy", CONTROLLER).module.partition(".")[0]
+    policy = from_run.open_run(from_run.shipped_folder(CONTROLLER, package, layout), layout, {"layers": layers})
     policy.name = name
     return policy
 

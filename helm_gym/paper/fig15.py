@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation import plots
+from helm_gym.evaluation.formatting import interval
 from helm_gym.evaluation.results import Episodes, Evaluation
 from helm_gym.evaluation.statistics import Figure, bootstrap, iqm
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.parts import Parts, open_if_there
-from helm_gym.paper.words import interval
+from helm_gym.paper.cached_evaluation import Parts, open_if_there
 from helm_gym.profile import Profile
 from helm_gym.tasks import find_task
 

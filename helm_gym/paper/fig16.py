@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 
-from helm_gym.cluster import Cluster, Node
+from helm_gym.cluster.topology import Cluster, Node
 from helm_gym.evaluation import plots
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.cluster_parts import ClusterParts, figure, shared, short_task
+from helm_gym.paper.cached_cluster_evaluation import ClusterParts, figure, shared, short_task
 from helm_gym.profile import Profile
 
 SIZES = (1, 2, 4, 8, 16, 32)

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
 from helm_gym.evaluation import plots
+from helm_gym.evaluation.formatting import interval
 from helm_gym.evaluation.results import Evaluation
 from helm_gym.evaluation.statistics import Figure, bootstrap, iqm
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.parts import Parts
-from helm_gym.paper.words import interval
-from helm_gym.policy import open_policy
+from helm_gym.paper.cached_evaluation import Parts
+from helm_gym.policies.opening import open_policy
 from helm_gym.profile import Profile
 from helm_gym.tasks import find_task
 

@@ -11,15 +11,15 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
-from helm_gym import decision
+from helm_gym.benchmarks import decision_time
 from helm_gym.evaluation import plots
-from helm_gym.evaluation.machine import describe_machine, versions
+from helm_gym.evaluation.formatting import interval, today
 from helm_gym.evaluation.statistics import Figure, bootstrap, iqm
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.parts import Parts, open_if_there
-from helm_gym.paper.words import interval, today
+from helm_gym.paper.cached_evaluation import Parts, open_if_there
 from helm_gym.policy import Oracle
 from helm_gym.profile import Profile
+from helm_gym.provenance import describe_machine, versions
 from helm_gym.tasks import find_task
 
 Values = NDArray[np.float64]
@@ -71,9 +71,9 @@ def reproduce(profile: Profile, seeds: int, stage: Stage, folder: pathlib.Path) 
             with stage(f"table3: {regime}, {name}") as tick:
                 measured[name][regime] = parts.measure(task, name, policy, tick)
     with stage("table3: time of a decision"):
-        recorded = decision.record(_RECORDED, profile=profile, backend="modelled")
+        recorded = decision_time.record(_RECORDED, profile=profile, backend="modelled")
         times = {
-            name: None if isinstance(policy, Oracle) else decision.decision_us(policy, *recorded, count=_DECISIONS)
+            name: None if isinstance(policy, Oracle) else decision_time.decision_us(policy, *recorded, count=_DECISIONS)
             for name, policy in rows.items()
         }
     figures: dict[str, Any] = {

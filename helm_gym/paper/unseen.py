@@ -13,12 +13,12 @@ from matplotlib.figure import Figure as Picture
 from numpy.typing import NDArray
 
 from helm_gym.evaluation import plots, protocol
+from helm_gym.evaluation.formatting import interval
 from helm_gym.evaluation.gains import best_static
 from helm_gym.evaluation.optimum import GRID, offline_optimum
 from helm_gym.evaluation.summary import summarise
 from helm_gym.paper import Reproduction, Stage
-from helm_gym.paper.parts import Parts, open_if_there
-from helm_gym.paper.words import interval
+from helm_gym.paper.cached_evaluation import Parts, open_if_there
 from helm_gym.profile import Profile
 from helm_gym.tasks import find_task
 from helm_gym.workload.regimes import make_path

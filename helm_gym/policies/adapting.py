@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import Floats, Policy, open_policy
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Floats, Policy
 
 
 @runtime_checkable
@@ -39,7 +40,7 @@ def as_policy(given: object, layout: ObservationLayout, name: str = "") -> Polic
         name: to report it by; its own where not given.
 
     Raises:
-        UnknownNameError, IncompatibleError: see helm_gym.policy.open_policy; a model that was trained on other spaces.
+        UnknownNameError, IncompatibleError: see ``opening.open_policy``; a model that was trained on other spaces.
         InvalidInputError: none of these.
     """
     if isinstance(given, str):

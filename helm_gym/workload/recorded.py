@@ -16,6 +16,25 @@ from helm_gym.workload.traces import Trace
 _RATE_EVERY = 16  # the arrival rate is computed at every 16th interval and interpolated
 
 
+class Recorded:
+    """The regime ``trace``.
+
+    Attributes:
+        load: that the recording is scaled to, of what a node at its best split can serve.
+    """
+
+    load = 0.64
+
+    def draw(self, profile: Profile, seeds: Sequence[int], intervals: int, trace: Trace | None) -> WorkloadPath:
+        """See ``recorded_path``; raises InvalidInputError without a recording."""
+        if trace is None:
+            raise InvalidInputError("Regime 'trace' needs recorded arrivals; give a file with --trace PATH.")
+        return recorded_path(profile, seeds, intervals, trace, self.load)
+
+
+RECORDED = Recorded()
+
+
 def recorded_path(profile: Profile, seeds: Sequence[int], intervals: int, trace: Trace, load: float) -> WorkloadPath:
     """Recorded arrivals: their gaps as they are, scaled as a whole to the load.
 

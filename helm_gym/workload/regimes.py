@@ -5,23 +5,21 @@ it is offered. Loads are shares of what a node at its best split can serve, so t
 hopeless by accident; a burst brings more load than the calm around it. Regimes are compiled: a vector environment draws
 thousands of episodes at once.
 
-To add one, write a kernel that takes a ``Script`` and writes each of its lanes up to ``script.intervals``, and name it
-in ``REGIMES``.
+To add one, write a kernel that takes a ``Script`` and writes each of its lanes up to ``script.intervals``, and register
+it (docs/extending.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from helm_gym.compiled import kernel
-from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym import registry
+from helm_gym.kernels.jit import kernel
 from helm_gym.profile import Profile
 from helm_gym.workload.demand import make_demand, make_users
-from helm_gym.workload.recorded import recorded_path
 from helm_gym.workload.script import (
-    Script,
     blank_script,
     check_written,
     copy_setting,
@@ -176,16 +174,14 @@ def mixed(script):
                 _burst(script, rng, setting, kind)
 
 
-REGIMES: dict[str, Callable[[Script], None]] = {"steady": steady, "trend": trend, "burst": burst, "mixed": mixed}
-
-
 def make_path(
     regime: str, profile: Profile, seeds: Sequence[int], intervals: int, trace: Trace | None = None
 ) -> WorkloadPath:
     """Draws one episode a seed.
 
     Args:
-        regime: a key of ``REGIMES``, or ``trace``.
+        regime: the name of a kernel that writes a ``Script``, or of an object whose ``draw(profile, seeds, intervals,
+            trace)`` returns the path.
         seeds: one a lane; a lane's path depends on its own seed alone.
         intervals: length of the path.
         trace: the recorded arrivals, for ``trace``.
@@ -195,19 +191,17 @@ def make_path(
         InvalidInputError: ``trace`` without a recording, or one with fewer requests than an interval; a regime that
             does not write its lanes to the end.
     """
-    if regime == "trace":
-        if trace is None:
-            raise InvalidInputError("Regime 'trace' needs recorded arrivals; give a file with --trace PATH.")
-        return recorded_path(profile, seeds, intervals, trace, TREND_LOAD)
-    if regime not in REGIMES:
-        raise UnknownNameError("regime", regime, [*REGIMES, "trace"])
+    draw = registry.find("regime", regime).load()
+    if hasattr(draw, "draw"):
+        path: WorkloadPath = draw.draw(profile, seeds, intervals, trace)
+        return path
     lanes, demand, users = len(seeds), make_demand(profile), make_users()
     streams = seed_streams(np.asarray(seeds, np.int64).astype(np.uint64), 0x50415448)
     values, segment = np.empty((intervals, lanes, len(INDEX))), np.empty((intervals, lanes), np.int64)
     kind = np.full((lanes, most_pieces(intervals)), len(KINDS), np.int8)
     for first in range(0, lanes, _BLOCK):
         script = blank_script(profile, intervals, streams[first : first + _BLOCK])
-        REGIMES[regime](script)
+        draw(script)
         check_written(script, regime)
         set_rates(script, demand, users)
         render(script, first, values, segment, kind)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.compiled import kernel
 from helm_gym.errors import InvalidInputError
+from helm_gym.kernels.jit import kernel
 from helm_gym.profile import Profile
 from helm_gym.workload.demand import FAR, least_service
 from helm_gym.workload.sampling import _uniform

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym import lazy
 from helm_gym.errors import InvalidInputError
+from helm_gym.kernels import lazy
 from helm_gym.profile import Profile
 
 

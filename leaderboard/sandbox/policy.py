@@ -15,8 +15,8 @@ import numpy as np
 
 from helm_gym.errors import HelmError, IncompatibleError, RefusedError, UnfitPolicyError
 from helm_gym.observation import ObservationLayout
-from helm_gym.onnx_check import DELTA, Probed, Walked
-from helm_gym.onnx_check.rules import shown
+from helm_gym.policies.onnx_check import DELTA, Probed, Walked
+from helm_gym.policies.onnx_check.rules import shown
 from helm_gym.policy import Floats
 from leaderboard.sandbox import wire
 from leaderboard.sandbox.confine import missing

@@ -5,7 +5,7 @@ Rows used by the present micro-batch are pinned: the engine reads them after the
 
 from __future__ import annotations
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from real_backend.memory.layout import (
     BATCH,
     EMB,

@@ -6,7 +6,7 @@ then computed in full from its own tokens, and its scores are the same.
 
 from __future__ import annotations
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from real_backend.memory.layout import (
     BATCH,
     EVICTED_PAGES,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from helm_gym.profile import Profile
 from helm_gym.telemetry import ALPHA_GRID
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from real_backend.memory import emb_cache, kv_cache
 from real_backend.memory.layout import BATCH, N_EMB, STAGED
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.compiled import kernel
-from helm_gym.telemetry import COLUMN
+from helm_gym.kernels.jit import kernel
+from helm_gym.telemetry import AT
 from real_backend.memory.emb_cache import refill_backlog
 from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, N_PAGES, rules_of, unit_of
 from real_backend.memory.serve import (
@@ -33,25 +33,6 @@ from real_backend.memory.serve import (
     UPLOADED_TOKENS,
     Ledger,
 )
-
-_ALPHA, _TARGET, _PENDING = COLUMN["alpha"], COLUMN["target_alpha"], COLUMN["pending_pages"]
-_MOVED, _MOVED_BYTES = COLUMN["moved_pages"], COLUMN["moved_bytes"]
-_EMB_HIT, _KV_HIT = COLUMN["emb_hit_rate"], COLUMN["kv_hit_rate"]
-_EMB_MISS, _RECOMPUTED = COLUMN["emb_miss_bytes"], COLUMN["kv_recomputed_tokens"]
-_COMPUTE_SHARE, _TRANSFER_SHARE = COLUMN["compute_share"], COLUMN["transfer_share"]
-_EMB_GAIN, _EMB_LOSS = COLUMN["emb_gain_ms"], COLUMN["emb_loss_ms"]
-_KV_GAIN, _KV_LOSS = COLUMN["kv_gain_ms"], COLUMN["kv_loss_ms"]
-_PREDICTED = COLUMN["predicted_ms"]
-_RETURNING, _UNIQUE, _HISTORY = COLUMN["returning_share"], COLUMN["unique_users"], COLUMN["mean_history"]
-_RATE, _UTILISATION, _QUEUE = COLUMN["arrival_rate_rps"], COLUMN["utilisation"], COLUMN["queue_depth"]
-_EMB_EMPTY, _KV_EMPTY, _BACKLOG = COLUMN["emb_empty_share"], COLUMN["kv_empty_share"], COLUMN["backlog_rows"]
-_SERVICE, _SERVICE_P99 = COLUMN["service_mean_ms"], COLUMN["service_p99_ms"]
-_SOJOURN, _SOJOURN_P50 = COLUMN["sojourn_mean_ms"], COLUMN["sojourn_p50_ms"]
-_SOJOURN_P99, _VIOLATIONS = COLUMN["sojourn_p99_ms"], COLUMN["slo_violations"]
-_I_SERVICE, _I_SOJOURN = COLUMN["interval_service_ms"], COLUMN["interval_sojourn_ms"]
-_I_P99, _I_VIOLATIONS, _I_SPAN = COLUMN["interval_p99_ms"], COLUMN["interval_violations"], COLUMN["interval_arrival_s"]
-_H2D, _BACKGROUND, _D2H = COLUMN["h2d_critical_bytes"], COLUMN["h2d_background_bytes"], COLUMN["d2h_bytes"]
-_COMPUTE, _TRANSFER = COLUMN["compute_ms"], COLUMN["transfer_ms"]
 
 
 @kernel
@@ -92,20 +73,20 @@ def _users(row, ordered):
             if run > 1:
                 returning += run
             run = 0
-    row[_UNIQUE] = distinct / max(1, ordered.shape[0])
-    row[_RETURNING] = returning / max(1, ordered.shape[0])
+    row[AT.unique_users] = distinct / max(1, ordered.shape[0])
+    row[AT.returning_share] = returning / max(1, ordered.shape[0])
 
 
 @kernel
 def _latencies(row, service, sojourn, own_service, own_sojourn, slo_ms):
     """Window and interval statistics of ascending service times and sojourns."""
-    row[_SERVICE], row[_SERVICE_P99] = _mean(service), _quantile(service, 0.99)
-    row[_SOJOURN], row[_SOJOURN_P50] = _mean(sojourn), _quantile(sojourn, 0.5)
-    row[_SOJOURN_P99] = _quantile(sojourn, 0.99)
-    row[_VIOLATIONS] = _share_above(sojourn, slo_ms)
-    row[_I_SERVICE] = _mean(own_service)
-    row[_I_SOJOURN], row[_I_P99] = _mean(own_sojourn), _quantile(own_sojourn, 0.99)
-    row[_I_VIOLATIONS] = _share_above(own_sojourn, slo_ms)
+    row[AT.service_mean_ms], row[AT.service_p99_ms] = _mean(service), _quantile(service, 0.99)
+    row[AT.sojourn_mean_ms], row[AT.sojourn_p50_ms] = _mean(sojourn), _quantile(sojourn, 0.5)
+    row[AT.sojourn_p99_ms] = _quantile(sojourn, 0.99)
+    row[AT.slo_violations] = _share_above(sojourn, slo_ms)
+    row[AT.interval_service_ms] = _mean(own_service)
+    row[AT.interval_sojourn_ms], row[AT.interval_p99_ms] = _mean(own_sojourn), _quantile(own_sojourn, 0.99)
+    row[AT.interval_violations] = _share_above(own_sojourn, slo_ms)
 
 
 class Ordered(NamedTuple):
@@ -162,29 +143,29 @@ def report(memory, ledger, ordered, targets, rule_table, row_bytes, page_bytes, 
         )  # fmt: skip
         _users(row, ordered.user[u, :n])
 
-        row[_ALPHA], row[_TARGET] = m.n[N_EMB] / pages, targets[u] / pages
-        row[_PENDING] = targets[u] - m.n[N_EMB]
-        row[_MOVED], row[_MOVED_BYTES] = last[MOVED_PAGES], abs(last[MOVED_PAGES]) * page_bytes
-        row[_EMB_HIT] = 1.0 - total[ROW_MISSES] / max(1.0, total[LOOKUPS])
-        row[_KV_HIT] = total[KV_HITS] / requests
-        row[_EMB_MISS] = total[ROW_MISSES] * row_bytes / requests
-        row[_RECOMPUTED] = total[RECOMPUTED] / requests
-        row[_COMPUTE_SHARE], row[_TRANSFER_SHARE] = total[COMPUTE_MS] / busy, total[TRANSFER_MS] / busy
-        row[_EMB_GAIN], row[_EMB_LOSS] = total[EMB_GAIN] / requests, total[EMB_LOSS] / requests
-        row[_KV_GAIN], row[_KV_LOSS] = total[KV_GAIN] / requests, total[KV_LOSS] / requests
+        row[AT.alpha], row[AT.target_alpha] = m.n[N_EMB] / pages, targets[u] / pages
+        row[AT.pending_pages] = targets[u] - m.n[N_EMB]
+        row[AT.moved_pages], row[AT.moved_bytes] = last[MOVED_PAGES], abs(last[MOVED_PAGES]) * page_bytes
+        row[AT.emb_hit_rate] = 1.0 - total[ROW_MISSES] / max(1.0, total[LOOKUPS])
+        row[AT.kv_hit_rate] = total[KV_HITS] / requests
+        row[AT.emb_miss_bytes] = total[ROW_MISSES] * row_bytes / requests
+        row[AT.kv_recomputed_tokens] = total[RECOMPUTED] / requests
+        row[AT.compute_share], row[AT.transfer_share] = total[COMPUTE_MS] / busy, total[TRANSFER_MS] / busy
+        row[AT.emb_gain_ms], row[AT.emb_loss_ms] = total[EMB_GAIN] / requests, total[EMB_LOSS] / requests
+        row[AT.kv_gain_ms], row[AT.kv_loss_ms] = total[KV_GAIN] / requests, total[KV_LOSS] / requests
         for s in range(SUMS - SIMULATED):
-            row[_PREDICTED + s] = total[SIMULATED + s] / requests
-        row[_HISTORY] = total[HISTORY] / requests
-        row[_RATE] = n / max(1e-9, total[SPAN_S])
-        row[_UTILISATION] = busy * 1e-3 / max(1e-9, total[SPAN_S])
+            row[AT.predicted_ms + s] = total[SIMULATED + s] / requests
+        row[AT.mean_history] = total[HISTORY] / requests
+        row[AT.arrival_rate_rps] = n / max(1e-9, total[SPAN_S])
+        row[AT.utilisation] = busy * 1e-3 / max(1e-9, total[SPAN_S])
         # Little's law: mean number in the system = arrival rate x mean sojourn.
-        row[_QUEUE] = row[_RATE] * row[_SOJOURN] * 1e-3
+        row[AT.queue_depth] = row[AT.arrival_rate_rps] * row[AT.sojourn_mean_ms] * 1e-3
         slots = m.n[N_EMB] * rules.rows_per_page
-        row[_EMB_EMPTY] = (m.n[N_FRESH] * rules.rows_per_page - m.n[FILL]) / max(1, slots)
-        row[_KV_EMPTY] = m.n[N_KV_FREE] / max(1, pages - m.n[N_EMB])
-        row[_BACKLOG] = refill_backlog(m, rules)
-        row[_I_SPAN] = last[SPAN_S]
-        row[_H2D] = last[ROW_MISSES] * row_bytes + last[UPLOADED_TOKENS] * kv_bytes
-        row[_BACKGROUND] = last[REFILLED_ROWS] * row_bytes
-        row[_D2H] = last[OFFLOADED_TOKENS] * kv_bytes
-        row[_COMPUTE], row[_TRANSFER] = last[COMPUTE_MS], last[TRANSFER_MS]
+        row[AT.emb_empty_share] = (m.n[N_FRESH] * rules.rows_per_page - m.n[FILL]) / max(1, slots)
+        row[AT.kv_empty_share] = m.n[N_KV_FREE] / max(1, pages - m.n[N_EMB])
+        row[AT.backlog_rows] = refill_backlog(m, rules)
+        row[AT.interval_arrival_s] = last[SPAN_S]
+        row[AT.h2d_critical_bytes] = last[ROW_MISSES] * row_bytes + last[UPLOADED_TOKENS] * kv_bytes
+        row[AT.h2d_background_bytes] = last[REFILLED_ROWS] * row_bytes
+        row[AT.d2h_bytes] = last[OFFLOADED_TOKENS] * kv_bytes
+        row[AT.compute_ms], row[AT.transfer_ms] = last[COMPUTE_MS], last[TRANSFER_MS]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from helm_gym.profile import Profile
 from real_backend.memory import emb_cache, kv_cache
 from real_backend.memory.layout import (

@@ -7,7 +7,7 @@ that a KV miss looks up are counted where the miss is.
 
 from __future__ import annotations
 
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 from real_backend.memory.layout import LENGTH, NEWER, OLDER, SAMPLING, VERSION
 from real_backend.memory.pricing import batch_ms
 

@@ -1,4 +1,4 @@
-"""The twin of clusters as a backend: lanes of N nodes behind a router, each step one compiled call."""
+"""The surrogate of clusters as a backend: lanes of N nodes behind a router, each step one compiled call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.backend import BackendSpec, Rung, check_allocation
-from helm_gym.cluster import Cluster
+from helm_gym.cluster.routing import RULES, WEIGHTS, Routing, check_alive, check_routing
+from helm_gym.cluster.topology import Cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
-from helm_gym.routing import RULES, WEIGHTS, Routing, check_alive, check_routing
 from helm_gym.telemetry import WIDTH, RoutedTraffic, Telemetry
 from helm_gym.workload.state import INDEX, WorkloadState, check_state, limits
 from surrogate_backend import checkpoint as checkpoints
@@ -54,7 +54,7 @@ class ClusterSurrogate:
         lanes: any number.
         cluster: of any size, unequal nodes and losses; of the catalogue and the interests that it was fitted to.
         checkpoint: a folder; the one shipped for the profile where not given.
-        of: which rung it is the twin of; one that it was fitted to, the modelled one alone so far.
+        of: which rung it is the surrogate of; one that it was fitted to, the modelled one alone so far.
 
     Raises:
         InvalidInputError: no checkpoint for the profile, another catalogue or rung, or no lanes.
@@ -74,7 +74,7 @@ class ClusterSurrogate:
         if lanes < 1:
             raise InvalidInputError(f"A backend needs at least one lane, not {lanes}.")
         if of not in RUNGS:
-            raise InvalidInputError(f"A surrogate is the twin of {' or '.join(RUNGS)}, not of '{of}'.")
+            raise InvalidInputError(f"A surrogate stands for {' or '.join(RUNGS)}, not for '{of}'.")
         interval, nodes = profile.interval, cluster.size
         self._window = interval.window // interval.requests
         if self._window > step.MAX_INTERVALS:

@@ -1,4 +1,4 @@
-"""Fitting a cluster's twin: the nodes' network on whole episodes, and what a router prefers where nothing waits."""
+"""Fitting a cluster's surrogate: the nodes' network on whole episodes, what a router prefers where nothing waits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import helm_gym
+from helm_gym.cluster.routing import RULES
 from helm_gym.errors import InvalidInputError
-from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
-from helm_gym.routing import RULES
+from helm_gym.provenance import describe_machine, versions
 from surrogate_backend import checkpoint, fit
-from surrogate_backend.clusters import dataset
-from surrogate_backend.clusters.dataset import Dataset
 from surrogate_backend.clusters.kernels.inputs import (
     ATTRACTION,
     LEAST_COST_MS,
@@ -34,8 +32,10 @@ from surrogate_backend.clusters.kernels.inputs import (
     USERS,
 )
 from surrogate_backend.clusters.layout import DRAWN, KIND, size_scale
-from surrogate_backend.clusters.log import LoggedCluster, read_clusters
-from surrogate_backend.dataset import WINDOWED
+from surrogate_backend.data import cluster_dataset
+from surrogate_backend.data.cluster_dataset import Dataset
+from surrogate_backend.data.cluster_log import LoggedCluster, read_clusters
+from surrogate_backend.data.dataset import WINDOWED
 from surrogate_backend.layout import CACHE_FIELDS, CACHE_OUTPUTS
 from surrogate_backend.network import Ensemble, growth, outputs, together
 from surrogate_backend.noise import FIELDS, fit_noise
@@ -52,7 +52,7 @@ def fit_clusters(
     settings: fit.Settings = SETTINGS,
     progress: fit.Progress | None = None,
 ) -> dict[str, Any]:
-    """Fits a twin of clusters to logs of them and writes it to ``out``. Returns its card.
+    """Fits a surrogate of clusters to logs of them and writes it to ``out``. Returns its card.
 
     Raises:
         InvalidInputError: a log that cannot be used, or too few episodes to hold some out; clusters of more than one
@@ -60,7 +60,7 @@ def fit_clusters(
     """
     started = time.perf_counter()
     episodes = [e for folder in logs for e in read_clusters(folder, profile)]
-    data = dataset.from_episodes(profile, episodes)
+    data = cluster_dataset.from_episodes(profile, episodes)
     every = fit.HELD_OUT_EVERY
     held = np.array([e.constants["setting"] % every == every - 1 for e in episodes])
     if not held.any() or held.all():

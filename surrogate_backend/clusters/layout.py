@@ -1,4 +1,4 @@
-"""What fitting (torch) and stepping (compiled) of a cluster's twin share; it needs neither."""
+"""What fitting (torch) and stepping (compiled) of a cluster's surrogate share; it needs neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fidelity report: how true a learned twin is to the real backend that a log was taken of."""
+"""The fidelity report: how true a learned surrogate is to the real backend that a log was taken of."""
 
 from surrogate_backend.fidelity.judge import judge
 from surrogate_backend.fidelity.judgement import Judgement

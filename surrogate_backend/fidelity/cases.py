@@ -1,4 +1,4 @@
-"""What a log holds to judge a twin by: its settings, and the episodes of each by what they are for."""
+"""What a log holds to judge a surrogate by: its settings, and the episodes of each by what they are for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
-from surrogate_backend.excitation import SWEEP
-from surrogate_backend.log import LoggedEpisode, read_log
+from surrogate_backend.data.excitation import SWEEP
+from surrogate_backend.data.log import LoggedEpisode, read_log
 
 Floats = NDArray[np.float64]
 GROUPS = ("repeat", "retake", "sweep", "policy")
@@ -165,7 +165,7 @@ def origin_of(folder: pathlib.Path, episodes: Sequence[tuple[Mapping[str, Any], 
     """
     if not episodes:
         raise InvalidInputError(
-            f"Log {folder} holds no episode to judge a twin by; collect one with `helm-gym collect --design test`."
+            f"Log {folder} holds no episode to judge a surrogate by; collect one with `helm-gym collect --design test`."
         )
     keys = ("rung", "machine", "date", "code_version")
     seen = {key: sorted({constants[key] for constants, _ in episodes}) for key in keys}

@@ -1,4 +1,4 @@
-"""Judges a twin by a log: runs it on the log's settings and holds what it reports against what was logged."""
+"""Judges a surrogate by a log: runs it on the log's settings and holds what it reports against what was logged."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from helm_gym.backend import Backend
 from helm_gym.errors import InvalidInputError
-from helm_gym.evaluation.machine import describe_machine, versions
 from helm_gym.profile import Profile
-from surrogate_backend.excitation import SWEEP
+from helm_gym.provenance import describe_machine, versions
+from surrogate_backend.data.excitation import SWEEP
+from surrogate_backend.data.log import is_of_clusters
 from surrogate_backend.fidelity import statistics as st
 from surrogate_backend.fidelity.cases import Case, Setting, along, gather, stack
 from surrogate_backend.fidelity.judgement import Choice, Judged, Judgement
@@ -32,7 +33,6 @@ from surrogate_backend.fidelity.measures import (
 )
 from surrogate_backend.fidelity.rollout import Rollout, Twin, Work
 from surrogate_backend.fidelity.trust import Stretch, Trust, map_trust
-from surrogate_backend.log import is_of_clusters
 
 Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]  # what is under way, intervals done, intervals in all
@@ -56,7 +56,7 @@ def judge(
     open_twin: Callable[[int], Backend] | None = None,
     lanes: int = LANES,
 ) -> Judgement:
-    """Runs the twin free and in closed loop on the settings of ``log`` and compares.
+    """Runs the surrogate free and in closed loop on the settings of ``log`` and compares.
 
     Figures and floors are defined in ``measures.MEASURES``. Times are divided by telemetry's ``speed``, so that a
     measured log does not depend on how fast its machine was at the time; splits and controllers are compared, and
@@ -64,23 +64,25 @@ def judge(
     episodes is judged by what it has.
 
     Args:
-        checkpoint: of the twin.
+        checkpoint: of the surrogate.
         log: a folder of the design ``test``, of either rung.
         profile: that the log is of.
         progress: told what is under way and how far it is.
-        open_twin: opens the twin with so many lanes, in place of the checkpoint's surrogate.
-        lanes: episodes that the twin runs at once; expectations are averaged over as many. A cluster's twin, which is
-            opened for each size anew, runs clusters.fidelity.LANES.
+        open_twin: opens the surrogate with so many lanes, in place of the checkpoint's surrogate.
+        lanes: episodes that the surrogate runs at once; expectations are averaged over as many. A cluster's surrogate,
+            which is opened for each size anew, runs clusters.fidelity.LANES.
 
     Raises:
         InvalidInputError: a log that cannot be used, of another profile, or without episodes to judge by.
     """
     if is_of_clusters(log):
-        from surrogate_backend.clusters.fidelity import ClusterTwin, gather_clusters
+        from surrogate_backend.fidelity.cluster import ClusterTwin, gather_clusters
 
         settings, origin = gather_clusters(log, profile)
         if open_twin is not None:
-            raise InvalidInputError(f"{log} is a log of clusters, which the checkpoint's own twin alone is run on.")
+            raise InvalidInputError(
+                f"{log} is a log of clusters, which the checkpoint's own surrogate alone is run on."
+            )
         of_clusters = ClusterTwin(profile, checkpoint, origin.rung)
         lanes, name = of_clusters.lanes, of_clusters.name
         runs = _run(of_clusters, settings, progress)
@@ -122,7 +124,7 @@ def judge(
 
 
 class Player(Protocol):
-    """Runs cases on a twin: rollout.Twin, or clusters.fidelity.ClusterTwin."""
+    """Runs cases on a surrogate: rollout.Surrogate, or clusters.fidelity.ClusterTwin."""
 
     @property
     def lanes(self) -> int: ...
@@ -135,7 +137,7 @@ class Player(Protocol):
 def _run(
     twin: Player, settings: Sequence[Setting], progress: Progress | None
 ) -> list[tuple[Rollout | None, tuple[Rollout, ...], tuple[Rollout, ...]]]:
-    """The twin's rollouts of each setting: of the repeats' schedule, of each split, of each controller."""
+    """The surrogate's rollouts of each setting: of the repeats' schedule, of each split, of each controller."""
     done = total = 0
 
     def tell(what: str) -> None:
@@ -166,7 +168,7 @@ def _run(
 
 
 def _judge(setting: Setting, repeat: Rollout | None, sweep: tuple[Rollout, ...], policy: tuple[Rollout, ...]) -> Judged:
-    pairs: dict[str, tuple[float, float]] = {}  # figure -> floor, twin
+    pairs: dict[str, tuple[float, float]] = {}  # figure -> floor, surrogate
     if repeat is not None and len(setting.repeats) > 1:
         for key, field in PATH_FIELDS.items():
             pairs[key] = st.path_error(repeat.series[field], stack(setting.repeats, field))
@@ -217,7 +219,7 @@ def _whole(setting: Setting) -> bool:
 
 
 def _bias_noise(setting: Setting) -> Floats:
-    """Samples of the bias that a perfect twin would show against one seed's sweep; none without repeats."""
+    """Samples of the bias that a perfect surrogate would show against one seed's sweep; none without repeats."""
     if not setting.sweep or len(setting.repeats) < 2:
         return np.empty(0)
     return st.seed_noise(stack(setting.repeats, "interval_service_ms"), setting.sweep[0].intervals)
@@ -239,7 +241,7 @@ def _alpha_star(setting: Setting, twin: Floats) -> dict[str, tuple[float, float]
 
 
 def _ranking(setting: Setting, policy: Sequence[Rollout]) -> tuple[Choice, tuple[float, float]]:
-    """What following the twin's ranking comes to; floor and twin's tau."""
+    """What following the surrogate's ranking comes to; floor and surrogate's tau."""
     sojourn = "interval_sojourn_ms"
     controllers = setting.controllers
     real = np.array([along(cases, sojourn).mean() for cases in controllers.values()])

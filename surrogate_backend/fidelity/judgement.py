@@ -20,10 +20,10 @@ Floats = NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which controller the twin ranks first, and what comes of following it.
+    """Which controller the surrogate ranks first, and what comes of following it.
 
     Attributes:
-        place: of the twin's first in the real ranking, from 1, among ``policies``.
+        place: of the surrogate's first in the real ranking, from 1, among ``policies``.
         cost: its real mean sojourn over the real best's, less one, in per cent.
         lane_tau: Kendall's tau of one lane's ranking, the mean over lanes.
     """
@@ -38,15 +38,15 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """One setting, real and twin.
+    """One setting, real and surrogate.
 
     Attributes:
-        repeat: the twin's lanes of the repeats' schedule; None where the log has none.
-        sweep, policy: the twin's lanes of each held split and of each controller of the setting, in order.
+        repeat: the surrogate's lanes of the repeats' schedule; None where the log has none.
+        sweep, policy: the surrogate's lanes of each held split and of each controller of the setting, in order.
         floor, surrogate: the figures of this setting alone; absent where it has no episodes for them. The bias has
             its sign, and its floor is of this setting alone.
         timing: path errors between an episode and the same requests timed again.
-        stars: alpha* of the real curve and the twin's; None where the sweep is not whole.
+        stars: alpha* of the real curve and the surrogate's; None where the sweep is not whole.
     """
 
     setting: Setting
@@ -77,10 +77,10 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """A twin's fidelity to the real backend that a log was taken of.
+    """A surrogate's fidelity to the real backend that a log was taken of.
 
     Attributes:
-        checkpoint: of the twin; twin: its backend's name; lanes: how many episodes it ran at once.
+        checkpoint: of the surrogate; surrogate: its backend's name; lanes: how many episodes it ran at once.
         machine, date, versions: of the judging; ``origin`` has the log's.
         floor, surrogate, timing: the figures by their keys; NaN where the log holds nothing for one.
         stands_on: settings and real episodes behind each figure.

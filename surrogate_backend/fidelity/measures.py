@@ -65,8 +65,8 @@ _BLOCKS = (
 
 def _path(key: str, heading: str, mark: float, what: str) -> Measure:
     doc = (
-        f"{what} over the last 200 requests, one twin lane against one real episode, free-running over the whole "
-        "episode: the twin is given the workload's parameters and the logged schedule of alpha and nothing else. "
+        f"{what} over the last 200 requests, one surrogate lane against one real episode, free-running over the whole "
+        "episode: the surrogate is given the workload's parameters and the logged schedule of alpha and nothing else. "
         "Relative error interval by interval; the median over the intervals of a pair, since sojourn has heavy tails; "
         "the mean over pairs, as many as the floor has, and over settings."
     )
@@ -80,8 +80,8 @@ MEASURES = (
     _path("sojourn_p99_mape", "path error, P99 sojourn", 2.5, "P99 of sojourn"),
     Measure(
         "expected_service_mape", "expected mean service", "%", 2, "repeat", "most", 2.0,
-        "Mean service time, averaged over the real seeds, against the same averaged over the twin's lanes: absolute "
-        "relative error, averaged over intervals and settings.",
+        "Mean service time, averaged over the real seeds, against the same averaged over the surrogate's lanes: "
+        "absolute relative error, averaged over intervals and settings.",
         _HALVES,
     ),
     Measure(
@@ -92,7 +92,7 @@ MEASURES = (
     ),
     Measure(
         "emb_hit_mae", "expected EMB hit rate", "points", 2, "repeat", "most", 0.7,
-        "EMB hit rate, averaged over the real seeds, against the same averaged over the twin's lanes: absolute "
+        "EMB hit rate, averaged over the real seeds, against the same averaged over the surrogate's lanes: absolute "
         "difference in points of 100, averaged over intervals and settings.",
         _HALVES,
     ),
@@ -100,30 +100,32 @@ MEASURES = (
     Measure(
         "alpha_star_mae", "alpha*", "alpha", 4, "sweep", "most", 0.02,
         "alpha* is where mean service time over the held splits is least, refined by the parabola through the least "
-        "and its two neighbours; real and twin each by its own curve, the twin's averaged over its lanes. Absolute "
-        "difference, averaged over settings.",
+        "and its two neighbours; real and surrogate each by its own curve, the surrogate's averaged over its lanes. "
+        "Absolute difference, averaged over settings.",
         f"{_BLOCKS}; the distance of the halves' alpha*, averaged, times 1/2.",
     ),
     Measure(
-        "alpha_star_regret", "regret at the twin's alpha*", "%", 3, "sweep", "most", 0.5,
-        "What the real curve (Akima's interpolation between the splits) costs at the twin's alpha* over its least.",
+        "alpha_star_regret", "regret at the surrogate's alpha*", "%", 3, "sweep", "most", 0.5,
+        "What the real curve (Akima's interpolation between the splits) costs at the surrogate's alpha* over its "
+        "least.",
         f"{_BLOCKS}; what one half's curve costs at the other's alpha*, averaged, times 1/4, for a regret goes with "
         "the square of the distance.",
     ),
     Measure(
         "stationary_bias", "stationary bias of service", "%", 2, "sweep", "most", 1.0,
-        "Mean service time of a held split on a stationary workload, twin over real less one: the mean over splits "
-        "and settings with its sign, and then its absolute value.",
+        "Mean service time of a held split on a stationary workload, surrogate over real less one: the mean over "
+        "splits and settings with its sign, and then its absolute value.",
         "From the repeats, for a sweep has few request seeds: mean service of one seed over a stretch as long as the "
         "sweep, over the other seeds' less one; the expected absolute value of its mean over settings.",
     ),
     Measure(
         "kendall_tau_mean", "Kendall's tau, mean", "", 3, "policy", "least", 0.9,
-        "Rank correlation of the controllers' mean sojourn over an episode, real against twin (averaged over its "
-        "lanes); each controller runs on the twin in closed loop, on the twin's own observations. Mean over settings.",
+        "Rank correlation of the controllers' mean sojourn over an episode, real against surrogate (averaged over its "
+        "lanes); each controller runs on the surrogate in closed loop, on the surrogate's own observations. Mean over "
+        "settings.",
         "The same between two halves of the real episodes: 24 blocks of intervals each, of each two neighbours one to "
         "either half, averaged over fixed random ways. Half an episode is noisier than a whole one, so that a good "
-        "twin can beat this floor.",
+        "surrogate can beat this floor.",
     ),
     Measure(
         "kendall_tau_min", "Kendall's tau, least", "", 3, "policy", "least", 0.85,

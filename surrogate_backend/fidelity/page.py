@@ -43,7 +43,7 @@ def render(judgement: Judgement) -> str:
         *(_definition(measure) for measure in MEASURES),
         "</section>",
     )
-    return report.page(f"HELM-Gym: how true is the twin of {j.profile}?", _lead(j), "\n".join(body))
+    return report.page(f"HELM-Gym: how true is the surrogate of {j.profile}?", _lead(j), "\n".join(body))
 
 
 def _lead(j: Judgement) -> str:
@@ -58,7 +58,7 @@ def _lead(j: Judgement) -> str:
 
 def _origin(j: Judgement) -> dict[str, str]:
     return {
-        "Twin": f"{j.twin}, {j.lanes} lanes",
+        "Surrogate": f"{j.twin}, {j.lanes} lanes",
         "Checkpoint": j.checkpoint,
         "Log": f"{j.origin.folder}: {j.origin.episodes} episodes, {j.origin.intervals:,} intervals",
         "Rung of the log": j.rung,
@@ -76,11 +76,11 @@ def _number(value: float, digits: int) -> str:
 def _table(j: Judgement) -> str:
     head = "".join(
         f'<th scope="col">{h}</th>'
-        for h in ("figure", "twin", "floor", "over floor", "mark", "", "settings", "real episodes")
+        for h in ("figure", "surrogate", "floor", "over floor", "mark", "", "settings", "real episodes")
     )
     caption = (
-        "Floor: what the real backend differs from itself by. Marks are those that the project set before the twin was "
-        "made. Definitions of every figure and floor stand below."
+        "Floor: what the real backend differs from itself by. Marks are those that the project set before the "
+        "surrogate was made. Definitions of every figure and floor stand below."
     )
     rows = "".join(_row(j, measure) for measure in MEASURES)
     return (
@@ -108,8 +108,8 @@ def _notes(j: Judgement) -> list[str]:
     notes = [
         "All times, service and sojourn, are divided by the telemetry field speed before they are compared: the "
         "measured rung follows with it, by a probe, how fast its machine computes at the time, and scales link and "
-        "arrivals by it. On the modelled rung and on the twin it is 1. Recorded arrivals, where the log has some, are "
-        "given to the twin; else it draws its own, as it draws its own requests."
+        "arrivals by it. On the modelled rung and on the surrogate it is 1. Recorded arrivals, where the log has some, "
+        "are given to the surrogate; else it draws its own, as it draws its own requests."
     ]
     if any(s.setting.disturbed for s in j.settings):
         shares = ", ".join(f"{s.setting.label} {s.setting.disturbed:.0%}" for s in j.settings)
@@ -130,7 +130,7 @@ def _notes(j: Judgement) -> list[str]:
         )
     said = [s.extrapolating for s in j.settings if s.extrapolating is not None]
     if said:
-        notes.append(f"The twin says of {100 * sum(said) / len(said):.1f}% of the intervals that it extrapolates.")
+        notes.append(f"The surrogate says of {100 * sum(said) / len(said):.1f}% of the intervals that it extrapolates.")
     return notes
 
 
@@ -144,13 +144,13 @@ def _missing(j: Judgement) -> list[str]:
 
 def _settings(settings: Sequence[Judged]) -> str:
     heads = (
-        *("setting", "episodes", "bias of service (%)", "alpha* real / twin", "regret (%)", "tau (one lane)"),
-        *("twin's first", "its real place", "cost of that choice (%)", "extrapolating (%)"),
+        *("setting", "episodes", "bias of service (%)", "alpha* real / surrogate", "regret (%)", "tau (one lane)"),
+        *("surrogate's first", "its real place", "cost of that choice (%)", "extrapolating (%)"),
     )
     caption = (
-        f"Episodes: {', '.join(GROUPS)}. Bias: with its sign, above 0 where the twin is too slow. Cost: mean sojourn "
-        "of the controller that the twin ranks first over the real best's, less one. Extrapolating: share of its "
-        "intervals of which it says so."
+        f"Episodes: {', '.join(GROUPS)}. Bias: with its sign, above 0 where the surrogate is too slow. Cost: mean "
+        "sojourn of the controller that the surrogate ranks first over the real best's, less one. Extrapolating: share "
+        "of its intervals of which it says so."
     )
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     rows = "".join(_setting_row(judged) for judged in settings)

@@ -1,4 +1,4 @@
-"""The page's pictures: real and twin side by side, a panel a setting."""
+"""The page's pictures: real and surrogate side by side, a panel a setting."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def paths(settings: Sequence[Judged]) -> Picture:
         _TIMES,
         "paths",
         "The path of every setting: service and sojourn",
-        "Grey is the real backend over its request seeds, blue the twin over its lanes, both under the same workload "
-        f"and the same schedule of alpha: line = mean, band = {_BAND[0]}th to {_BAND[1]}th percentile. A true twin's "
-        "line lies on the grey one and its band is as wide: then it errs where one seed of the real backend does.",
+        "Grey is the real backend over its request seeds, blue the surrogate over its lanes, both under the same "
+        f"workload and the same schedule of alpha: line = mean, band = {_BAND[0]}th to {_BAND[1]}th percentile. A true "
+        "surrogate's line lies on the grey one and its band is as wide: then it errs where one seed of the real "
+        "backend does.",
     )
 
 
@@ -60,8 +61,8 @@ def hit_rates(settings: Sequence[Judged]) -> Picture:
         _HITS,
         "hits",
         "Hit rates over the same episodes",
-        "As above. Where a hit rate is off, service time follows: a twin that is wrong here and right above has the "
-        "right figure for the wrong reason, and will not keep it at another split.",
+        "As above. Where a hit rate is off, service time follows: a surrogate that is wrong here and right above has "
+        "the right figure for the wrong reason, and will not keep it at another split.",
     )
 
 
@@ -76,7 +77,7 @@ def _over_time(
             for ax, (field, label) in zip(row, fields, strict=True):
                 scale = 100.0 if field in HIT_FIELDS.values() else 1.0
                 _band(ax, scale * stack(judged.setting.repeats, field), REAL, "real")
-                _band(ax, scale * judged.repeat.series[field], TWIN, "twin")
+                _band(ax, scale * judged.repeat.series[field], TWIN, "surrogate")
                 ax.set(xlim=(0, judged.setting.repeats[0].intervals))
                 ax.set_title(f"{judged.setting.label}, {label}", fontsize=10.5)
                 if field.startswith("sojourn"):
@@ -84,7 +85,7 @@ def _over_time(
         for ax in axes[-1]:
             ax.set_xlabel("control interval")
         legend(figure, axes[0, 0])
-    alt = f"{len(settings)} rows of charts over control intervals, real against twin: " + ", ".join(
+    alt = f"{len(settings)} rows of charts over control intervals, real against surrogate: " + ", ".join(
         label for _, label in fields
     )
     return Picture(title, svg(figure, alt, prefix), alt, how_to_read)
@@ -111,7 +112,7 @@ def errors(settings: Sequence[Judged]) -> Picture:
             ax.set_yticks(range(len(names)), names)
         axes[0, 0].invert_yaxis()
         legend(figure, axes[0, 0])
-    alt = "Bars of the twin's error by setting with the floor as a tick. " + " ".join(
+    alt = "Bars of the surrogate's error by setting with the floor as a tick. " + " ".join(
         f"{m.heading}: "
         + ", ".join(f"{s.setting.label} {s.surrogate.get(m.key, math.nan):.3g}" for s in settings)
         + "."
@@ -134,7 +135,7 @@ def _bars(ax: Axes, measure: Measure, settings: Sequence[Judged]) -> None:
         np.array([side.get(measure.key, np.nan) for side in sides])
         for sides in ([s.surrogate for s in settings], [s.floor for s in settings])
     )
-    ax.barh(y, mine, color=TWIN, height=0.6, alpha=0.85, label="twin")
+    ax.barh(y, mine, color=TWIN, height=0.6, alpha=0.85, label="surrogate")
     ax.plot(floor, y, "|", color=INK, markersize=13, markeredgewidth=2, label="floor")
     line = floor + measure.mark if measure.kind == "excess" else np.full(len(y), measure.mark)
     ax.plot(line, y, "|", color=MARK, markersize=13, markeredgewidth=1.4, label="mark")
@@ -166,7 +167,7 @@ def sweeps(settings: Sequence[Judged]) -> Picture:
         alphas, real = np.array([*judged.setting.splits]), judged.setting.curve
         mine = np.array([rollout.series["interval_service_ms"].mean() for rollout in judged.sweep])
         stars = judged.stars or (None, None)
-        for curve, star, tint, label in ((real, stars[0], REAL, "real"), (mine, stars[1], TWIN, "twin")):
+        for curve, star, tint, label in ((real, stars[0], REAL, "real"), (mine, stars[1], TWIN, "surrogate")):
             ax.plot(alphas, curve, color=tint, marker="o", markersize=3.5, label=label)
             if star is not None:
                 ax.axvline(star, color=tint, linewidth=1.2, linestyle=(0, (4, 2)))
@@ -177,21 +178,22 @@ def sweeps(settings: Sequence[Judged]) -> Picture:
     with rc_context(RC):
         figure = _panels(settings, 2.7, draw)
         legend(figure, figure.axes[0])
-    alt = "Mean service time against alpha, real and twin. alpha* real and twin: " + ", ".join(
+    alt = "Mean service time against alpha, real and surrogate. alpha* real and surrogate: " + ", ".join(
         f"{s.setting.label} {s.stars[0]:.3f} and {s.stars[1]:.3f}" for s in settings if s.stars
     )
     return Picture(
-        "What a held split costs, real and twin",
+        "What a held split costs, real and surrogate",
         svg(figure, alt, "sweeps"),
         alt,
-        "Dashed lines mark alpha*, the least of either curve (numbers: real / twin). The distance between the lines is "
-        "what a controller that learned on the twin would be wrong by; how flat the grey curve is there says what that "
-        "costs. A blue curve that is shifted up or down as a whole is a bias, and does not move the optimum.",
+        "Dashed lines mark alpha*, the least of either curve (numbers: real / surrogate). The distance between the "
+        "lines is what a controller that learned on the surrogate would be wrong by; how flat the grey curve is there "
+        "says what that costs. A blue curve that is shifted up or down as a whole is a bias, and does not move the "
+        "optimum.",
     )
 
 
 def ranks(settings: Sequence[Judged]) -> Picture:
-    """The order of the controllers by mean sojourn, real against twin."""
+    """The order of the controllers by mean sojourn, real against surrogate."""
     names = list(dict.fromkeys(name for s in settings for name in s.setting.controllers))
 
     def draw(ax: Axes, judged: Judged) -> None:
@@ -205,23 +207,23 @@ def ranks(settings: Sequence[Judged]) -> Picture:
             ax.text(-0.07, ends[0], f"{name}  {_ms(real[k])}", ha="right", va="center", fontsize=8.5, color=tint)
             ax.text(1.07, ends[1], _ms(mine[k]), ha="left", va="center", fontsize=8.5, color=tint)
         ax.set(xlim=(-1.65, 1.45), ylim=(len(real) - 0.4, -1.0), yticks=[], xticks=[])
-        for x, text in ((0, "real"), (1, "twin")):
+        for x, text in ((0, "real"), (1, "surrogate")):
             ax.text(x, -0.75, text, ha="center", va="center", fontsize=9)
         ax.spines[:].set_visible(False)
         ax.set_title(f"{judged.setting.label}, tau {judged.surrogate['kendall_tau_mean']:.2f}", fontsize=10.5)
 
     with rc_context(RC):
         figure = _panels(settings, 2.9, draw)
-    alt = "Controllers ordered by mean sojourn, real and twin. Kendall's tau: " + ", ".join(
+    alt = "Controllers ordered by mean sojourn, real and surrogate. Kendall's tau: " + ", ".join(
         f"{s.setting.label} {s.surrogate['kendall_tau_mean']:.2f}" for s in settings
     )
     return Picture(
-        "Controllers: does the twin rank them as the real backend does?",
+        "Controllers: does the surrogate rank them as the real backend does?",
         svg(figure, alt, "ranks"),
         alt,
         "Each line is a controller, run in closed loop on either side; the best stands on top, with its mean sojourn "
-        "in ms beside it. Every crossing is a pair that the twin ranks the wrong way round: between controllers of "
-        "nearly the same sojourn that costs nothing, and one episode of the real backend cannot tell them apart "
+        "in ms beside it. Every crossing is a pair that the surrogate ranks the wrong way round: between controllers "
+        "of nearly the same sojourn that costs nothing, and one episode of the real backend cannot tell them apart "
         "either. Crossings at the top decide which controller one would choose.",
     )
 
@@ -255,16 +257,18 @@ def trust(judgement: Judgement) -> Picture:
         right.set_xticks([])
         right.set_title("by each parameter, lowest fifth to highest")
         right.invert_yaxis()
-    alt = "Heat maps of the twin's error of mean service over alpha and hot share, and by fifths of each parameter."
+    alt = (
+        "Heat maps of the surrogate's error of mean service over alpha and hot share, and by fifths of each parameter."
+    )
     return Picture(
-        "Where the twin may be trusted",
+        "Where the surrogate may be trusted",
         svg(figure, alt, "trust"),
         alt,
-        "Each cell: by how many per cent the twin's mean service is off where the log's repeats and sweeps have such "
-        "intervals (mean error of each episode within the cell, its size, averaged over episodes). Right: the range "
-        "of the parameter's values and below it the error. A blank cell is not in the log, and nothing is known about "
-        "the twin there; a dark one is where a controller that learns on it should be checked on the real backend."
-        f"{_noise(judgement)}",
+        "Each cell: by how many per cent the surrogate's mean service is off where the log's repeats and sweeps have "
+        "such intervals (mean error of each episode within the cell, its size, averaged over episodes). Right: the "
+        "range of the parameter's values and below it the error. A blank cell is not in the log, and nothing is known "
+        "about the surrogate there; a dark one is where a controller that learns on it should be checked on the real "
+        f"backend. {_noise(judgement)}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs the twin: the schedules of a log replayed, and its controllers in closed loop, many lanes at a time."""
+"""Runs the surrogate: the schedules of a log replayed, and its controllers in closed loop, many lanes at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from helm_gym.backend import Backend
 from helm_gym.control_loop import ControlLoop, start_warm
-from helm_gym.policy import open_policy
+from helm_gym.policies.opening import open_policy
 from helm_gym.tasks import Task
 from helm_gym.telemetry import Telemetry
 from helm_gym.workload.state import WorkloadPath, poisson_gaps
@@ -22,11 +22,11 @@ FIRST_SEED = 2**44  # a log's own seeds lie below
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """The twin's lanes of one case.
+    """The surrogate's lanes of one case.
 
     Attributes:
         series: as a case's, (lanes, T) each.
-        extrapolating: (lanes, T), whether the twin said so; None where it never says.
+        extrapolating: (lanes, T), whether the surrogate said so; None where it never says.
     """
 
     series: Mapping[str, NDArray[np.float64]]
@@ -34,7 +34,7 @@ class Rollout:
 
 
 class Work(NamedTuple):
-    """``each`` lanes of the twin for every case; ``controlled``: its driver is a policy that runs in closed loop."""
+    """``each`` lanes of the surrogate for every case; ``controlled``: a policy drives it in closed loop."""
 
     cases: Sequence[Case]
     each: int
@@ -107,7 +107,7 @@ class Twin:
         cases, seeds = [work.cases[job.case] for job in batch], [job.seed for job in batch]
         profile, first = self.backend.spec.profile, cases[0]
         task = Task(
-            "fidelity", "logged", "a log's episodes on its twin", profile.name, first.warmup,
+            "fidelity", "logged", "a log's episodes on its surrogate", profile.name, first.warmup,
             horizon=first.intervals, start_alpha=first.start_alpha,
         )  # fmt: skip
         if work.controlled:

@@ -41,10 +41,10 @@ def pair_error(of: Floats, against: Floats) -> Floats:
 
 
 def path_error(twin: Floats, real: Floats) -> tuple[float, float]:
-    """Floor and twin's path error, each over n (n - 1) pairs.
+    """Floor and surrogate's path error, each over n (n - 1) pairs.
 
     Args:
-        twin: (lanes, T).
+        surrogate: (lanes, T).
         real: (n, T), n >= 2.
     """
     n = len(real)
@@ -57,7 +57,7 @@ def expected_error(twin: Floats, real: Floats, relative: bool) -> tuple[Floats, 
     """Floor and absolute error of the mean over lanes, interval by interval, (T,) each.
 
     Args:
-        twin: (lanes, T).
+        surrogate: (lanes, T).
         real: (n, T), n >= 2; NaN where it does not count. Intervals in which a half has nothing that counts are NaN.
         relative: in per cent of the real mean; else in points of 100.
     """

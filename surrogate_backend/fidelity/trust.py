@@ -1,4 +1,4 @@
-"""Where the twin may be trusted: its error of mean service over alpha and over every parameter of a workload."""
+"""Where the surrogate may be trusted: its error of mean service over alpha and over every parameter of a workload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stretch(NamedTuple):
     """One setting's schedule or held split.
 
     Attributes:
-        error: (T,), mean service of twin over real less one, in per cent, with its sign.
+        error: (T,), mean service of surrogate over real less one, in per cent, with its sign.
         alpha: (T,), as the real backend applied it.
         workload: (T, parameters).
     """

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym import compiled
+from helm_gym.kernels import jit
 
 T = TypeVar("T", bound=Callable[..., Any])
 F = np.float32
@@ -28,7 +28,7 @@ LANES = 128
 
 def kernel(function: T) -> T:
     """Compiles ``function`` like a kernel of the memory manager; multiplications and additions may be fused."""
-    return compiled.kernel(function, fastmath={"contract", "nsz"})
+    return jit.kernel(function, fastmath={"contract", "nsz"})
 
 
 @kernel

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym import passes
+from helm_gym.kernels import control_interval
 from helm_gym.profile import Profile
-from helm_gym.telemetry import ALPHA_GRID, COLUMN, WIDTH
+from helm_gym.telemetry import ALPHA_GRID, AT, WIDTH
 from helm_gym.workload.state import INDEX, PARAMETERS
 from surrogate_backend.kernels import fields, fluid, inputs, networks
 from surrogate_backend.kernels.functions import LANES, F, aligned, inverse_exp, kernel
@@ -54,8 +54,25 @@ _REST = _INSIDE + fluid.BUCKETS
 _FAST = _REST + 8
 _SLOW = _FAST + fields.NOISY**2
 _OWN = _SLOW + fields.NOISY * fields.SLOW
-# Persistence, threshold, least and largest alpha logged, SLO, row (ms), row (B), page (B), link latency (ms), budget.
-_LOW = _OWN + 10
+
+
+class _Scalars(NamedTuple):
+    """What single numbers are known of the profile and the log; ``OWN`` says where each stands in the constants."""
+
+    persistence: float
+    threshold: float
+    least_alpha: float
+    largest_alpha: float
+    slo_ms: float
+    row_ms: float
+    row_bytes: float
+    page_bytes: float
+    latency_ms: float
+    page_budget: float
+
+
+OWN = _Scalars(*range(_OWN, _OWN + len(_Scalars._fields)))
+_LOW = _OWN + len(_Scalars._fields)
 _HIGH = _LOW + _P
 _WEIGHTS = _HIGH + _P
 CONSTANTS = _WEIGHTS + networks.MEMBERS * networks.WEIGHTS
@@ -76,42 +93,6 @@ _TELE = _GAPS + MAX_REQUESTS
 SCRATCH = _TELE + WIDTH
 
 _ARRIVAL, _DELTA, _CANDIDATES = INDEX["arrival_rate_rps"], INDEX["delta_tokens"], INDEX["candidates"]
-COLUMN_ALPHA, COLUMN_TARGET, COLUMN_PENDING = COLUMN["alpha"], COLUMN["target_alpha"], COLUMN["pending_pages"]
-COLUMN_MOVED, COLUMN_MOVED_BYTES = COLUMN["moved_pages"], COLUMN["moved_bytes"]
-_V_EMB_HIT = COLUMN["emb_hit_rate"]
-_V_KV_HIT = COLUMN["kv_hit_rate"]
-_V_EMB_MISS = COLUMN["emb_miss_bytes"]
-_V_AGAIN = COLUMN["kv_recomputed_tokens"]
-_V_COMPUTE_SHARE = COLUMN["compute_share"]
-_V_TRANSFER_SHARE = COLUMN["transfer_share"]
-_V_GAINS = COLUMN["emb_gain_ms"]
-_V_PREDICTED = COLUMN["predicted_ms"]
-_V_RETURNING = COLUMN["returning_share"]
-_V_UNIQUE = COLUMN["unique_users"]
-_V_HISTORY = COLUMN["mean_history"]
-_V_RATE = COLUMN["arrival_rate_rps"]
-_V_UTILISATION = COLUMN["utilisation"]
-_V_QUEUE = COLUMN["queue_depth"]
-_V_EMB_EMPTY = COLUMN["emb_empty_share"]
-_V_KV_EMPTY = COLUMN["kv_empty_share"]
-_V_BACKLOG = COLUMN["backlog_rows"]
-_V_SERVICE = COLUMN["service_mean_ms"]
-_V_SERVICE_P99 = COLUMN["service_p99_ms"]
-_V_SOJOURN = COLUMN["sojourn_mean_ms"]
-_V_P50 = COLUMN["sojourn_p50_ms"]
-_V_P99 = COLUMN["sojourn_p99_ms"]
-_V_LATE = COLUMN["slo_violations"]
-_V_I_SERVICE = COLUMN["interval_service_ms"]
-_V_I_SOJOURN = COLUMN["interval_sojourn_ms"]
-_V_I_P99 = COLUMN["interval_p99_ms"]
-_V_I_LATE = COLUMN["interval_violations"]
-_V_I_SPAN = COLUMN["interval_arrival_s"]
-_V_H2D = COLUMN["h2d_critical_bytes"]
-_V_BACKGROUND = COLUMN["h2d_background_bytes"]
-_V_D2H = COLUMN["d2h_bytes"]
-_V_COMPUTE = COLUMN["compute_ms"]
-_V_TRANSFER = COLUMN["transfer_ms"]
-_V_SPEED = COLUMN["speed"]
 
 
 def pack(profile: Profile, tensors: Mapping[str, NDArray[Any]], rung: str) -> NDArray[np.float32]:
@@ -121,11 +102,19 @@ def pack(profile: Profile, tensors: Mapping[str, NDArray[Any]], rung: str) -> ND
     margin = 0.02 * (high - low) + 1e-6
     low, high = low - margin, high + margin
     low[_ARRIVAL], high[_ARRIVAL] = -np.inf, np.inf  # queues are computed, not learned
-    own = [
-        *(tensors["noise.persistence"][0], tensors["threshold"][0], *tensors["range.alpha"], profile.slo_ms),
-        *(profile.row_ms, profile.row_bytes, profile.pool.page_bytes, profile.link.latency_ms),
-        profile.pool.page_moves_per_interval,
-    ]
+    alphas = tensors["range.alpha"]
+    own = _Scalars(
+        persistence=tensors["noise.persistence"][0],
+        threshold=tensors["threshold"][0],
+        least_alpha=alphas[0],
+        largest_alpha=alphas[1],
+        slo_ms=profile.slo_ms,
+        row_ms=profile.row_ms,
+        row_bytes=profile.row_bytes,
+        page_bytes=profile.pool.page_bytes,
+        latency_ms=profile.link.latency_ms,
+        page_budget=profile.pool.page_moves_per_interval,
+    )
     parts = [
         *known,
         inputs.rest(profile),
@@ -176,7 +165,7 @@ def make_state(values: NDArray[np.float64], keys: NDArray[np.uint32], pages: NDA
 @kernel
 def _record(c, own, f, w, requests, n, m):
     """Puts the fields of an interval beside what its requests came to, in its place of the ring."""
-    row_ms, latency_ms = c[_OWN + 5], c[_OWN + 8]
+    row_ms, latency_ms = c[OWN.row_ms], c[OWN.latency_ms]
     for k in range(n):
         again = min(f[fields.AGAIN * m + k], f[fields.LENGTH * m + k])
         looked = again + w[_DELTA * m + k] + w[_CANDIDATES * m + k]
@@ -206,7 +195,7 @@ def _record(c, own, f, w, requests, n, m):
 @kernel
 def _report(c, ring, filled, own, requests, f, total, v, n, m):
     """Fills the telemetry's rows ``v`` that the ring and the fields decide; total: scratch, RING rows."""
-    row_bytes = c[_OWN + 6]
+    row_bytes = c[OWN.row_bytes]
     count, share = F(requests), F(1.0 / filled)
     window = count * F(filled)
     for row in range(RING):
@@ -219,39 +208,39 @@ def _report(c, ring, filled, own, requests, f, total, v, n, m):
                 sums[k] += part[k]
     for k in range(n):
         busy, span = total[_SERVED * m + k], max(total[_SPAN * m + k], F(1e-9))
-        v[_V_EMB_HIT * m + k] = max(F(1.0) - total[_MISSED * m + k] / total[_LOOKED * m + k], F(0.0))
-        v[_V_KV_HIT * m + k] = total[_HITS * m + k] * share
-        v[_V_EMB_MISS * m + k] = total[_MISSED * m + k] * share * row_bytes
-        v[_V_AGAIN * m + k] = total[_AGAIN * m + k] * share
-        v[_V_TRANSFER_SHARE * m + k] = total[_MOVING * m + k] / busy
-        v[_V_COMPUTE_SHARE * m + k] = F(1.0) - v[_V_TRANSFER_SHARE * m + k]
-        v[_V_RETURNING * m + k] = total[_RETURNING * m + k] * share
-        v[_V_UNIQUE * m + k] = total[_UNIQUE * m + k] * share
-        v[_V_HISTORY * m + k] = total[_LENGTH * m + k] * share
-        v[_V_RATE * m + k] = window / span
-        v[_V_UTILISATION * m + k] = busy * F(1e-3) / span
-        v[_V_SERVICE * m + k] = busy / window
-        v[_V_SOJOURN * m + k] = total[_SPENT * m + k] / window
-        v[_V_QUEUE * m + k] = total[_SPENT * m + k] * F(1e-3) / span  # Little's law
-        v[_V_P50 * m + k] = total[_MEDIAN * m + k] * share
-        v[_V_LATE * m + k] = total[_LATE * m + k] / window
-        v[_V_I_SERVICE * m + k] = own[_SERVED * m + k] / count
-        v[_V_I_SOJOURN * m + k] = own[_SPENT * m + k] / count
-        v[_V_I_LATE * m + k] = own[_LATE * m + k] / count
-        v[_V_I_SPAN * m + k] = own[_SPAN * m + k]
-        v[_V_H2D * m + k] = own[_MISSED * m + k] * count * row_bytes
-        v[_V_TRANSFER * m + k] = own[_MOVING * m + k]
-        v[_V_COMPUTE * m + k] = own[_SERVED * m + k] - own[_MOVING * m + k]
-        v[_V_BACKGROUND * m + k] = f[fields.REFILLED * m + k] * row_bytes
-        v[_V_EMB_EMPTY * m + k] = f[fields.EMB_EMPTY * m + k]
-        v[_V_KV_EMPTY * m + k] = f[fields.KV_EMPTY * m + k]
-        v[_V_BACKLOG * m + k] = f[fields.BACKLOG * m + k]
-        v[_V_D2H * m + k], v[_V_SPEED * m + k] = F(0.0), F(1.0)
+        v[AT.emb_hit_rate * m + k] = max(F(1.0) - total[_MISSED * m + k] / total[_LOOKED * m + k], F(0.0))
+        v[AT.kv_hit_rate * m + k] = total[_HITS * m + k] * share
+        v[AT.emb_miss_bytes * m + k] = total[_MISSED * m + k] * share * row_bytes
+        v[AT.kv_recomputed_tokens * m + k] = total[_AGAIN * m + k] * share
+        v[AT.transfer_share * m + k] = total[_MOVING * m + k] / busy
+        v[AT.compute_share * m + k] = F(1.0) - v[AT.transfer_share * m + k]
+        v[AT.returning_share * m + k] = total[_RETURNING * m + k] * share
+        v[AT.unique_users * m + k] = total[_UNIQUE * m + k] * share
+        v[AT.mean_history * m + k] = total[_LENGTH * m + k] * share
+        v[AT.arrival_rate_rps * m + k] = window / span
+        v[AT.utilisation * m + k] = busy * F(1e-3) / span
+        v[AT.service_mean_ms * m + k] = busy / window
+        v[AT.sojourn_mean_ms * m + k] = total[_SPENT * m + k] / window
+        v[AT.queue_depth * m + k] = total[_SPENT * m + k] * F(1e-3) / span  # Little's law
+        v[AT.sojourn_p50_ms * m + k] = total[_MEDIAN * m + k] * share
+        v[AT.slo_violations * m + k] = total[_LATE * m + k] / window
+        v[AT.interval_service_ms * m + k] = own[_SERVED * m + k] / count
+        v[AT.interval_sojourn_ms * m + k] = own[_SPENT * m + k] / count
+        v[AT.interval_violations * m + k] = own[_LATE * m + k] / count
+        v[AT.interval_arrival_s * m + k] = own[_SPAN * m + k]
+        v[AT.h2d_critical_bytes * m + k] = own[_MISSED * m + k] * count * row_bytes
+        v[AT.transfer_ms * m + k] = own[_MOVING * m + k]
+        v[AT.compute_ms * m + k] = own[_SERVED * m + k] - own[_MOVING * m + k]
+        v[AT.h2d_background_bytes * m + k] = f[fields.REFILLED * m + k] * row_bytes
+        v[AT.emb_empty_share * m + k] = f[fields.EMB_EMPTY * m + k]
+        v[AT.kv_empty_share * m + k] = f[fields.KV_EMPTY * m + k]
+        v[AT.backlog_rows * m + k] = f[fields.BACKLOG * m + k]
+        v[AT.d2h_bytes * m + k], v[AT.speed * m + k] = F(0.0), F(1.0)
     gains, curve, v_gains, v_curve = (
         total[_GAIN * m :],
         total[_CURVE * m :],
-        v[_V_GAINS * m :],
-        v[_V_PREDICTED * m :],
+        v[AT.emb_gain_ms * m :],
+        v[AT.predicted_ms * m :],
     )
     for i in range(4):
         for k in range(n):
@@ -259,9 +248,9 @@ def _report(c, ring, filled, own, requests, f, total, v, n, m):
     for i in range(len(ALPHA_GRID)):
         for k in range(n):
             v_curve[i * m + k] = curve[i * m + k] * share
-    top_quantile(ring, RING, filled, _TOP_SERVICE, requests, 0.99, n, total, v[_V_SERVICE_P99 * m :], m)
-    top_quantile(ring, RING, filled, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_P99 * m :], m)
-    top_quantile(own, RING, 1, _TOP_SOJOURN, requests, 0.99, n, total, v[_V_I_P99 * m :], m)
+    top_quantile(ring, RING, filled, _TOP_SERVICE, requests, 0.99, n, total, v[AT.service_p99_ms * m :], m)
+    top_quantile(ring, RING, filled, _TOP_SOJOURN, requests, 0.99, n, total, v[AT.sojourn_p99_ms * m :], m)
+    top_quantile(own, RING, 1, _TOP_SOJOURN, requests, 0.99, n, total, v[AT.interval_p99_ms * m :], m)
 
 
 @kernel
@@ -269,7 +258,8 @@ def _flag(c, w, splits, y, out, block, n, m):
     """Says of each lane whether it was asked for what the networks do not know."""
     for k in range(n):
         apart = y[(networks.OUTPUTS - 1) * m + k] - y[(networks.OUTPUTS - 2) * m + k]
-        outside = apart > F(2.0) * c[_OWN + 1] or splits[k] < c[_OWN + 2] - F(0.02) or splits[k] > c[_OWN + 3] + F(0.02)
+        outside = apart > F(2.0) * c[OWN.threshold]
+        outside = outside or splits[k] < c[OWN.least_alpha] - F(0.02) or splits[k] > c[OWN.largest_alpha] + F(0.02)
         for p in range(_P):
             outside = outside or w[p * m + k] < c[_LOW + p] or w[p * m + k] > c[_HIGH + p]
         out[block * m + k, 0] = outside
@@ -294,10 +284,10 @@ def _serve_block(
         scratch[_GAPS * m :],
         scratch[_TELE * m :],
     )
-    budget, total_pages, poisson = c[_OWN + 9], F(pool_pages), np.isnan(gaps[0, 0])
+    budget, total_pages, poisson = c[OWN.page_budget], F(pool_pages), np.isnan(gaps[0, 0])
     s, counts = rows[block], counters[block]
     clock, pages = counts[CLOCK * m :], counts[PAGES * m :]
-    asked, now = tele[COLUMN_TARGET * m :], tele[COLUMN_ALPHA * m :]  # in pages at first
+    asked, now = tele[AT.target_alpha * m :], tele[AT.alpha * m :]  # in pages at first
     for k in range(n):
         for p in range(_P):
             w[p * m + k] = F(values[base + k, p])
@@ -305,10 +295,10 @@ def _serve_block(
     for k in range(n):
         change = min(max(asked[k] - F(pages[k]), -budget), budget)
         moved[k], now[k] = change / budget, F(pages[k]) + change
-        tele[COLUMN_MOVED * m + k], tele[COLUMN_MOVED_BYTES * m + k] = change, abs(change) * c[_OWN + 7]
+        tele[AT.moved_pages * m + k], tele[AT.moved_bytes * m + k] = change, abs(change) * c[OWN.page_bytes]
     for k in range(n):
         pages[k] = np.uint32(now[k])
-        tele[COLUMN_PENDING * m + k] = asked[k] - now[k]
+        tele[AT.pending_pages * m + k] = asked[k] - now[k]
     for k in range(n):
         splits[k] = now[k] / total_pages
         now[k], asked[k], rate[k] = splits[k], asked[k] / total_pages, w[_ARRIVAL * m + k]
@@ -319,7 +309,7 @@ def _serve_block(
     inputs.network_inputs(w, splits, moved, f, rest, x, inputs.USERS, n, m)
     networks.run_networks(weights, x, s[_HIDDEN * m :], t, u, y, networks.WIDTHS, n, m)
     fields.predict(y, f, out_f, n, m)
-    fields.draw_level(counts, clock, fast, slow, c[_OWN], s[_FACTORS * m :], F(requests), level, out_f, n, m)
+    fields.draw_level(counts, clock, fast, slow, c[OWN.persistence], s[_FACTORS * m :], F(requests), level, out_f, n, m)
     if not poisson:
         for r in range(requests):
             for k in range(n):
@@ -329,7 +319,7 @@ def _serve_block(
     ring = s[_RING * m :]
     own = ring[here * RING * m :]
     serve_requests(
-        counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * m :], level, s[_LAG * m :], c[_OWN + 4],
+        counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * m :], level, s[_LAG * m :], c[OWN.slo_ms],
         requests, q, score, service, sojourn, own, n, m,
     )  # fmt: skip
     for k in range(n):
@@ -347,8 +337,8 @@ def _serve_block(
 
 @kernel
 def _sound(values, allocation, bounds, figures, targets):
-    paged = passes.to_pages(allocation, bounds[0], bounds[1], figures[0], targets)
-    return paged and passes.within(values, bounds[2 : 2 + _P], bounds[2 + _P :], _ARRIVAL)
+    paged = control_interval.to_pages(allocation, bounds[0], bounds[1], figures[0], targets)
+    return paged and control_interval.within(values, bounds[2 : 2 + _P], bounds[2 + _P :], _ARRIVAL)
 
 
 @kernel

@@ -16,10 +16,11 @@ from agents.network import Windows
 from agents.recurrent_sb3 import lstm_actor, make_recurrent_ppo
 from agents.sb3 import mlp_actor
 from agents.training_env import TrainingEnv
-from helm_gym import runs, training
 from helm_gym.errors import InvalidInputError
-from helm_gym.policy import Policy, open_policy
-from helm_gym.training import Training
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
+from helm_gym.training import run_folder, trainable
+from helm_gym.training.trainable import Training
 from tests.agents.trainings import SMALL, STEPS, short_task, train_small
 from tests.conformance.policy import PolicyConformance, make_layout, observations
 
@@ -52,9 +53,12 @@ class TestMaskablePpo(TestRecurrentPpo):
 
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_its_graph_does_what_it_does(name: str, folders: dict[str, pathlib.Path]) -> None:
-    run, agent = runs.read_run(folders[name]), training.find_trainable(name)
-    settings, tensors = training.make_settings(agent, run.settings, name), runs.policy_tensors(folders[name], run)
-    policy = training.build(agent, LAYOUT, settings, tensors, name)
+    run, agent = run_folder.read_run(folders[name]), trainable.find_trainable(name)
+    settings, tensors = (
+        trainable.make_settings(agent, run.settings, name),
+        run_folder.policy_tensors(folders[name], run),
+    )
+    policy = trainable.build(agent, LAYOUT, settings, tensors, name)
     assert agent.graph is not None
     graph = onnxruntime.InferenceSession(agent.graph(LAYOUT, settings, tensors).SerializeToString())
     state = drawn_state = policy.initial_state(5)
@@ -78,8 +82,8 @@ def test_a_killed_training_goes_on_to_the_weights_of_an_unbroken_one(
     with pytest.raises(KeyboardInterrupt):
         train_small(tmp_path / "run", name, kill, **OVERRIDES[name])
     train_small(tmp_path / "run", name, **OVERRIDES[name])
-    newest = [sorted((folder / runs.CHECKPOINTS).iterdir())[-1] for folder in (tmp_path / "run", folders[name])]
-    resumed, unbroken = (runs.read_tensors(path)[0] for path in newest)
+    newest = [sorted((folder / run_folder.CHECKPOINTS).iterdir())[-1] for folder in (tmp_path / "run", folders[name])]
+    resumed, unbroken = (run_folder.read_tensors(path)[0] for path in newest)
     assert newest[0].name == newest[1].name and resumed.keys() == unbroken.keys()
     for key, value in unbroken.items():
         np.testing.assert_array_equal(resumed[key], value)
@@ -144,9 +148,9 @@ def test_the_recurrent_one_refuses_stacked_windows() -> None:
 
 
 def test_a_policy_for_other_shapes_is_refused(tmp_path: pathlib.Path, folders: dict[str, pathlib.Path]) -> None:
-    run = runs.read_run(folders["recurrent-ppo"])
+    run = run_folder.read_run(folders["recurrent-ppo"])
     run.settings["hidden"] = 16
-    runs.write_run(tmp_path, run)
-    runs.write_tensors(tmp_path / runs.POLICY, runs.policy_tensors(folders["recurrent-ppo"], run))
+    run_folder.write_run(tmp_path, run)
+    run_folder.write_tensors(tmp_path / run_folder.POLICY, run_folder.policy_tensors(folders["recurrent-ppo"], run))
     with pytest.raises(InvalidInputError, match="does not hold a policy of recurrent-ppo"):
         open_policy(str(tmp_path), LAYOUT)

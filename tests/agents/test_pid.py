@@ -12,10 +12,10 @@ import pytest
 
 import agents
 from agents.pid import PID, Pid, Settings
-from helm_gym import runs
 from helm_gym.errors import InvalidInputError
-from helm_gym.onnx_policy import OnnxPolicy
-from helm_gym.policy import open_policy
+from helm_gym.policies.onnx_policy import OnnxPolicy
+from helm_gym.policies.opening import open_policy
+from helm_gym.training import run_folder
 from tests.conformance.policy import ROWS, PolicyConformance, make_layout, observations, observe, settle
 
 LAYOUT = make_layout()
@@ -87,7 +87,7 @@ def test_its_graph_does_what_it_does() -> None:
 
 def test_its_plain_name_opens_the_tuned_settings_and_the_file_beside_them_does_the_same() -> None:
     folder = pathlib.Path(agents.__path__[0]) / "shipped" / "pid" / "cpu-small"
-    card = runs.read_run(folder)
+    card = run_folder.read_run(folder)
     policy: Any = open_policy("pid", LAYOUT)
     assert policy.settings == Settings(**card.settings) != Settings()
     assert card.facts["tuning"]["fresh"]["value"] < 1

@@ -14,12 +14,13 @@ from agents.network import Windows
 from agents.ppo import PpoPolicy, Settings
 from agents.training_env import TrainingEnv
 from helm_gym import profile as profiles
-from helm_gym import runs
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import Policy, open_policy
-from helm_gym.runs import Run
-from helm_gym.training import Training
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
+from helm_gym.training import run_folder
+from helm_gym.training.run_folder import Run
+from helm_gym.training.trainable import Training
 from tests.agents.trainings import SMALL, STEPS, scalars_of, short_task, train_and_tell, train_small
 from tests.conformance.policy import PolicyConformance, make_layout, observations
 
@@ -52,12 +53,12 @@ class TestTrainedPpo(PolicyConformance):
 
 
 def test_a_run_says_what_it_was(folder: pathlib.Path, run: Run) -> None:
-    read = runs.read_run(folder)
+    read = run_folder.read_run(folder)
     assert read == run and (read.status, read.agent, read.task) == ("done", "ppo", "mixed-v0")
     assert read.settings["lanes"] == SMALL["lanes"] and read.settings["gamma"] == Settings().gamma
     assert 0 < read.facts["env_share"] < 1 and read.facts["seconds"] > 0
     assert read.origin.profile_fingerprint == LAYOUT.profile.fingerprint
-    assert len(list((folder / runs.CHECKPOINTS).iterdir())) == 2
+    assert len(list((folder / run_folder.CHECKPOINTS).iterdir())) == 2
 
 
 def test_the_policy_kept_is_the_one_that_validated_best(folder: pathlib.Path, run: Run) -> None:
@@ -146,9 +147,9 @@ def test_a_training_killed_again_and_again_ends_as_an_unbroken_one(
         process.join()
         reached.append(last)
     assert len(reached) >= 2 and reached == sorted(reached)  # each went on from near where the last was killed
-    assert runs.read_run(killed).facts["validation"] == run.facts["validation"]
-    for name in (runs.POLICY, f"{runs.CHECKPOINTS}/{STEPS:012d}.safetensors"):
-        ours, theirs = (runs.read_tensors(path / name)[0] for path in (killed, folder))
+    assert run_folder.read_run(killed).facts["validation"] == run.facts["validation"]
+    for name in (run_folder.POLICY, f"{run_folder.CHECKPOINTS}/{STEPS:012d}.safetensors"):
+        ours, theirs = (run_folder.read_tensors(path / name)[0] for path in (killed, folder))
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             np.testing.assert_array_equal(value, theirs[key], err_msg=key)
@@ -172,8 +173,8 @@ def test_a_finished_training_goes_on_with_more_steps(tmp_path: pathlib.Path) -> 
     """Its learning rate had fallen to nought over the steps that it had, so that it is another than a longer one."""
     folder, said = tmp_path / "x", list[str]()
     train_small(folder, steps=128)
-    before, newest = scalars_of(folder), folder / runs.CHECKPOINTS / f"{128:012d}.safetensors"
-    weights = runs.read_tensors(newest)[0]
+    before, newest = scalars_of(folder), folder / run_folder.CHECKPOINTS / f"{128:012d}.safetensors"
+    weights = run_folder.read_tensors(newest)[0]
     run = train_small(folder, steps=256, say=said.append)
     (text,) = said
     assert "256 steps, 4 whole rounds of 64. It goes on from step 128. The learning rate follows the number of" in text
@@ -181,7 +182,7 @@ def test_a_finished_training_goes_on_with_more_steps(tmp_path: pathlib.Path) -> 
     after = scalars_of(folder)
     assert all(after[tag][: len(points)] == points for tag, points in before.items())
     assert [step for step, _ in after["validation/cost"]] == [64, 128, 192, 256]
-    last = runs.read_tensors(folder / runs.CHECKPOINTS / f"{256:012d}.safetensors")[0]
+    last = run_folder.read_tensors(folder / run_folder.CHECKPOINTS / f"{256:012d}.safetensors")[0]
     assert any((last[name] != value).any() for name, value in weights.items())
     assert train_small(folder, steps=256) == run
     with pytest.raises(InvalidInputError, match="steps 256 there and 128 here"):
@@ -190,7 +191,7 @@ def test_a_finished_training_goes_on_with_more_steps(tmp_path: pathlib.Path) -> 
 
 def test_a_training_without_checkpoints_is_not_begun_again_in_its_folder(tmp_path: pathlib.Path) -> None:
     train_small(tmp_path, steps=64)
-    shutil.rmtree(tmp_path / runs.CHECKPOINTS)
+    shutil.rmtree(tmp_path / run_folder.CHECKPOINTS)
     with pytest.raises(InvalidInputError, match="holds no checkpoint to go on from"):
         train_small(tmp_path, steps=128)
 

@@ -9,19 +9,21 @@ import numpy as np
 import onnx
 import pytest
 
-from agents import export
+import agents
 from agents.multi_agent.episodes import Episodes
 from agents.multi_agent.router import LAYOUT, LearnedRouter, Settings
-from helm_gym import onnx_export, runs, training
 from helm_gym import profile as profiles
-from helm_gym.cluster_view import RouterLayout
+from helm_gym.cluster.router_observation import RouterLayout
+from helm_gym.cluster.routing import Router, weights_of
 from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError, UnknownNameError
-from helm_gym.onnx_check.metadata import ROUTER_LAYOUT, facts_of
-from helm_gym.onnx_policy import OnnxRouter
 from helm_gym.play import open_entrant
-from helm_gym.policy import open_policy
-from helm_gym.routing import Router, open_router, weights_of
-from helm_gym.runs import Run
+from helm_gym.policies import from_run, onnx_export, run_export
+from helm_gym.policies.onnx_check.metadata import ROUTER_LAYOUT, facts_of
+from helm_gym.policies.onnx_policy import OnnxRouter
+from helm_gym.policies.opening import open_policy
+from helm_gym.policies.router_opening import open_router
+from helm_gym.training import run_folder, trainable
+from helm_gym.training.run_folder import Run
 from tests.agents.trainings import scalars_of, short_task
 from tests.conformance.policy import PolicyConformance, make_layout
 
@@ -49,8 +51,8 @@ def make_tensors(**of_columns: float) -> dict[str, Any]:
     return {**plain, "0.weight": weight, "0.bias": np.zeros(3, np.float32), LAYOUT: np.array([ROUTER.version])}
 
 
-def train_small(folder: pathlib.Path, progress: training.Report | None = None, steps: int = STEPS) -> Run:
-    return training.train("router", short_task(), profiles.load("cpu-small"), folder, 0, steps, SMALL, progress)
+def train_small(folder: pathlib.Path, progress: trainable.Report | None = None, steps: int = STEPS) -> Run:
+    return trainable.train("router", short_task(), profiles.load("cpu-small"), folder, 0, steps, SMALL, progress)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def file(folder: pathlib.Path) -> pathlib.Path:
-    export.export(folder, folder.parent / "router.onnx")
+    run_export.export(folder, folder.parent / "router.onnx")
     return folder.parent / "router.onnx"
 
 
@@ -117,24 +119,25 @@ def test_one_router_serves_clusters_of_any_size(nodes: int, file: pathlib.Path) 
 
 
 def test_the_file_beside_the_shipped_router_decides_the_same() -> None:
-    shipped = runs.shipped_folder("router", "agents", NODES) / "policy.onnx"
+    shipped = from_run.shipped_folder("router", "agents", NODES) / "policy.onnx"
     assert (
-        export.check(open_router("learned", NODES), OnnxRouter(shipped, NODES), NODES, "mixed-v0") <= export.TOLERANCE
+        run_export.check(open_router("learned", NODES), OnnxRouter(shipped, NODES), NODES, "mixed-v0")
+        <= run_export.TOLERANCE
     )
 
 
 def test_a_run_keeps_what_validated_best_and_is_a_router(folder: pathlib.Path, file: pathlib.Path) -> None:
-    run = runs.read_run(folder)
+    run = run_folder.read_run(folder)
     assert (run.status, run.agent) == ("done", "router") and run.facts["seconds"] > 0
     opened, exported = open_router(str(folder), NODES), open_router(str(file), NODES)
     assert isinstance(opened, Router) and opened.name == str(folder) and isinstance(exported, OnnxRouter)
     assert open_entrant(f"static:0.6+{folder}", NODES, in_cluster=True).name == f"static:0.6+{folder}"
-    assert (folder / runs.TENSORBOARD).is_dir()
-    assert len(list((folder / runs.CHECKPOINTS).iterdir())) == 2
+    assert (folder / run_folder.TENSORBOARD).is_dir()
+    assert len(list((folder / run_folder.CHECKPOINTS).iterdir())) == 2
 
 
 def test_a_training_that_was_killed_ends_as_an_unbroken_one(tmp_path: pathlib.Path, folder: pathlib.Path) -> None:
-    def stop_at(last: int) -> training.Report:
+    def stop_at(last: int) -> trainable.Report:
         def progress(done: int, total: int, words: str) -> None:
             if done >= last:
                 raise KeyboardInterrupt
@@ -158,8 +161,8 @@ def test_a_finished_training_that_is_given_more_steps_ends_as_an_unbroken_one(
 
 
 def assert_same(run: pathlib.Path, unbroken: pathlib.Path) -> None:
-    for name in (runs.POLICY, f"{runs.CHECKPOINTS}/{STEPS:012d}.safetensors"):
-        ours, theirs = (runs.read_tensors(path / name)[0] for path in (run, unbroken))
+    for name in (run_folder.POLICY, f"{run_folder.CHECKPOINTS}/{STEPS:012d}.safetensors"):
+        ours, theirs = (run_folder.read_tensors(path / name)[0] for path in (run, unbroken))
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             np.testing.assert_array_equal(value, theirs[key])
@@ -178,7 +181,7 @@ def test_another_layout_of_the_router_s_observation_is_refused(tmp_path: pathlib
 def test_what_is_no_router_is_refused_in_its_place_and_a_router_in_a_policy_s(
     tmp_path: pathlib.Path, folder: pathlib.Path, file: pathlib.Path
 ) -> None:
-    pid = pathlib.Path(export.__file__).parent / "shipped/pid/cpu-small"
+    pid = pathlib.Path(agents.__file__).parent / "shipped/pid/cpu-small"
     (tmp_path / "none.onnx").write_bytes(b"\x80\x04\x95 pickled")
     wrong: list[tuple[Any, type[HelmError], str]] = [
         (lambda: open_router(str(pid), NODES), InvalidInputError, "is no router"),
@@ -198,4 +201,4 @@ def test_what_is_no_router_is_refused_in_its_place_and_a_router_in_a_policy_s(
 def test_a_column_that_a_router_does_not_see_is_said(tmp_path: pathlib.Path) -> None:
     overrides = {**SMALL, "columns": "utilization_mean"}
     with pytest.raises(UnknownNameError, match="did you mean 'utilisation_mean'"):
-        training.train("router", short_task(), NODES.profile, tmp_path / "x", 0, STEPS, overrides)
+        trainable.train("router", short_task(), NODES.profile, tmp_path / "x", 0, STEPS, overrides)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from helm_gym import runs
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import Policy, open_policy
+from helm_gym.policies import from_run
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
 from tests.conformance.policy import PolicyConformance, make_layout, observations
 
 LAYOUT = make_layout()
@@ -24,7 +25,7 @@ class TestShipped(PolicyConformance):
 
 @pytest.mark.parametrize("name", [*SHIPPED, "ppo", "three-layer-ppo"])
 def test_the_file_beside_it_decides_the_same(name: str) -> None:
-    file = runs.shipped_folder(name, SHIPPED.get(name, "agents"), LAYOUT) / "policy.onnx"
+    file = from_run.shipped_folder(name, SHIPPED.get(name, "agents"), LAYOUT) / "policy.onnx"
     policies = open_policy(name, LAYOUT), open_policy(str(file), LAYOUT)
     states = [policy.initial_state(3) for policy in policies]
     for seen in observations(LAYOUT, 8, 3):

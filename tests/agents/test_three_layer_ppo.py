@@ -19,10 +19,11 @@ from agents.three_layer_ppo.settings import LAYERS, Settings
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import InvalidInputError
-from helm_gym.policy import Floats, open_policy
-from helm_gym.runs import Tensors
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Floats
 from helm_gym.tasks import find_task
 from helm_gym.telemetry import ALPHA_GRID
+from helm_gym.training.run_folder import Tensors
 from tests.agents.trainings import train_small
 from tests.conformance.policy import ROWS, PolicyConformance, follow, make_layout, observations, observe
 

@@ -19,18 +19,18 @@ from agents.tuning.objective import Objective, reference_name
 from agents.tuning.search import Candidates
 from baselines.simple import Static
 from helm_gym import profile as profiles
-from helm_gym import runs, training
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
-from helm_gym.policy import open_policy
-from helm_gym.search import Searchable
-from helm_gym.tasks import TASKS
-from helm_gym.training import TRAINABLE, Trainable, find_trainable
+from helm_gym.policies.opening import open_policy
+from helm_gym.tasks import all_tasks, find_task
+from helm_gym.training import run_folder, trainable
+from helm_gym.training.search_space import Searchable
+from helm_gym.training.trainable import Trainable, agent_names, find_trainable
 from tests.agents.tunings import Bowl, make_plan, short_task, tried
 from tests.conformance.policy import make_layout
 
 LAYOUT = make_layout()
 PROFILE = profiles.load("cpu-small")
-SEARCHED = [name for name in TRAINABLE if isinstance(find_trainable(name).settings(), Searchable)]
+SEARCHED = [name for name in agent_names() if isinstance(find_trainable(name).settings(), Searchable)]
 
 
 class Recorder:
@@ -79,14 +79,14 @@ def test_a_search_leaves_a_run_that_opens_as_the_best(tmp_path: pathlib.Path, ba
     plan = make_plan(tmp_path, trials=4, backend=backend)
     figures = result.tune(plan)
     assert json.loads((tmp_path / result.TUNE).read_text()) == figures
-    run = runs.read_run(tmp_path)
+    run = run_folder.read_run(tmp_path)
     assert (run.agent, run.status, run.settings) == ("pid", "done", figures["best"]["settings"])
     assert run.facts["tuning"]["budget"] == {"trials": 4, "seeds_a_trial": 2, "steps": None}
     policy: Any = open_policy(str(tmp_path), LAYOUT)
     assert policy.settings == Settings(**figures["best"]["settings"])
     assert figures["rung"] == {"trials": backend, "fresh": "modelled"} and sum(figures["trials"].values()) == 4
     assert {path.name for path in tmp_path.glob("*.png")} >= {"history.png", "slice.png", "parallel.png"}
-    public = {seed for task in TASKS.values() for seed in task.seeds} | set(range(32))
+    public = {seed for task in all_tasks() for seed in task.seeds} | set(range(32))
     assert public.isdisjoint(plan.trial_seeds) and public.isdisjoint(plan.fresh_seeds)
     assert set(plan.trial_seeds).isdisjoint(plan.fresh_seeds)
 
@@ -157,19 +157,19 @@ def test_an_agent_that_is_trained_is_trained_for_each_trial_and_anew_for_fresh_s
 ) -> None:
     trained: list[tuple[float, int, int]] = []
 
-    def train(given: training.Training) -> dict[str, NDArray[np.float32]]:
+    def train(given: trainable.Training) -> dict[str, NDArray[np.float32]]:
         trained.append((given.settings.alpha, given.seed, given.steps))
         return {"alpha": np.array([given.settings.alpha], np.float32)}
 
     held = Trainable("held", _HeldSettings, 100, train, _Held)
-    monkeypatch.setattr(training, "find_trainable", lambda name: held)
+    monkeypatch.setattr(trainable, "find_trainable", lambda name: held)
     plan = make_plan(tmp_path, agent="held", trials=4, top=1, steps=50, seed=3)
     figures = result.tune(plan)
     assert [steps for _, _, steps in trained] == [50] * 6
     assert [seed for _, seed, _ in trained] == [3] * 4 + [4] * 2
     best = np.float32(figures["best"]["settings"]["alpha"])
-    assert runs.read_tensors(tmp_path / runs.POLICY)[0]["alpha"] == best
-    assert runs.read_run(tmp_path).steps == 50
+    assert run_folder.read_tensors(tmp_path / run_folder.POLICY)[0]["alpha"] == best
+    assert run_folder.read_run(tmp_path).steps == 50
 
 
 def test_a_trial_that_fails_is_a_bad_one_unless_it_is_the_first(
@@ -204,7 +204,7 @@ def test_a_trial_that_fails_is_a_bad_one_unless_it_is_the_first(
         ({"fixed": {"kpp": "1"}}, UnknownNameError, "did you mean 'kp'?"),
         ({"fixed": {"kp": "much"}}, InvalidInputError, "kp must be a finite number, not 'much'"),
         ({"steps": 5}, InvalidInputError, "nothing to train"),
-        ({"task": TASKS["trace-v0"]}, InvalidInputError, "tune on another"),
+        ({"task": find_task("trace-v0")}, InvalidInputError, "tune on another"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(

@@ -21,8 +21,9 @@ from optuna.trial import TrialState
 
 from agents.tuning import result, search, storage, study
 from agents.tuning.storage import StorageError, open_storage
-from helm_gym import files, runs
+from helm_gym import files
 from helm_gym.errors import HelmError, InvalidInputError
+from helm_gym.training import run_folder
 from tests import postgres
 from tests.agents.tunings import Bowl, make_plan, search_bowl_with, trials_of, tried
 
@@ -345,8 +346,8 @@ def test_a_trial_that_was_put_into_the_queue_by_hand_is_tried(tmp_path: pathlib.
 def test_a_training_is_not_written_over(tmp_path: pathlib.Path, bowl: type[Bowl]) -> None:
     plan = make_plan(tmp_path, trials=2)
     result.tune(plan)
-    run = runs.read_run(tmp_path)
+    run = run_folder.read_run(tmp_path)
     run.facts = {"validation": {"cost": 1.0}}
-    runs.write_run(tmp_path, run)
+    run_folder.write_run(tmp_path, run)
     with pytest.raises(HelmError, match="holds a training; give another folder"):
         result.tune(plan)

@@ -11,9 +11,9 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helm_gym import profile as profiles
-from helm_gym import runs, training
-from helm_gym.runs import Run
 from helm_gym.tasks import Task, find_task
+from helm_gym.training import run_folder, trainable
+from helm_gym.training.run_folder import Run
 
 # Eight rounds of four lanes and sixteen intervals, validated and saved between rounds.
 STEPS = 8 * 4 * 16
@@ -27,18 +27,18 @@ def short_task() -> Task:
 def train_small(
     folder: pathlib.Path,
     agent: str = "ppo",
-    progress: training.Report | None = None,
+    progress: trainable.Report | None = None,
     steps: int = STEPS,
     say: Callable[[str], None] | None = None,
     **overrides: Any,
 ) -> Run:
     profile = profiles.load("cpu-small")
-    return training.train(agent, short_task(), profile, folder, 0, steps, {**SMALL, **overrides}, progress, say)
+    return trainable.train(agent, short_task(), profile, folder, 0, steps, {**SMALL, **overrides}, progress, say)
 
 
 def scalars_of(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows of a run, by tag: steps and values. How fast it was is left out."""
-    events = EventAccumulator(str(folder / runs.TENSORBOARD)).Reload()
+    events = EventAccumulator(str(folder / run_folder.TENSORBOARD)).Reload()
     shown = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     return {tag: points for tag, points in shown.items() if not tag.startswith("time/")}
 

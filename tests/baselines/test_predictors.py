@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 
 from baselines.predictors import examples, gbdt, lstm
 from baselines.predictors.features import Follower, WorkloadFeatures
+from helm_gym import origin
 from helm_gym import profile as profiles
-from helm_gym import runs, training
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import HelmError, InvalidInputError
-from helm_gym.lstm import LstmCell
-from helm_gym.policy import Floats, Policy, open_policy
-from helm_gym.runs import Run
+from helm_gym.policies.lstm_cell import LstmCell
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Floats, Policy
 from helm_gym.tasks import find_task
-from helm_gym.training import Training
+from helm_gym.training import run_folder, trainable
+from helm_gym.training.run_folder import Run
+from helm_gym.training.trainable import Training
 from tests.conformance.policy import PolicyConformance, make_layout, observations, observe, settle
 
 LAYOUT = make_layout()
@@ -41,15 +43,15 @@ def truth(returning: NDArray[np.float32]) -> NDArray[np.float32]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run folder with made-up examples: two blocks in which the returning share jumps now and then."""
     folder = tmp_path_factory.mktemp("examples")
-    run = Run("gbdt", "mixed-v0", runs.Origin.of(LAYOUT), {}, seed=0, steps=2 * examples.BLOCK)
-    runs.write_run(folder, run)
+    run = Run("gbdt", "mixed-v0", origin.Origin.of(LAYOUT), {}, seed=0, steps=2 * examples.BLOCK)
+    run_folder.write_run(folder, run)
     rng = np.random.default_rng(5)
     for number in range(2):
         returning = np.repeat(rng.random((examples.MAX_LANES, 16)), examples.INTERVALS // 16, axis=1)
         seen = rng.random((examples.MAX_LANES, examples.INTERVALS, LAYOUT.width)).astype(np.float32)
         seen[:, :, LAYOUT.column("returning_share")] = returning
         block = {"observation": seen, "alpha_star": truth(returning)}
-        runs.write_tensors(folder / examples.FOLDER / f"{number:04d}.safetensors", block)
+        run_folder.write_tensors(folder / examples.FOLDER / f"{number:04d}.safetensors", block)
     return folder
 
 
@@ -57,13 +59,13 @@ def train(
     name: str,
     folder: pathlib.Path,
     source: pathlib.Path,
-    progress: training.Report | None = None,
+    progress: trainable.Report | None = None,
     steps: int = 2,
     say: Callable[[str], None] | None = None,
 ) -> Run:
     overrides = SMALL[name] | {"examples": str(source)}
     profile = profiles.load("cpu-small")
-    return training.train(name, SHORT, profile, folder, 0, steps * examples.BLOCK, overrides, progress, say)
+    return trainable.train(name, SHORT, profile, folder, 0, steps * examples.BLOCK, overrides, progress, say)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ class TestLstm(TestGbdt):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_it_learns_the_optimum_and_goes_there(name: str, folders: dict[str, pathlib.Path]) -> None:
-    run = runs.read_run(folders[name])
+    run = run_folder.read_run(folders[name])
     assert run.facts["error"] < 0.06  # guessing the middle is wrong by .15
     policy = open_policy(str(folders[name]), LAYOUT)
     for returning in (0.1, 0.9):
@@ -101,11 +103,11 @@ def test_it_learns_the_optimum_and_goes_there(name: str, folders: dict[str, path
 
 @pytest.mark.parametrize("name", SMALL)
 def test_its_graph_does_what_it_does(name: str, folders: dict[str, pathlib.Path]) -> None:
-    run = runs.read_run(folders[name])
-    agent = training.find_trainable(name)
-    settings = training.make_settings(agent, run.settings, name)
-    tensors = runs.policy_tensors(folders[name], run)
-    policy = training.build(agent, LAYOUT, settings, tensors, name)
+    run = run_folder.read_run(folders[name])
+    agent = trainable.find_trainable(name)
+    settings = trainable.make_settings(agent, run.settings, name)
+    tensors = run_folder.policy_tensors(folders[name], run)
+    policy = trainable.build(agent, LAYOUT, settings, tensors, name)
     assert agent.graph is not None
     graph = onnxruntime.InferenceSession(agent.graph(LAYOUT, settings, tensors).SerializeToString())
     state = drawn_state = policy.initial_state(5)
@@ -174,11 +176,11 @@ def test_nodes_that_are_no_trees_are_refused(
     tmp_path: pathlib.Path, folders: dict[str, pathlib.Path], tensor: str, place: int, value: int
 ) -> None:
     """A kernel would loop for ever, or read what is not its own."""
-    run = runs.read_run(folders["gbdt"])
-    tensors = runs.policy_tensors(folders["gbdt"], run)
+    run = run_folder.read_run(folders["gbdt"])
+    tensors = run_folder.policy_tensors(folders["gbdt"], run)
     tensors[tensor][place] = value
-    runs.write_run(tmp_path, run)
-    runs.write_tensors(tmp_path / runs.POLICY, tensors)
+    run_folder.write_run(tmp_path, run)
+    run_folder.write_tensors(tmp_path / run_folder.POLICY, tensors)
     with pytest.raises(InvalidInputError, match=r"does not hold a policy of gbdt.*train it again"):
         open_policy(str(tmp_path), LAYOUT)
 
@@ -195,8 +197,10 @@ def test_a_killed_fit_goes_on_to_the_weights_of_an_unbroken_one(
     told: list[str] = []
     resumed = train("lstm", tmp_path / "run", source, lambda done, total, words: told.append(words))
     assert told[0].startswith("epoch 6 ")
-    assert resumed.facts["error"] == runs.read_run(folders["lstm"]).facts["error"]
-    weights, unbroken = (runs.read_tensors(folder / runs.POLICY)[0] for folder in (tmp_path / "run", folders["lstm"]))
+    assert resumed.facts["error"] == run_folder.read_run(folders["lstm"]).facts["error"]
+    weights, unbroken = (
+        run_folder.read_tensors(folder / run_folder.POLICY)[0] for folder in (tmp_path / "run", folders["lstm"])
+    )
     for name, value in unbroken.items():
         np.testing.assert_array_equal(weights[name], value)
 
@@ -209,8 +213,10 @@ def test_more_steps_are_more_examples_and_another_fit(
     said: list[str] = []
     grown = train(name, tmp_path / "run", source, steps=2, say=said.append)
     assert said == [f"{2 * examples.BLOCK} steps, 2 whole rounds of {examples.BLOCK}."]
-    assert (grown.status, grown.facts) == ("done", runs.read_run(folders[name]).facts)
-    weights, unbroken = (runs.read_tensors(folder / runs.POLICY)[0] for folder in (tmp_path / "run", folders[name]))
+    assert (grown.status, grown.facts) == ("done", run_folder.read_run(folders[name]).facts)
+    weights, unbroken = (
+        run_folder.read_tensors(folder / run_folder.POLICY)[0] for folder in (tmp_path / "run", folders[name])
+    )
     for key, value in unbroken.items():
         np.testing.assert_array_equal(weights[key], value)
 

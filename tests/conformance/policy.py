@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 
 from helm_gym import profile as profiles
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import Floats, Oracle, Policy, Truth, open_policy
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Floats, Oracle, Policy, Truth
 from helm_gym.tasks import find_task
 from helm_gym.workload.regimes import make_path
 

@@ -247,7 +247,7 @@ def graphs(draw: Draw, content: bytes) -> bytes:
     """A node less or elsewhere, another shape, type or fact; mostly with the checksum that goes with it."""
     import onnx
 
-    from helm_gym.onnx_policy import checksum
+    from helm_gym.policies.onnx_check import checksum
 
     model = onnx.ModelProto()
     try:
@@ -268,8 +268,7 @@ def graphs(draw: Draw, content: bytes) -> bytes:
             graph.node.append(graph.node[at])
         elif graph.node[at].input:
             graph.node[at].input[0] = draw(st.sampled_from(("nowhere", "", "\x1b[31m", "obs")))
-    elif way in ("shape", "type"):
-        values = [*graph.input, *graph.output]
+    elif way in ("shape", "type") and (values := [*graph.input, *graph.output]):
         value = values[draw(st.integers(0, len(values) - 1))]
         if way == "type":
             value.type.tensor_type.elem_type = draw(st.integers(0, 23))

@@ -19,11 +19,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helm_gym import profile as profiles
+from helm_gym import registry
 from helm_gym.cli.main import app
 from helm_gym.paper import FIGURES
-from helm_gym.policy import POLICIES
-from helm_gym.tasks import TASKS
-from helm_gym.training import TRAINABLE
+from helm_gym.training.trainable import agent_names
 from tests.fuzz.conftest import Run
 from tests.fuzz.material import write_material
 
@@ -37,16 +36,16 @@ with tempfile.TemporaryDirectory() as _folder:
     PATHS = write_material(pathlib.Path(_folder))
 
 GOOD: dict[str, tuple[str, ...]] = {  # by a parameter's name
-    "task": tuple(TASKS),
+    "task": tuple(registry.listed("task")),
     "backend": ("modelled", "surrogate", "real"),
     "judge": ("modelled", "surrogate"),
     "design": ("train", "test"),
     "profile": (*profiles.names(), "small.yaml"),
     "policies": (
-        *(name for name, (_, _, argument) in POLICIES.items() if not argument),
+        *(entry.name for entry in registry.listed("policy").values() if not entry.argument),
         *("static:0.5", "oracle-late:2", "runs/ppo", "runs/pid", "policy.onnx", "pid+learned"),
     ),
-    "agent": tuple(TRAINABLE),
+    "agent": tuple(agent_names()),
     "figure": tuple(FIGURES),
     "checkpoint": ("cpu-small-v1", "cpu-small-clusters-v1"),
     "run": ("runs/ppo", "runs/pid", "runs/router"),

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helm_gym import profile as profiles
-from helm_gym.cluster import Cluster
+from helm_gym.cluster.topology import Cluster
 from tests.fuzz.conftest import Run
 from tests.fuzz.material import AZURE, BOMB, DEEP, MOONCAKE, quick_profile
 from tests.fuzz.mutation import Content, Kind, extreme, mutated, put

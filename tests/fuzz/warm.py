@@ -44,7 +44,7 @@ _IMPORTED = (
     "optuna",
     "pyarrow.parquet",
     "sb3_contrib",
-    "agents.export",
+    "helm_gym.policies.run_export",
 )
 
 

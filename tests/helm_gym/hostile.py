@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from helm_gym.onnx_export import origin_facts, stamp
+from helm_gym.policies.onnx_export import origin_facts, stamp
 from tests.conformance.policy import make_layout
 
 LAYOUT = make_layout()

@@ -20,7 +20,7 @@ import onnxruntime  # noqa: F401 - imported once, before the forks
 from helm_gym import profile
 from helm_gym.errors import RefusedError
 from helm_gym.observation import ObservationLayout
-from helm_gym.onnx_policy import OnnxPolicy
+from helm_gym.policies.onnx_policy import OnnxPolicy
 
 LAYOUT = ObservationLayout(profile.load("cpu-small"))
 

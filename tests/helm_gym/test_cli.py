@@ -341,7 +341,7 @@ def test_fit_hands_over_what_was_asked_and_prints_where_the_checkpoint_lies(
         return {"profile": profile.name, "logs": list(map(str, logs)), "held_out": {"loss": 0.25}} | settings
 
     fakes = {"surrogate_backend.fit:fit": fit, "surrogate_backend.fit:Settings": dict}
-    fakes["surrogate_backend.log:is_of_clusters"] = lambda folder: False
+    fakes["surrogate_backend.data.log:is_of_clusters"] = lambda folder: False
     monkeypatch.setattr("helm_gym.cli.fit.open_by_name", fakes.__getitem__)
     out = tmp_path / "runs" / "x"
     done = helm("fit", "a", "b", "--out", out, "--steps", "7", "--seed", "0", "--json", "--quiet")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from helm_gym import runs
 from helm_gym.cli.main import app
+from helm_gym.training import run_folder
 
 
 def helm(*arguments: str | pathlib.Path) -> Any:
@@ -65,7 +65,7 @@ def test_a_training_prints_what_it_leaves_behind(tmp_path: pathlib.Path) -> None
         0.1,
         3,
     )
-    assert runs.read_run(out).to_json() == {key: value for key, value in printed.items() if key != "folder"}
+    assert run_folder.read_run(out).to_json() == {key: value for key, value in printed.items() if key != "folder"}
 
     refused = helm("train", "pid", "--out", out, "--seed", "3", "--steps", "5")
     assert refused.exit_code == 2 and "kp 0.1 there and 0.05 here" in refused.stderr

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from agents.tuning import result, search
-from helm_gym import runs
 from helm_gym.cli.main import app
+from helm_gym.training import run_folder
 from tests.agents.tunings import Bowl
 
 
@@ -65,7 +65,7 @@ def test_a_search_prints_what_it_leaves_behind_and_goes_on(tmp_path: pathlib.Pat
     assert figures == json.loads((out / result.TUNE).read_text())
     assert figures["study"] == "pid-mixed-v0" and figures["storage"] == f"sqlite:///{out}/study.db"
     assert figures["trials"]["complete"] + figures["trials"]["pruned"] == 6
-    assert runs.read_run(out).settings == figures["best"]["settings"]
+    assert run_folder.read_run(out).settings == figures["best"]["settings"]
     other = helm(*command[:-1], "kd=0.1", "--trials", "6", "--quiet")
     assert other.exit_code == 2 and "give another --study" in other.stderr
     elsewhere = helm(*command[:-1], "kd=0.1", "--trials", "1", "--study", "y", "--quiet")

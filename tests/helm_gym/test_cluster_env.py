@@ -24,13 +24,14 @@ from pettingzoo.test.state_test import state_test
 from pettingzoo.utils.conversions import aec_to_parallel_wrapper, parallel_to_aec
 
 from helm_gym import profile as profiles
-from helm_gym.cluster import Cluster, Node, Outage, in_cluster
-from helm_gym.cluster_view import NODE_COLUMNS, STATISTICS, TRAFFIC, RouterLayout
-from helm_gym.envs.cluster import ClusterParallelEnv
-from helm_gym.envs.cluster_single import ClusterEnv
+from helm_gym.cluster.router_observation import NODE_COLUMNS, STATISTICS, TRAFFIC, RouterLayout
+from helm_gym.cluster.topology import Cluster, Node, Outage, in_cluster
+from helm_gym.envs.cluster_gymnasium import ClusterEnv
+from helm_gym.envs.cluster_pettingzoo import ClusterParallelEnv
 from helm_gym.envs.partition import PartitionEnv
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
-from helm_gym.observation import PLACES, ObservationLayout
+from helm_gym.observation import ObservationLayout
+from helm_gym.observation_schema import PLACES
 from helm_gym.profile import Interval
 from helm_gym.tasks import find_task
 from helm_gym.workload.regimes import make_path
@@ -397,7 +398,7 @@ def test_the_file_shown_in_the_docs_is_a_cluster(tmp_path: pathlib.Path) -> None
     assert shown is not None and shown.size == 4 and shown.outages == (Outage(0, 100, 60),)
 
 
-@pytest.mark.parametrize("module", ["helm_gym.envs.cluster", "helm_gym.envs.cluster_single"])
+@pytest.mark.parametrize("module", ["helm_gym.envs.cluster_pettingzoo", "helm_gym.envs.cluster_gymnasium"])
 def test_examples_in_docstrings_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted and not result.failed

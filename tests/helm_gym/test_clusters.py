@@ -15,13 +15,13 @@ from helm_gym import profile as profiles
 from helm_gym.cli.common import Progress
 from helm_gym.cli.common import to_json as to_text
 from helm_gym.cli.main import app
-from helm_gym.cluster import Cluster, Node, Outage, find_cluster
+from helm_gym.cluster.topology import Cluster, Node, Outage, find_cluster
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.evaluation import protocol
 from helm_gym.evaluation.results import Evaluation
 from helm_gym.evaluation.summary import by_seed, to_json
 from helm_gym.observation import ObservationLayout
-from helm_gym.paper import cluster_parts, fig6, fig10, fig11, fig13, fig16
+from helm_gym.paper import cached_cluster_evaluation, fig6, fig10, fig11, fig13, fig16
 from helm_gym.play import open_entrant
 from helm_gym.tasks import find_task
 
@@ -114,7 +114,7 @@ def test_the_command_takes_a_recording(tmp_path: pathlib.Path):
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_parts, "HORIZON", 3)
+    monkeypatch.setattr(cached_cluster_evaluation, "HORIZON", 3)
     two = Cluster((Node(2),))
     for module in (fig10, fig11, fig13):
         monkeypatch.setattr(module, "NODES", 2)

@@ -10,14 +10,15 @@ import pytest
 
 from helm_gym.actions import apply_action
 from helm_gym.backend import BackendSpec, check_allocation, open_backend
-from helm_gym.cluster import find_cluster
+from helm_gym.cluster.routing import Routing
+from helm_gym.cluster.topology import find_cluster
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import InvalidInputError, UnknownNameError
-from helm_gym.observation import COLUMNS, FAST, ObservationLayout
+from helm_gym.observation import ObservationLayout
+from helm_gym.observation_schema import COLUMNS, FAST
 from helm_gym.profile import load
 from helm_gym.reward import CostWeights
-from helm_gym.routing import Routing
-from helm_gym.tasks import TASKS, find_task
+from helm_gym.tasks import all_tasks, find_task
 from helm_gym.telemetry import ALPHA_GRID, FIELDS, WIDTH, Telemetry
 from helm_gym.workload.regimes import make_path
 
@@ -255,7 +256,7 @@ def test_every_column_has_a_place_and_the_curve_one_a_grid_point():
 def test_unknown_tasks_name_the_nearest_and_known_ones_are_versioned():
     with pytest.raises(UnknownNameError, match="did you mean 'burst-v0'"):
         find_task("bursts-v0")
-    assert all(name.rpartition("-v")[2].isdigit() for name in TASKS)
+    assert all(name.rpartition("-v")[2].isdigit() for name in (task.name for task in all_tasks()))
 
 
 def test_unknown_backends_and_counts_that_cannot_be():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from helm_gym.decision import decision_us, record
+from helm_gym.benchmarks.decision_time import decision_us, record
 from helm_gym.policy import Floats
 from helm_gym.telemetry import Telemetry
 

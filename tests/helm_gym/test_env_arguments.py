@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import helm_gym  # noqa: F401  (registers the environments)
 from helm_gym import profile as profiles
-from helm_gym.cluster import Cluster, Node, Outage
+from helm_gym.cluster.topology import Cluster, Node, Outage
 from helm_gym.envs.arguments import SEEDS, check_options, check_seed
 from helm_gym.envs.partition import PartitionEnv
 from helm_gym.envs.partition_vector import PartitionVectorEnv

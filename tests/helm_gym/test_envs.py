@@ -29,7 +29,8 @@ from helm_gym.envs.partition import PartitionEnv
 from helm_gym.envs.partition_vector import PartitionVectorEnv
 from helm_gym.envs.registration import ENVIRONMENTS
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
-from helm_gym.observation import COLUMNS, FAST, ObservationLayout
+from helm_gym.observation import ObservationLayout
+from helm_gym.observation_schema import COLUMNS, FAST
 from helm_gym.profile import Interval, Profile
 from helm_gym.tasks import Task, find_task
 

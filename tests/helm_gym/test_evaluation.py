@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pytest
 
-from helm_gym import backend as backends
 from helm_gym import profile as profiles
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.evaluation.optimum import cut_path, expected_cost, near_optimal, offline_optimum
@@ -17,10 +16,12 @@ from helm_gym.evaluation.results import Evaluation, Optimum
 from helm_gym.evaluation.statistics import paired_difference
 from helm_gym.evaluation.summary import by_seed, summarise, to_json
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import Floats, open_policy
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Floats
 from helm_gym.tasks import find_task
 from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadPath
+from tests.registering import Measured, give_name
 
 PROFILE = profiles.load("cpu-small")
 LAYOUT = ObservationLayout(PROFILE)
@@ -173,7 +174,7 @@ def test_mistakes_in_what_is_asked() -> None:
 def test_backend_of_one_lane_takes_seeds_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Served by the modelled rung, so that the episodes can be compared with those side by side."""
     together = evaluate(SHORT, [Still()], seeds=SHORT.seeds[:2])
-    monkeypatch.setitem(backends.BACKENDS, "real", "real_backend.modelled:ModelledBackend")
+    give_name(monkeypatch, "backend", "real", Measured)
     seen: list[tuple[int, int]] = []
     alone = evaluate(SHORT, [Still()], backend="real", progress=lambda label, done, total: seen.append((done, total)))
     assert alone.seeds == SHORT.seeds[:2]

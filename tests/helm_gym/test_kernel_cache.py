@@ -23,8 +23,8 @@ import pytest
 from numba.core.bytecode import ByteCode, FunctionIdentity
 from numba.core.dispatcher import Dispatcher
 
-from helm_gym import kernel_cache, kernel_key
-from helm_gym.kernel_cache import KernelCache
+from helm_gym.kernels import kernel_cache, kernel_key
+from helm_gym.kernels.kernel_cache import KernelCache
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("helm_gym", "real_backend", "surrogate_backend", "agents", "baselines", "leaderboard")
@@ -52,7 +52,7 @@ def test_all_compiled_code_goes_through_the_one_decorator():
         for path in (ROOT / package).rglob("*.py"):
             named = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
             used = named & {"njit", "jit", "vectorize", "guvectorize", "cfunc", "jitclass"}
-            assert not used or path == ROOT / "helm_gym/compiled.py", f"{path} compiles by {used}"
+            assert not used or path == ROOT / "helm_gym/kernels/jit.py", f"{path} compiles by {used}"
     assert len(shipped()) > 150
     assert all(isinstance(k._cache, KernelCache) for k in shipped())
 
@@ -89,7 +89,7 @@ def test_whatever_a_kernel_reads_is_part_of_its_key():
 SOURCE = """\
 from typing import NamedTuple
 import numpy as np
-from helm_gym.compiled import kernel
+from helm_gym.kernels.jit import kernel
 
 class Pair(NamedTuple):
     first: float
@@ -362,7 +362,7 @@ def test_the_first_compilation_is_said_once_and_only_where_something_is_compiled
 
 CODE = """
 import sys
-from helm_gym import kernel_cache
+from helm_gym.kernels import kernel_cache
 import {module}
 print({call}, len(kernel_cache.compiled))
 """
@@ -392,15 +392,16 @@ def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
 def test_another_process_sees_an_edit_of_the_reward(tmp_path):
     """The case that was found: the old reward came out, because the kernel froze a constant of another module."""
     shutil.copytree(ROOT / "helm_gym", tmp_path / "helm_gym", ignore=shutil.ignore_patterns("__pycache__"))
-    call = "(values := helm_gym.passes.np.arange(100.0).reshape(1, 1, -1), r := values[0, 0, :1].copy(), "
-    call += "helm_gym.passes.pay(values, values[0, 0, 1:5].copy(), r, values[0, :, :4].T.copy()), r[0])[3]"
-    first, _ = ended(python(tmp_path, tmp_path / "cache", "helm_gym.passes", call))
-    again, _ = ended(python(tmp_path, tmp_path / "cache", "helm_gym.passes", call))
+    call = "(kernels := helm_gym.kernels.control_interval, values := kernels.np.arange(100.0).reshape(1, 1, -1), "
+    call += "r := values[0, 0, :1].copy(), each := values[0, 0, 1:5].copy(), "
+    call += "kernels.compute_cost(values, each, r, values[0, :, :4].T.copy()), r[0])[5]"
+    first, _ = ended(python(tmp_path, tmp_path / "cache", "helm_gym.kernels.control_interval", call))
+    again, _ = ended(python(tmp_path, tmp_path / "cache", "helm_gym.kernels.control_interval", call))
     reward = tmp_path / "helm_gym" / "reward.py"
     reward.write_text(
         reward.read_text().replace('"interval_violations", "moved_pages")', '"moved_pages", "interval_violations")')
     )
-    edited, _ = ended(python(tmp_path, tmp_path / "cache", "helm_gym.passes", call))
+    edited, _ = ended(python(tmp_path, tmp_path / "cache", "helm_gym.kernels.control_interval", call))
     assert first.split()[1] == "1" and again == f"{first.split()[0]} 0"
     assert edited.split()[1] == "1" and edited.split()[0] != first.split()[0]
     assert not list(tmp_path.rglob("*.nbi"))
@@ -419,7 +420,7 @@ AS_NOBODY = """
 import os, sys
 import numba
 numba.njit(lambda x: x + 1)(1.0)  # what numba loads late: this user may not be allowed to read where Python lies
-from helm_gym import kernel_cache
+from helm_gym.kernels import kernel_cache
 import some_module
 os.setgroups([]), os.setgid(54321), os.setuid(54321)
 print(some_module.outer(1.0, some_module.Pair(1.0, 2.0)), len(kernel_cache.compiled))

@@ -14,7 +14,7 @@ import pytest
 from helm_gym import machine_memory
 from helm_gym import profile as profiles
 from helm_gym.backend import open_backend
-from helm_gym.cluster import Cluster, Node
+from helm_gym.cluster.topology import Cluster, Node
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation import protocol
 from helm_gym.profile import Profile

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from helm_gym import onnx_check
 from helm_gym.errors import HelmError, RefusedError
-from helm_gym.onnx_check import OPERATORS, RULES, Walked, probe, probing
-from helm_gym.onnx_check.walk import _inputs, follow_graph
-from helm_gym.onnx_policy import OnnxPolicy
+from helm_gym.policies import onnx_check
+from helm_gym.policies.onnx_check import OPERATORS, RULES, Walked, probe, probing
+from helm_gym.policies.onnx_check.walk import _inputs, follow_graph
+from helm_gym.policies.onnx_policy import OnnxPolicy
 from tests.helm_gym.hostile import ENDS, HOSTILE, LAYOUT, model, node, stamped, weight
 from tests.helm_gym.test_onnx_walk import check_against_onnxruntime
 

@@ -13,16 +13,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from agents.graph import Graph
-from helm_gym import onnx_export, runs, training
 from helm_gym import profile as profiles
 from helm_gym.cli.main import app
 from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError
 from helm_gym.evaluation import protocol
 from helm_gym.observation import ObservationLayout
-from helm_gym.onnx_policy import OnnxPolicy
+from helm_gym.policies import onnx_export
+from helm_gym.policies.onnx_graph import Graph
+from helm_gym.policies.onnx_policy import OnnxPolicy
 from helm_gym.policy import Floats, Policy
 from helm_gym.tasks import find_task
+from helm_gym.training import run_folder, trainable
 from tests.conformance.policy import PolicyConformance, follow, make_layout, observations
 
 LAYOUT = make_layout()
@@ -194,7 +195,7 @@ def test_a_run_and_its_export_are_scored_alike(tmp_path: pathlib.Path, capsys: p
     """The way of a user: train, export with a card, evaluate the run, the file and the folder that would be shipped."""
     run, shipped = tmp_path / "pid", tmp_path / "shipped"
     profile = profiles.load("cpu-small")
-    training.train("pid", find_task("mixed-v0"), profile, run, overrides={"kp": "0.07"})
+    trainable.train("pid", find_task("mixed-v0"), profile, run, overrides={"kp": "0.07"})
 
     def helm(*arguments: object) -> Any:
         app([str(a) for a in arguments] + ["--json"], standalone_mode=False)
@@ -214,31 +215,31 @@ def test_a_run_and_its_export_are_scored_alike(tmp_path: pathlib.Path, capsys: p
     # float32 in the graph, float64 in Python: once in a while a split is another page.
     assert exported["mean_latency_ms"]["value"] == pytest.approx(run_s["mean_latency_ms"]["value"], rel=0.01)
     assert exported["alpha_gap"]["value"] == pytest.approx(run_s["alpha_gap"]["value"], abs=0.002)
-    card = json.loads((shipped / runs.CARD).read_text())
+    card = json.loads((shipped / run_folder.CARD).read_text())
     assert card["scores"]["burst-v0"]["rung"] == "modelled" and card["scores"]["burst-v0"]["seeds"] == [3]
     assert card["scores"]["burst-v0"]["p99_ms"] == judged["policies"][0]["p99_ms"]
 
 
 def test_an_export_that_acts_otherwise_is_not_written(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agents import export
     from agents.pid import PID
+    from helm_gym.policies import run_export
 
     def off(layout: ObservationLayout, settings: Any, tensors: Any) -> onnx.ModelProto:
         graph = Graph("pid", layout, state=4)
         return graph.model(graph.fill(0.0), "state")
 
     monkeypatch.setattr("agents.pid.PID", dataclasses.replace(PID, graph=off))
-    training.train("pid", find_task("mixed-v0"), profiles.load("cpu-small"), tmp_path / "pid")
+    trainable.train("pid", find_task("mixed-v0"), profiles.load("cpu-small"), tmp_path / "pid")
     with pytest.raises(HelmError, match="differs from it by"):
-        export.export(tmp_path / "pid", tmp_path / "policy.onnx")
+        run_export.export(tmp_path / "pid", tmp_path / "policy.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pid"]
 
 
 def test_what_cannot_be_a_graph_says_so(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agents import export
     from agents.pid import PID
+    from helm_gym.policies import run_export
 
     monkeypatch.setattr("agents.pid.PID", dataclasses.replace(PID, graph=None))
-    training.train("pid", find_task("mixed-v0"), profiles.load("cpu-small"), tmp_path / "pid")
+    trainable.train("pid", find_task("mixed-v0"), profiles.load("cpu-small"), tmp_path / "pid")
     with pytest.raises(InvalidInputError, match="'pid' cannot be a graph and runs in Python only"):
-        export.export(tmp_path / "pid", tmp_path / "policy.onnx")
+        run_export.export(tmp_path / "pid", tmp_path / "policy.onnx")

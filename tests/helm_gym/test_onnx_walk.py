@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from helm_gym.errors import RefusedError
-from helm_gym.onnx_check.values import Lanes, Value
-from helm_gym.onnx_check.walk import OPERATORS, follow_graph
+from helm_gym.policies.onnx_check.values import Lanes, Value
+from helm_gym.policies.onnx_check.walk import OPERATORS, follow_graph
 
 INPUTS = {"obs": Value(TensorProto.FLOAT, (1, 6), 0), "state": Value(TensorProto.FLOAT, (1, 2), 0)}
 SMALL = st.integers(-3, 3)

@@ -14,14 +14,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from helm_gym import onnx_export
 from helm_gym import profile as profiles
 from helm_gym.cli.main import app
-from helm_gym.cluster_view import RouterLayout
+from helm_gym.cluster.router_observation import RouterLayout
 from helm_gym.errors import InvalidInputError, RefusedError
-from helm_gym.onnx_check.metadata import facts_of
-from helm_gym.policy import open_policy
-from helm_gym.routing import open_router
+from helm_gym.policies import onnx_export
+from helm_gym.policies.onnx_check.metadata import facts_of
+from helm_gym.policies.opening import open_policy
+from helm_gym.policies.router_opening import open_router
 from tests.helm_gym.hostile import LAYOUT, model
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -152,7 +152,7 @@ def test_writing_a_file_again_keeps_its_graph_and_what_it_says(tmp_path: pathlib
 
 
 def test_a_router_s_graph_becomes_a_router(tmp_path: pathlib.Path) -> None:
-    from agents.graph import Graph
+    from helm_gym.policies.onnx_graph import Graph
 
     graph = Graph("even", RouterLayout(), state=0, actions=3)
     made = graph.model(graph.concatenate(*[graph.fill(0.25)] * 3), "state")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from helm_gym import profile as profiles
-from helm_gym.cluster import Cluster
+from helm_gym.cluster.topology import Cluster
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.ranges import Name, ranges_of
 

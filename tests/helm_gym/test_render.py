@@ -11,7 +11,7 @@ import pettingzoo
 import pytest
 
 import helm_gym  # noqa: F401  (registers the environments)
-from helm_gym.cluster import Cluster, Node, Outage
+from helm_gym.cluster.topology import Cluster, Node, Outage
 from helm_gym.envs.cluster_render import OF_NODE, TEXT_BARS, TEXT_NODES
 from helm_gym.envs.partition import PartitionEnv
 from helm_gym.envs.render import LOST, RED, SIZE_PX, TEXT_INTERVALS, sparkline

@@ -13,8 +13,8 @@ import pytest
 
 from helm_gym import paper, tasks
 from helm_gym import profile as profiles
-from helm_gym.paper import fig14, fig15, parts, table3, unseen
-from helm_gym.paper.parts import Parts
+from helm_gym.paper import cached_evaluation, fig14, fig15, table3, unseen
+from helm_gym.paper.cached_evaluation import Parts
 from helm_gym.workload.regimes import make_path
 from tests.helm_gym.test_cli import helm
 
@@ -62,7 +62,7 @@ def test_its_gap_is_the_distance_of_the_split_from_the_optimum(tmp_path: pathlib
     """For a split that never moves it can be told without running it."""
     made = Parts(tmp_path, profiles.load("cpu-small"), range(SEEDS))
     task = dataclasses.replace(short_task("steady-v0"), start_alpha=0.5)
-    policy = parts.open_if_there("static:0.5", made.layout)
+    policy = cached_evaluation.open_if_there("static:0.5", made.layout)
     assert policy is not None
     measured = made.measure(task, "static:0.5", policy, lambda *_: None)
     star = made.optimum(task, lambda *_: None).alpha_star[:, task.settle :]

@@ -5,18 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from helm_gym.cluster_view import RouterLayout
+from helm_gym import registry
+from helm_gym.cluster.router_observation import RouterLayout
+from helm_gym.cluster.routing import RULES, Router, Routing, check_alive, check_routing, weights_of
 from helm_gym.errors import InvalidInputError, UnknownNameError
-from helm_gym.routing import (
-    ROUTERS,
-    RULES,
-    Router,
-    Routing,
-    check_alive,
-    check_routing,
-    open_router,
-    weights_of,
-)
+from helm_gym.policies.router_opening import open_router
 from tests.conformance.policy import make_layout
 
 LANES, LAYOUT = 3, make_layout()
@@ -65,7 +58,7 @@ def test_an_action_that_is_none_is_said(action: list[object], message: str) -> N
         weights_of(action)
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", registry.listed("router"))
 def test_a_router_of_each_name_has_a_rule_and_weights(name: str) -> None:
     router = open_router(name, LAYOUT)
     assert isinstance(router, Router) and router.name == name

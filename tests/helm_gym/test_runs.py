@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 from helm_gym import profile as profiles
-from helm_gym import runs, training
 from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError, UnknownNameError
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import Policy, open_policy
+from helm_gym.policies import from_run
+from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
 from helm_gym.profile import Interval, Profile
-from helm_gym.runs import Tensors
 from helm_gym.tasks import find_task
-from helm_gym.training import Trainable, Training
+from helm_gym.training import run_folder, trainable
+from helm_gym.training.run_folder import Tensors
+from helm_gym.training.trainable import Trainable, Training
+from tests.registering import give_name
 
 PROFILE = profiles.load("cpu-small")
 TASK = find_task("mixed-v0")
@@ -64,11 +67,11 @@ CONSTANT = Trainable("constant", Settings, 3, _learn, Constant)
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(training.TRAINABLE, "constant", f"{__name__}:CONSTANT")
+    give_name(monkeypatch, "policy", "constant", CONSTANT, agent="constant")
 
 
-def train(folder: pathlib.Path, profile: Profile = PROFILE, seed: int = 0, **overrides: Any) -> runs.Run:
-    return training.train("constant", TASK, profile, folder, seed, overrides=overrides)
+def train(folder: pathlib.Path, profile: Profile = PROFILE, seed: int = 0, **overrides: Any) -> run_folder.Run:
+    return trainable.train("constant", TASK, profile, folder, seed, overrides=overrides)
 
 
 def open_on(folder: pathlib.Path, profile: Profile = PROFILE) -> Policy:
@@ -84,19 +87,19 @@ def test_a_run_opens_as_its_best_policy(tmp_path: pathlib.Path) -> None:
 
 def test_an_interrupted_training_goes_on_from_its_newest_checkpoint(tmp_path: pathlib.Path) -> None:
     interrupted(tmp_path / "x")
-    assert runs.read_run(tmp_path / "x").status == "training"
-    newest = tmp_path / "x" / runs.CHECKPOINTS / f"{2:012d}.safetensors"
+    assert run_folder.read_run(tmp_path / "x").status == "training"
+    newest = tmp_path / "x" / run_folder.CHECKPOINTS / f"{2:012d}.safetensors"
     newest.write_bytes(newest.read_bytes()[:-2])  # a disk that was full
     told = []
-    training.train("constant", TASK, PROFILE, tmp_path / "x", 0, progress=lambda done, *_: told.append(done))
+    trainable.train("constant", TASK, PROFILE, tmp_path / "x", 0, progress=lambda done, *_: told.append(done))
     assert told == [2, 3]  # the first checkpoint was whole
-    assert runs.read_run(tmp_path / "x").facts == {"total_steps": 3, "rounds": 3}
+    assert run_folder.read_run(tmp_path / "x").facts == {"total_steps": 3, "rounds": 3}
 
 
 def test_a_finished_training_is_not_begun_again(tmp_path: pathlib.Path) -> None:
     first = train(tmp_path / "x")
     told: list[int] = []
-    again = training.train("constant", TASK, PROFILE, tmp_path / "x", progress=lambda done, *_: told.append(done))
+    again = trainable.train("constant", TASK, PROFILE, tmp_path / "x", progress=lambda done, *_: told.append(done))
     assert again == first and told == []
 
 
@@ -144,7 +147,7 @@ def test_what_a_kill_leaves_of_a_beginning_is_begun_again(tmp_path: pathlib.Path
             (folder / name).write_bytes(content)
     assert train(folder).status == "done"
     open_on(folder)
-    assert profiles.load(folder / runs.PROFILE).fingerprint == PROFILE.fingerprint
+    assert profiles.load(folder / run_folder.PROFILE).fingerprint == PROFILE.fingerprint
     assert not list(folder.glob(".*.tmp"))
 
 
@@ -153,7 +156,7 @@ def test_what_a_kill_leaves_of_a_beginning_is_begun_again(tmp_path: pathlib.Path
 )
 def test_a_lost_or_half_written_profile_is_written_again(tmp_path: pathlib.Path, content: bytes | None) -> None:
     interrupted(tmp_path / "x")
-    path = tmp_path / "x" / runs.PROFILE
+    path = tmp_path / "x" / run_folder.PROFILE
     path.unlink() if content is None else path.write_bytes(content)
     train(tmp_path / "x")
     assert profiles.load(path) == dataclasses.replace(PROFILE, cost=profiles.load(path).cost)
@@ -162,7 +165,7 @@ def test_a_lost_or_half_written_profile_is_written_again(tmp_path: pathlib.Path,
 @pytest.mark.parametrize("kept", [0, 7, 8, 100])
 def test_a_half_written_checkpoint_is_passed_over(tmp_path: pathlib.Path, kept: int) -> None:
     interrupted(tmp_path / "x")
-    checkpoints = sorted((tmp_path / "x" / runs.CHECKPOINTS).iterdir())
+    checkpoints = sorted((tmp_path / "x" / run_folder.CHECKPOINTS).iterdir())
     for path in checkpoints:
         path.write_bytes(path.read_bytes()[:kept])
     (checkpoints[0].parent / "best.safetensors").write_bytes(b"")
@@ -173,12 +176,12 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: pathlib.Path, kept: 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        (runs.RUN, b"", "run.json is not JSON"),
-        (runs.RUN, b"[" * 100_000, "nested more than 64 deep"),
-        (runs.RUN, b'{"format": 1}', "does not say its layout_version"),
-        (runs.RUN, b"\xff", "no text in UTF-8"),
-        (runs.POLICY, b"", "policy.safetensors cannot be read"),
-        (runs.POLICY, b"12345678{", "policy.safetensors cannot be read"),
+        (run_folder.RUN, b"", "run.json is not JSON"),
+        (run_folder.RUN, b"[" * 100_000, "nested more than 64 deep"),
+        (run_folder.RUN, b'{"format": 1}', "does not say its layout_version"),
+        (run_folder.RUN, b"\xff", "no text in UTF-8"),
+        (run_folder.POLICY, b"", "policy.safetensors cannot be read"),
+        (run_folder.POLICY, b"12345678{", "policy.safetensors cannot be read"),
     ],
 )
 def test_what_cannot_be_mended_is_named(tmp_path: pathlib.Path, name: str, content: bytes, sentence: str) -> None:
@@ -195,10 +198,10 @@ def test_a_folder_that_only_looks_begun_is_left_alone(tmp_path: pathlib.Path) ->
         with pytest.raises(InvalidInputError, match=rf"other things in it \({name}\)"):
             train(tmp_path)
         (tmp_path / name).rmdir()
-    (tmp_path / runs.PROFILE).write_text("# mine")
+    (tmp_path / run_folder.PROFILE).write_text("# mine")
     with pytest.raises(InvalidInputError, match="is there and is not profile 'cpu-small'"):
         train(tmp_path)
-    assert (tmp_path / runs.PROFILE).read_text() == "# mine"
+    assert (tmp_path / run_folder.PROFILE).read_text() == "# mine"
 
 
 def test_a_place_that_cannot_be_a_folder_is_named(tmp_path: pathlib.Path) -> None:
@@ -216,7 +219,7 @@ def interrupted(folder: pathlib.Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.train("constant", TASK, PROFILE, folder, 0, progress=interrupt)
+        trainable.train("constant", TASK, PROFILE, folder, 0, progress=interrupt)
 
 
 def test_two_processes_do_not_train_into_one_folder(tmp_path: pathlib.Path) -> None:
@@ -224,13 +227,13 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path: pathlib.Path) -> N
         with pytest.raises(HelmError, match="Another process is training"):
             train(tmp_path / "x")
 
-    training.train("constant", TASK, PROFILE, tmp_path / "x", 0, progress=meanwhile)
+    trainable.train("constant", TASK, PROFILE, tmp_path / "x", 0, progress=meanwhile)
 
 
 def test_hyper_parameters_are_read_by_their_types() -> None:
-    made = training.make_settings(CONSTANT, {"gain": "2", "rounds": "1e3", "loud": "true", "kind": "x=y"}, "--set")
+    made = trainable.make_settings(CONSTANT, {"gain": "2", "rounds": "1e3", "loud": "true", "kind": "x=y"}, "--set")
     assert made == Settings(2.0, 1000, True, "x=y")
-    assert training.make_settings(CONSTANT, {"gain": 1, "loud": False}, "a run") == Settings(1.0)
+    assert trainable.make_settings(CONSTANT, {"gain": 1, "loud": False}, "a run") == Settings(1.0)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +253,7 @@ def test_hyper_parameters_that_cannot_be_are_refused(
     values: dict[str, Any], error: type[HelmError], sentence: str
 ) -> None:
     with pytest.raises(error) as refused:
-        training.make_settings(CONSTANT, values, "--set")
+        trainable.make_settings(CONSTANT, values, "--set")
     assert sentence in str(refused.value)
 
 
@@ -318,7 +321,7 @@ def test_a_broken_run_is_refused(tmp_path: pathlib.Path, change: dict[str, Any],
 )
 def test_weights_that_are_none_are_refused(tmp_path: pathlib.Path, tensors: Tensors, sentence: str) -> None:
     train(tmp_path / "x")
-    runs.write_tensors(tmp_path / "x" / runs.POLICY, tensors)
+    run_folder.write_tensors(tmp_path / "x" / run_folder.POLICY, tensors)
     with pytest.raises(InvalidInputError) as refused:
         open_on(tmp_path / "x")
     assert sentence in str(refused.value)
@@ -347,7 +350,7 @@ def test_tensors_of_unusual_types_and_headers_are_refused(
     tmp_path: pathlib.Path, content: bytes, sentence: str
 ) -> None:
     train(tmp_path / "x")
-    (tmp_path / "x" / runs.POLICY).write_bytes(content)
+    (tmp_path / "x" / run_folder.POLICY).write_bytes(content)
     with pytest.raises(InvalidInputError) as refused:
         open_on(tmp_path / "x")
     assert sentence in str(refused.value) and len(str(refused.value)) < 500
@@ -355,19 +358,19 @@ def test_tensors_of_unusual_types_and_headers_are_refused(
 
 def test_a_runs_files_are_files(tmp_path: pathlib.Path) -> None:
     train(tmp_path / "x")
-    for name in (runs.POLICY, runs.RUN):
+    for name in (run_folder.POLICY, run_folder.RUN):
         (tmp_path / "x" / name).unlink()
         (tmp_path / "x" / name).symlink_to("/dev/zero")
         with pytest.raises(InvalidInputError, match="is no regular file but a device"):
-            runs.read_run(tmp_path / "x") if name == runs.RUN else open_on(tmp_path / "x")
+            run_folder.read_run(tmp_path / "x") if name == run_folder.RUN else open_on(tmp_path / "x")
 
 
 def test_broken_files_end_with_one_sentence(tmp_path: pathlib.Path) -> None:
     train(tmp_path / "x")
-    (tmp_path / "x" / runs.POLICY).write_bytes(b"\x80\x04 pickled")
+    (tmp_path / "x" / run_folder.POLICY).write_bytes(b"\x80\x04 pickled")
     with pytest.raises(InvalidInputError, match=r"policy\.safetensors cannot be read"):
         open_on(tmp_path / "x")
-    (tmp_path / "x" / runs.RUN).write_text("{")
+    (tmp_path / "x" / run_folder.RUN).write_text("{")
     with pytest.raises(InvalidInputError, match=r"run\.json is not JSON"):
         open_on(tmp_path / "x")
     with pytest.raises(InvalidInputError, match=r"holds no run\.json"):
@@ -379,8 +382,8 @@ def test_a_training_without_a_policy_yet_says_so(tmp_path: pathlib.Path) -> None
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.train("constant", TASK, PROFILE, tmp_path / "x", 0, progress=interrupt)
-    (tmp_path / "x" / runs.POLICY).unlink()
+        trainable.train("constant", TASK, PROFILE, tmp_path / "x", 0, progress=interrupt)
+    (tmp_path / "x" / run_folder.POLICY).unlink()
     with pytest.raises(InvalidInputError, match="holds no policy yet"):
         open_on(tmp_path / "x")
 
@@ -395,14 +398,14 @@ def test_what_is_nowhere_is_no_policy() -> None:
 
 def test_what_is_not_shipped_must_be_trained() -> None:
     with pytest.raises(InvalidInputError, match="No constant is shipped for profile 'cpu-small'; train one"):
-        runs.open_shipped(CONSTANT, "agents", ObservationLayout(PROFILE))
+        from_run.open_shipped(CONSTANT, "agents", ObservationLayout(PROFILE))
 
 
 def test_a_recording_is_not_trained_on(tmp_path: pathlib.Path) -> None:
     with pytest.raises(InvalidInputError, match="train on another"):
-        training.train("constant", find_task("trace-v0"), PROFILE, tmp_path / "x")
+        trainable.train("constant", find_task("trace-v0"), PROFILE, tmp_path / "x")
 
 
 def edit(folder: pathlib.Path, change: dict[str, Any]) -> None:
-    values = json.loads((folder / runs.RUN).read_text())
-    (folder / runs.RUN).write_text(json.dumps(values | change))
+    values = json.loads((folder / run_folder.RUN).read_text())
+    (folder / run_folder.RUN).write_text(json.dumps(values | change))

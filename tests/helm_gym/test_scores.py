@@ -14,7 +14,6 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 
 import helm_gym
-from helm_gym import backend as backends
 from helm_gym import profile as profiles
 from helm_gym.envs.discrete import DiscreteActions
 from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError, UnknownNameError
@@ -25,6 +24,7 @@ from helm_gym.observation import ObservationLayout
 from helm_gym.policies.adapting import as_policy
 from helm_gym.policy import Floats
 from helm_gym.tasks import find_task
+from tests.registering import Measured, give_name
 
 LAYOUT = ObservationLayout(profiles.load("cpu-small"))
 SHORT = dataclasses.replace(find_task("steady-v0"), warmup=2, settle=1, horizon=6)
@@ -122,7 +122,7 @@ def test_clusters_take_pairs_and_names() -> None:
 
 def test_where_time_is_measured_policies_are_served_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interval of each, from the first to the last, each on a backend of its own that changes with the seed."""
-    monkeypatch.setitem(backends.BACKENDS, "real", "real_backend.modelled:ModelledBackend")
+    give_name(monkeypatch, "backend", "real", Measured)
     served: list[tuple[str, int]] = []
 
     class Notes:

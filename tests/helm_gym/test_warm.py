@@ -11,18 +11,18 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from helm_gym import kernel_cache, warm
-from helm_gym.backend import BACKENDS
+from helm_gym import registry, warm
 from helm_gym.cli.common import Progress
 from helm_gym.cli.main import app
 from helm_gym.errors import IncompatibleError
+from helm_gym.kernels import kernel_cache
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESET = """
 import sys
 import gymnasium
 import helm_gym
-from helm_gym import kernel_cache
+from helm_gym.kernels import kernel_cache
 
 def use(env):
     env.reset(seed=0)
@@ -64,7 +64,8 @@ def test_after_warming_environments_of_all_kinds_compile_nothing(tmp_path):
 
 
 def test_every_backend_is_a_part_alone_and_as_a_cluster():
-    assert {name for name in warm.PARTS if name in BACKENDS} == set(BACKENDS) - {"real-ray"}  # whose nodes are real
+    backends = registry.listed("backend")
+    assert {name for name in warm.PARTS if name in backends} == set(backends) - {"real-ray"}  # whose nodes are real
     clusters = [part for part in warm.PARTS.values() if getattr(part, "keywords", {}).get("cluster")]
     assert {part.args[0] for part in clusters} == {"surrogate", "modelled", "real"}
 

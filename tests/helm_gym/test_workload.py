@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helm_gym.cluster import Cluster, Node, in_cluster
+from helm_gym.cluster.topology import Cluster, Node, in_cluster
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile, load
 from helm_gym.workload import demand
 from helm_gym.workload.demand import rate_for_load, service_ms
-from helm_gym.workload.regimes import KINDS, REGIMES, make_path
+from helm_gym.workload.regimes import KINDS, make_path
 from helm_gym.workload.sampling import EXPONENTS, make_requests, make_traffic, sample_interval
 from helm_gym.workload.script import hold
 from helm_gym.workload.state import INDEX, PARAMETERS, WorkloadPath, at_rest, bounds
 from helm_gym.workload.traces import Trace
+from tests.registering import give_name
 
 PROFILE = load("cpu-small")
 
@@ -42,7 +43,7 @@ def setting(profile: Profile = PROFILE, /, **changes: float) -> np.ndarray:
     return values
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", ["burst", "mixed", "steady", "trend"])
 def test_a_path_is_a_function_of_its_own_seed(regime):
     together = make_path(regime, PROFILE, [5, 6, 7], 120)
     alone = make_path(regime, PROFILE, [6], 120)
@@ -50,7 +51,7 @@ def test_a_path_is_a_function_of_its_own_seed(regime):
     assert (together.values[0] != together.values[1]).any()
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", ["burst", "mixed", "steady", "trend"])
 @pytest.mark.parametrize("seed", range(4))
 def test_parameters_stay_within_their_bounds(regime, seed):
     path = make_path(regime, PROFILE, [seed], 300)
@@ -64,7 +65,7 @@ def test_parameters_stay_within_their_bounds(regime, seed):
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 300])
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", ["burst", "mixed", "steady", "trend"])
 def test_a_path_has_its_shapes_and_lies_in_memory_as_it_is_read(regime, lanes):
     path = make_path(regime, PROFILE, range(lanes), 70)
     assert path.values.shape == (lanes, 70, len(PARAMETERS)) and path.values.dtype == np.float64
@@ -78,7 +79,7 @@ def test_a_path_has_its_shapes_and_lies_in_memory_as_it_is_read(regime, lanes):
     assert path.segment[:, 69].flags.c_contiguous
 
 
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", ["burst", "mixed", "steady", "trend"])
 def test_every_interval_lies_in_a_segment_of_a_kind(regime):
     path = make_path(regime, PROFILE, range(40), 200)
     moves = np.diff(path.segment, axis=1)
@@ -315,7 +316,7 @@ def test_the_compiled_closed_form_is_the_closed_form(
 
 
 @pytest.mark.parametrize("name", ["cpu-small", "h200"])
-@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("regime", ["burst", "mixed", "steady", "trend"])
 def test_arrivals_bring_the_load_that_a_segment_is_offered(regime, name):
     """The load, from the rate and the reference, is one figure a segment; drifts keep to it between their knots."""
     profile = load(name)
@@ -361,7 +362,7 @@ def test_a_regime_that_stops_early_is_named(monkeypatch):
         pass
 
     for regime, told in ((short, "20 of 50"), (none, "0 of 50")):
-        monkeypatch.setitem(REGIMES, "own", regime)
+        give_name(monkeypatch, "regime", "own", regime)
         with pytest.raises(InvalidInputError, match=f"'own' writes {told} intervals"):
             make_path("own", PROFILE, [0, 1], 50)
 
@@ -374,7 +375,7 @@ def test_a_regime_may_go_on_behind_the_end(monkeypatch):
             for _ in range(100):
                 hold(script, lane, 20, 0, 0.5)
 
-    monkeypatch.setitem(REGIMES, "own", long)
+    give_name(monkeypatch, "regime", "own", long)
     path = make_path("own", PROFILE, [0, 1], 50)
     assert path.segment[0].tolist() == [0] * 20 + [1] * 20 + [2] * 10
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from helm_gym.onnx_check import RULES
+from helm_gym.policies.onnx_check import RULES
 from leaderboard import guards
 from leaderboard.app import make_app
 from leaderboard.board import Board

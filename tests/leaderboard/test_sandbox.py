@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from helm_gym.errors import IncompatibleError, RefusedError
-from helm_gym.onnx_policy import OnnxPolicy
+from helm_gym.policies.onnx_policy import OnnxPolicy
 from helm_gym.policy import Policy
 from leaderboard.sandbox import Limits, PolicyFault, SandboxedPolicy, confine, missing, policy
 from tests.helm_gym.hostile import HOSTILE, LAYOUT, model, stamped

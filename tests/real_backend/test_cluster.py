@@ -9,9 +9,9 @@ import pytest
 
 from helm_gym import profile as profiles
 from helm_gym.backend import Backend, open_backend
-from helm_gym.cluster import Cluster, Node, Outage, find_cluster, in_cluster
+from helm_gym.cluster.routing import Routing
+from helm_gym.cluster.topology import Cluster, Node, Outage, find_cluster, in_cluster
 from helm_gym.errors import InvalidInputError, UnknownNameError
-from helm_gym.routing import Routing
 from helm_gym.telemetry import FIELDS, Telemetry
 from helm_gym.workload.regimes import make_path
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helm_gym.backend import open_backend
-from helm_gym.cluster import Cluster, Node, in_cluster
+from helm_gym.cluster.routing import Routing
+from helm_gym.cluster.topology import Cluster, Node, in_cluster
 from helm_gym.profile import KvMiss, Profile
-from helm_gym.routing import Routing
 from helm_gym.telemetry import FIELDS
 from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import INDEX, WorkloadState

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from helm_gym.backend import open_backend
-from helm_gym.cluster import find_cluster, in_cluster
+from helm_gym.cluster.routing import Routing
+from helm_gym.cluster.topology import find_cluster, in_cluster
 from helm_gym.errors import HelmError, IncompatibleError
-from helm_gym.routing import Routing
 from helm_gym.workload.regimes import make_path
 from real_backend import ray_nodes
 from tests.real_backend.test_cluster import SMALL

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helm_gym.routing import RULES
+from helm_gym.cluster.routing import RULES
 from helm_gym.workload.sampling import make_requests
+from real_backend.benchmarks import rehearse
 from real_backend.memory.layout import Rules, make_memory, make_rules
 from real_backend.memory.pricing import batch_ms
 from real_backend.memory.serve import FREE_AT_S, make_ledger
-from real_backend.rehearsal import rehearse
 from real_backend.router import CONSISTENT_HASH, LEAST_LOADED, RANDOM, ROUND_ROBIN, SCORE
 from real_backend.router import route as route_kernel
-from real_backend.view import PARTS, make_view
-from real_backend.view import refresh as refresh_kernel
+from real_backend.router_beliefs import PARTS, make_view
+from real_backend.router_beliefs import refresh as refresh_kernel
 from tests.real_backend.machine import tiny_profile
 
 _TINY = tiny_profile()

@@ -104,10 +104,10 @@ def test_a_checkpoint_of_another_profile_or_a_broken_one_is_refused(profile, tmp
 
 def test_stepping_needs_no_torch():
     """Which would take three hundred megabytes and seconds in every process."""
-    code = "import sys, surrogate_backend.opening; assert not {'torch', 'pyarrow'} & set(sys.modules)"
+    code = "import sys, surrogate_backend.open_surrogate; assert not {'torch', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_another_rung_is_refused(profile):
-    with pytest.raises(InvalidInputError, match="twin"):
+    with pytest.raises(InvalidInputError, match="stands for"):
         SurrogateBackend(profile, of="surrogate")

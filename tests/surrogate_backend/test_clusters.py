@@ -13,24 +13,24 @@ import pytest
 import torch
 
 from helm_gym.backend import open_backend
-from helm_gym.cluster import Cluster, Node, Outage, find_cluster, in_cluster
+from helm_gym.cluster.routing import Routing
+from helm_gym.cluster.topology import Cluster, Node, Outage, find_cluster, in_cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.profile import load
-from helm_gym.routing import Routing
 from helm_gym.telemetry import FIELDS, Telemetry
 from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import INDEX, WorkloadState
 from surrogate_backend import checkpoint
 from surrogate_backend.backend import SurrogateBackend
-from surrogate_backend.clusters import design
 from surrogate_backend.clusters.backend import ClusterSurrogate
-from surrogate_backend.clusters.collect import ClusterPlan
 from surrogate_backend.clusters.fit import SETTINGS, fit_clusters
 from surrogate_backend.clusters.kernels import step as steps
 from surrogate_backend.clusters.kernels.inputs import NODES, OUTPUTS, SIZES, USERS, follow
 from surrogate_backend.clusters.layout import KIND
-from surrogate_backend.clusters.log import read_clusters
-from surrogate_backend.collect import collect
+from surrogate_backend.data import cluster_excitation
+from surrogate_backend.data.cluster_collect import ClusterPlan
+from surrogate_backend.data.cluster_log import read_clusters
+from surrogate_backend.data.collect import collect
 from surrogate_backend.fidelity import judge
 from surrogate_backend.fit import fit
 from surrogate_backend.kernels import networks
@@ -260,8 +260,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Logs of few and small clusters: ``train`` of seventeen settings, ``test`` of three repeats."""
     folder = tmp_path_factory.mktemp("clusters")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(design, "TRAIN_SIZES", (2, 1, 3))
-        patch.setattr(design, "TEST_SIZES", (2,))
+        patch.setattr(cluster_excitation, "TRAIN_SIZES", (2, 1, 3))
+        patch.setattr(cluster_excitation, "TEST_SIZES", (2,))
         collect(ClusterPlan(PROFILE, "modelled", "train", 20, 5), folder / "train", 34)
         collect(ClusterPlan(PROFILE, "modelled", "test", 20, 5), folder / "test", 3)
     return folder
@@ -295,6 +295,7 @@ def test_a_log_whose_nodes_disagree_on_what_is_the_clusters_is_refused(
             list(read_clusters(folder, PROFILE))
 
 
+@pytest.mark.long
 def test_a_fit_writes_what_a_backend_steps_and_the_report_judges(small: pathlib.Path, tmp_path: pathlib.Path) -> None:
     short = dataclasses.replace(SETTINGS, steps=4, batch=3, evaluate_every=2, threads=1)
     card = fit_clusters(PROFILE, [small / "train"], tmp_path / "fit", short)

@@ -27,17 +27,17 @@ from helm_gym import profile as profiles
 from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError, UnknownNameError
 from helm_gym.profile import Interval, Profile
 from helm_gym.workload.traces import Trace
-from surrogate_backend import collect as collecting
-from surrogate_backend import log
-from surrogate_backend.collect import Plan, collect, run_episode
-from surrogate_backend.log import read_log
+from surrogate_backend.data import collect as collecting
+from surrogate_backend.data import log
+from surrogate_backend.data.collect import Plan, collect, run_episode
+from surrogate_backend.data.log import read_log
 
 INTERVALS, EPISODES = 20, 14
 # What a user's script does, on the profile and in the folder that it is given; it says which episodes are done.
 SCRIPT = f"""
 import pathlib, sys
 from helm_gym import profile
-from surrogate_backend.collect import Plan, collect
+from surrogate_backend.data.collect import Plan, collect
 
 def say(done, wanted, intervals):
     print(done, flush=True)

@@ -13,8 +13,8 @@ from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
 from helm_gym.workload.state import INDEX, bounds
 from helm_gym.workload.traces import Trace
-from surrogate_backend import excitation
-from surrogate_backend.excitation import (
+from surrogate_backend.data import excitation
+from surrogate_backend.data.excitation import (
     POLICIES,
     POLICY_SEEDS,
     REPEATS,
@@ -26,9 +26,7 @@ from surrogate_backend.excitation import (
     episodes_for,
     round_of,
 )
-from surrogate_backend.excitation import (
-    policies as policies_of,
-)
+from surrogate_backend.data.excitation import policies as policies_of
 
 FIRST = 80  # train episodes: the number that `helm-gym collect` logs where it is not told
 

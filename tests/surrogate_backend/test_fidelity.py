@@ -23,8 +23,8 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.telemetry import WIDTH, Telemetry
 from real_backend.modelled import ModelledBackend
-from surrogate_backend import log
-from surrogate_backend.collect import Plan, run_episode
+from surrogate_backend.data import log
+from surrogate_backend.data.collect import Plan, run_episode
 from surrogate_backend.fidelity import Judgement, judge, write_page
 from surrogate_backend.fidelity import statistics as st
 from surrogate_backend.fidelity.cases import SERIES, TIMES, gather

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import pathlib
 
+import gymnasium
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from helm_gym import files
-from helm_gym.errors import InvalidInputError
+from helm_gym.backend import open_backend
+from helm_gym.cli.main import app
+from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile, load
 from helm_gym.workload.regimes import make_path
 from surrogate_backend import checkpoint
 from surrogate_backend.backend import SurrogateBackend
-from surrogate_backend.collect import Plan, collect
+from surrogate_backend.data.collect import Plan, collect
 from surrogate_backend.fit import Settings, fit
 
 
@@ -49,6 +53,27 @@ def test_a_fit_writes_what_a_backend_steps(profile: Profile, log: pathlib.Path, 
     assert telemetry["service_mean_ms"] == pytest.approx(3.0, abs=1.5)
 
 
+def test_a_surrogate_of_ones_own_is_taken_wherever_a_backend_has_a_name(
+    log: pathlib.Path, profile: Profile, tmp_path: pathlib.Path
+) -> None:
+    fit(profile, [log], tmp_path / "fit", SHORT)
+    name = f"surrogate:{tmp_path / 'fit'}"
+    few = ("--task", "burst-v0", "--seeds", "1", "--horizon", "4", "--json", "--quiet")
+    done = CliRunner().invoke(app, ["evaluate", "static:0.5", "pid", "--backend", name, *few])
+    assert done.exit_code == 0 and json.loads(done.stdout)["rung"] == "surrogate", done.output
+    env = gymnasium.make("helm/Burst-v0", backend=name, intervals=3)
+    shipped = gymnasium.make("helm/Burst-v0", intervals=3)
+    ours, theirs = (each.reset(seed=0)[0] for each in (env, shipped))
+    assert not np.array_equal(ours, theirs), "these are other networks"
+    arguments = ["train", "ppo", "--task", "mixed-v0", "--out", str(tmp_path / "ppo"), "--steps", "16", "--quiet"]
+    small = {"lanes": 2, "episode": 8, "n_steps": 4, "batch_size": 8, "hidden": 8, "backend": name}
+    settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    done = CliRunner().invoke(app, [*arguments, *settings])
+    assert done.exit_code == 0, done.output
+    with pytest.raises(UnknownNameError, match="did you mean 'cpu-small-v1'"):
+        open_backend("surrogate:cpu-small-v2", profile)
+
+
 def test_the_same_seed_fits_the_same(profile: Profile, log: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for name in ("a", "b"):
         fit(profile, [log], tmp_path / name, SHORT)
@@ -81,6 +106,12 @@ def test_a_kill_between_weights_and_card_leaves_no_card_of_other_weights(
         checkpoint.load(tmp_path, profile)
     checkpoint.save(tmp_path, checkpoint_of(2))
     assert checkpoint.load(tmp_path, profile).card["number"] == 2
+
+
+def test_what_no_surrogate_can_be_fitted_to_is_not_logged_for_one(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InvalidInputError, match="serves micro-batches of 8; a surrogate is fitted to one"):
+        collect(Plan(load("h200"), "modelled", "train", 30, 5), tmp_path / "log", 34)
+    assert not (tmp_path / "log").exists()
 
 
 def test_logs_that_hold_too_little_are_refused(profile: Profile, tmp_path: pathlib.Path) -> None:

@@ -28,8 +28,8 @@ from helm_gym.tasks import Task
 from helm_gym.telemetry import FIELDS
 from helm_gym.workload.state import WorkloadPath
 from helm_gym.workload.traces import Trace
-from surrogate_backend.collect import Plan, collect
-from surrogate_backend.log import LoggedEpisode, read_log, schema
+from surrogate_backend.data.collect import Plan, collect
+from surrogate_backend.data.log import LoggedEpisode, read_log, schema
 
 EPISODES, INTERVALS = 18, 4  # up to one of each regime, the trace too
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from helm_gym import registry
 from helm_gym.errors import InvalidInputError
 
 # Grammars of a CSV field, in the notation that Python's `re` and Arrow's RE2 share.
@@ -134,6 +135,15 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
+def formats() -> tuple[Format, ...]:
+    """The table, and before it the formats that are registered as readers."""
+    others = [(entry, entry.load()) for entry in registry.listed("reader").values()]
+    wrong = next((entry for entry, form in others if not isinstance(form, Format)), None)
+    if wrong is not None:
+        raise InvalidInputError(f"Reader '{wrong.name}' is no Format of helm_gym.workload.readers.trace_formats.")
+    return (*(form for _, form in others), *FORMATS)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How the rows of one file are to be read.
@@ -176,7 +186,7 @@ def detect(where: str, lines: Sequence[str]) -> Layout:
     if len(header) == 1 and (unit := unit_of(header[0])) != "":
         form = next(form for form in FORMATS if form.unit == "either")
         return Layout(form, _told(where, 1, header[0], unit), (form.time,), first=1)
-    found = next((form for form in FORMATS if form.kind == "csv" and _fits(form, header)), None)
+    found = next((form for form in formats() if form.kind == "csv" and _fits(form, header)), None)
     if found is None or len(header) > MAX_COLUMNS:
         raise InvalidInputError(f"{where}, line 1: {short(head)} starts no known trace format; {_hint(head, header)}.")
     twice = [name for name in found.columns if header.count(name) > 1]
@@ -233,7 +243,7 @@ def _fits(form: Format, header: Sequence[str]) -> bool:
 
 def _detect_jsonl(where: str, head: str) -> Layout:
     """The first of the formats whose keys the first object has; the last where none: its reader says what is amiss."""
-    forms = [form for form in FORMATS if form.kind == "jsonl"]
+    forms = [form for form in formats() if form.kind == "jsonl"]
     try:
         record = json.loads(head)
     except (ValueError, RecursionError):

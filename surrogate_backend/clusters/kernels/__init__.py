@@ -1,1 +1,1 @@
-"""The compiled step of a cluster's twin."""
+"""The compiled step of a cluster's surrogate."""

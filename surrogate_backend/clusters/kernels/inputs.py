@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.cluster import Cluster
+from helm_gym.cluster.routing import RULES, WEIGHTS
+from helm_gym.cluster.topology import Cluster
 from helm_gym.profile import Profile
-from helm_gym.routing import RULES, WEIGHTS
 from helm_gym.workload.state import INDEX
 from surrogate_backend.kernels import fluid, inputs
 from surrogate_backend.kernels.fluid import ESTIMATES, MISSES, PER_SPLIT, SERVICE_MS, SPLIT_WIDTH, SPLITS, fluid_step

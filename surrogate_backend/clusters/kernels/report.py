@@ -6,7 +6,7 @@ number differs from node to node. What kernels/step.py does for lanes in blocks,
 
 from __future__ import annotations
 
-from helm_gym.telemetry import ALPHA_GRID, COLUMN
+from helm_gym.telemetry import ALPHA_GRID, AT
 from surrogate_backend.clusters.kernels.tally import (
     COUNT,
     LATE,
@@ -29,19 +29,6 @@ SPAN = CURVE + GRID  # ms; of a lost node 0
 RING = SPAN + 1
 # What is known of the profile: row (ms), row (B), link latency (ms).
 ROW_MS, ROW_BYTES, LATENCY_MS = 0, 1, 2
-
-_EMB_HIT, _KV_HIT, _EMB_MISS = COLUMN["emb_hit_rate"], COLUMN["kv_hit_rate"], COLUMN["emb_miss_bytes"]
-_RECOMPUTED, _COMPUTE_SHARE = COLUMN["kv_recomputed_tokens"], COLUMN["compute_share"]
-_TRANSFER_SHARE, _GAINS, _PREDICTED = COLUMN["transfer_share"], COLUMN["emb_gain_ms"], COLUMN["predicted_ms"]
-_RETURNING, _UNIQUE, _HISTORY = COLUMN["returning_share"], COLUMN["unique_users"], COLUMN["mean_history"]
-_RATE, _UTILISATION, _QUEUE = COLUMN["arrival_rate_rps"], COLUMN["utilisation"], COLUMN["queue_depth"]
-_EMB_EMPTY, _KV_EMPTY, _BACKLOG = COLUMN["emb_empty_share"], COLUMN["kv_empty_share"], COLUMN["backlog_rows"]
-_SERVICE, _SERVICE_P99 = COLUMN["service_mean_ms"], COLUMN["service_p99_ms"]
-_SOJOURN, _P50, _P99 = COLUMN["sojourn_mean_ms"], COLUMN["sojourn_p50_ms"], COLUMN["sojourn_p99_ms"]
-_VIOLATIONS, _I_VIOLATIONS = COLUMN["slo_violations"], COLUMN["interval_violations"]
-_I_SERVICE, _I_SOJOURN, _I_P99 = COLUMN["interval_service_ms"], COLUMN["interval_sojourn_ms"], COLUMN["interval_p99_ms"]
-_I_SPAN, _H2D, _BACKGROUND = COLUMN["interval_arrival_s"], COLUMN["h2d_critical_bytes"], COLUMN["h2d_background_bytes"]
-_COMPUTE, _TRANSFER, _SPEED = COLUMN["compute_ms"], COLUMN["transfer_ms"], COLUMN["speed"]
 
 
 @kernel
@@ -103,29 +90,40 @@ def report(f, k, m, ring, filled, own, span_ms, alive, known, total, largest, ou
     count, number = total[COUNT], own[COUNT]
     each, share = F(1.0) / max(count, F(1.0)), F(1.0) / max(number, F(1.0))
     busy, window_s = max(total[SERVED], F(1e-9)), max(total[SPAN] * F(1e-3), F(1e-9))
-    out[_EMB_HIT] = F(1.0) - total[MISSED] / max(total[LOOKED], F(1.0))
-    out[_KV_HIT], out[_EMB_MISS] = total[HITS] * each, total[MISSED] * each * known[ROW_BYTES]
-    out[_RECOMPUTED], out[_TRANSFER_SHARE] = total[AGAIN] * each, total[MOVING] / busy
-    out[_COMPUTE_SHARE] = F(1.0) - out[_TRANSFER_SHARE] if count > F(0.0) else F(0.0)
+    out[AT.emb_hit_rate] = F(1.0) - total[MISSED] / max(total[LOOKED], F(1.0))
+    out[AT.kv_hit_rate], out[AT.emb_miss_bytes] = total[HITS] * each, total[MISSED] * each * known[ROW_BYTES]
+    out[AT.kv_recomputed_tokens], out[AT.transfer_share] = total[AGAIN] * each, total[MOVING] / busy
+    out[AT.compute_share] = F(1.0) - out[AT.transfer_share] if count > F(0.0) else F(0.0)
     for i in range(4):
-        out[_GAINS + i] = total[GAIN + i] * each
+        out[AT.emb_gain_ms + i] = total[GAIN + i] * each
     for i in range(GRID):
-        out[_PREDICTED + i] = total[CURVE + i] * each
-    out[_RETURNING], out[_UNIQUE], out[_HISTORY] = total[RETURNING] * each, total[UNIQUE] * each, total[LENGTH] * each
-    out[_RATE], out[_UTILISATION] = count / window_s, total[SERVED] * F(1e-3) / window_s
-    out[_SERVICE], out[_SOJOURN], out[_P50] = total[SERVED] * each, total[SPENT] * each, total[MEDIAN] * each
-    out[_QUEUE] = out[_RATE] * out[_SOJOURN] * F(1e-3)  # Little's law
-    out[_SERVICE_P99] = _quantile(ring, filled, TOP_SERVICE, int(count), 0.99, largest)
-    out[_P99] = _quantile(ring, filled, TOP_SOJOURN, int(count), 0.99, largest)
-    out[_VIOLATIONS], out[_I_VIOLATIONS] = total[LATE] * each, own[LATE] * share
-    out[_I_SERVICE], out[_I_SOJOURN] = own[SERVED] * share, own[SPENT] * share
-    out[_I_P99] = _quantile(own.reshape(1, RING), 1, TOP_SOJOURN, int(number), 0.99, largest)
-    out[_I_SPAN] = span_ms * F(1e-3)
-    out[_H2D], out[_TRANSFER] = own[MISSED] * known[ROW_BYTES], own[MOVING]
-    out[_COMPUTE] = own[SERVED] - own[MOVING]
-    out[_EMB_EMPTY], out[_KV_EMPTY] = f[fields.EMB_EMPTY * m + k], f[fields.KV_EMPTY * m + k]
-    out[_BACKLOG], out[_BACKGROUND] = f[fields.BACKLOG * m + k], f[fields.REFILLED * m + k] * known[ROW_BYTES]
-    out[_SPEED] = F(1.0)
+        out[AT.predicted_ms + i] = total[CURVE + i] * each
+    out[AT.returning_share], out[AT.unique_users], out[AT.mean_history] = (
+        total[RETURNING] * each,
+        total[UNIQUE] * each,
+        total[LENGTH] * each,
+    )
+    out[AT.arrival_rate_rps], out[AT.utilisation] = count / window_s, total[SERVED] * F(1e-3) / window_s
+    out[AT.service_mean_ms], out[AT.sojourn_mean_ms], out[AT.sojourn_p50_ms] = (
+        total[SERVED] * each,
+        total[SPENT] * each,
+        total[MEDIAN] * each,
+    )
+    out[AT.queue_depth] = out[AT.arrival_rate_rps] * out[AT.sojourn_mean_ms] * F(1e-3)  # Little's law
+    out[AT.service_p99_ms] = _quantile(ring, filled, TOP_SERVICE, int(count), 0.99, largest)
+    out[AT.sojourn_p99_ms] = _quantile(ring, filled, TOP_SOJOURN, int(count), 0.99, largest)
+    out[AT.slo_violations], out[AT.interval_violations] = total[LATE] * each, own[LATE] * share
+    out[AT.interval_service_ms], out[AT.interval_sojourn_ms] = own[SERVED] * share, own[SPENT] * share
+    out[AT.interval_p99_ms] = _quantile(own.reshape(1, RING), 1, TOP_SOJOURN, int(number), 0.99, largest)
+    out[AT.interval_arrival_s] = span_ms * F(1e-3)
+    out[AT.h2d_critical_bytes], out[AT.transfer_ms] = own[MISSED] * known[ROW_BYTES], own[MOVING]
+    out[AT.compute_ms] = own[SERVED] - own[MOVING]
+    out[AT.emb_empty_share], out[AT.kv_empty_share] = f[fields.EMB_EMPTY * m + k], f[fields.KV_EMPTY * m + k]
+    out[AT.backlog_rows], out[AT.h2d_background_bytes] = (
+        f[fields.BACKLOG * m + k],
+        f[fields.REFILLED * m + k] * known[ROW_BYTES],
+    )
+    out[AT.speed] = F(1.0)
     if not alive:
-        out[_EMB_EMPTY] = out[_KV_EMPTY] = F(1.0)
-        out[_BACKLOG] = out[_BACKGROUND] = F(0.0)
+        out[AT.emb_empty_share] = out[AT.kv_empty_share] = F(1.0)
+        out[AT.backlog_rows] = out[AT.h2d_background_bytes] = F(0.0)

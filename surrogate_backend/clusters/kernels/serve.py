@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from helm_gym import compiled
-from helm_gym.routing import RULES
+from helm_gym.cluster.routing import RULES
+from helm_gym.kernels import jit
 from surrogate_backend.kernels.functions import F, kernel
 from surrogate_backend.kernels.requests import exponential, hashed, uniform
 from surrogate_backend.layout import KNOTS, LEVELS
@@ -41,7 +41,7 @@ _LEAST_SHARE = F(0.9)  # of the mean service time: what a request takes where mo
 
 def _reduction(function: Any) -> Any:
     """As ``kernel``, but sums and minima may be taken in any order: they run over a lane's own nodes."""
-    return compiled.kernel(function, fastmath=True)
+    return jit.kernel(function, fastmath=True)
 
 
 @_reduction

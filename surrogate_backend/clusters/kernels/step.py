@@ -1,4 +1,4 @@
-"""One control interval of all clusters: the compiled step of their twin.
+"""One control interval of all clusters: the compiled step of their surrogate.
 
 Nodes go through the fluid, the networks and the noise in blocks of ``LANES``, whatever lanes they belong to; in between
 each lane's requests are routed and served (serve.py), and behind it each node reports (report.py).
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.telemetry import COLUMN
+from helm_gym.telemetry import AT
 from helm_gym.workload.state import INDEX, PARAMETERS
 from surrogate_backend.clusters.kernels.inputs import (
     ATTRACTION,
@@ -63,8 +63,6 @@ _V = _T + max(fluid.SCRATCH, WIDTHS.scratch)
 _SCORE = _V + WIDTHS.scratch
 _PLACE = _SCORE + 2
 SCRATCH = _PLACE + fluid.PLACE
-_ALPHA, _TARGET, _PENDING = COLUMN["alpha"], COLUMN["target_alpha"], COLUMN["pending_pages"]
-_MOVED_PAGES, _MOVED_BYTES = COLUMN["moved_pages"], COLUMN["moved_bytes"]
 _RATE, _DELTA, _CANDIDATES = INDEX["arrival_rate_rps"], INDEX["delta_tokens"], INDEX["candidates"]
 
 
@@ -166,9 +164,9 @@ def _move(known, state, values, targets, unit, lane, node, w, splits, moved, k, 
     splits[k], moved[k] = F(now) / F(pages), F(change) / F(budget)
     for j in range(1, fluid.SPLITS):
         splits[j * M + k] = F(FOLLOWED[j - 1])
-    out[_ALPHA], out[_TARGET] = splits[k], F(targets[unit]) / F(pages)
-    out[_PENDING], out[_MOVED_PAGES] = F(targets[unit] - now), F(change)
-    out[_MOVED_BYTES] = abs(F(change)) * known.figures[3]
+    out[AT.alpha], out[AT.target_alpha] = splits[k], F(targets[unit]) / F(pages)
+    out[AT.pending_pages], out[AT.moved_pages] = F(targets[unit] - now), F(change)
+    out[AT.moved_bytes] = abs(F(change)) * known.figures[3]
 
 
 @kernel

@@ -1,0 +1,1 @@
+"""Logs of the real backend to learn from: what is excited, how it is collected, kept and read."""
