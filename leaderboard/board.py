@@ -25,6 +25,7 @@ from leaderboard.submissions import (
     REFERENCE,
     Submission,
     check_name,
+    check_reference,
     check_tasks,
     check_track,
     check_write_up,
@@ -152,7 +153,7 @@ class Board:
         """Takes an agent or baseline of this repository in, by name."""
         with self.store.reading() as connection:
             tasks = self.season(connection).tasks
-        return self._take(Submission(BOARD_ACCOUNT, check_name(policy), REFERENCE, (), policy, tasks, {}))
+        return self._take(Submission(BOARD_ACCOUNT, check_reference(policy), REFERENCE, (), policy, tasks, {}))
 
     def _take(self, given: Submission) -> str:
         with self.store.writing() as connection:

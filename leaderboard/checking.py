@@ -16,8 +16,8 @@ from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import RefusedError
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant, play
-from helm_gym.policy import Floats, Policy
 from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Floats, Policy
 from helm_gym.tasks import find_task
 from leaderboard.sandbox import Limits, PolicyFault, SandboxedPolicy
 

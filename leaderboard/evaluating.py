@@ -15,17 +15,18 @@ import sqlalchemy as sa
 
 from helm_gym import profile as profiles
 from helm_gym.control_loop import draw_path
+from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation import protocol
 from helm_gym.evaluation.gains import static_name
-from helm_gym.provenance import describe_machine, versions
 from helm_gym.evaluation.optimum import GRID, cut_optimum, offline_optimum
 from helm_gym.evaluation.results import Episodes, Evaluation, Values
 from helm_gym.evaluation.summary import by_seed
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant
-from helm_gym.policy import Policy
 from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
 from helm_gym.profile import Profile
+from helm_gym.provenance import describe_machine, versions
 from helm_gym.tasks import Task, find_task
 from helm_gym.telemetry import ALPHA_GRID
 from leaderboard.records import canonical
@@ -38,6 +39,8 @@ METRICS = ("mean_latency_ms", "p99_ms", "slo_satisfaction", "mean_alpha", "moved
 RANKED_BY = "mean_latency_ms"
 ORACLE = "oracle"
 BOARD_TASKS = ("steady-v0", "trend-v0", "burst-v0", "mixed-v0")
+
+_MOST = 10_000  # seeds of a kind, and intervals of an episode
 
 Tick = Callable[[str, int, int], None]
 
@@ -62,8 +65,18 @@ class Season:
 
     @classmethod
     def of(cls, body: Mapping[str, Any], profile: str) -> Season:
-        fields = {key: body[key] for key in ("season", "development", "hidden", "confirmation", "horizon")}
-        return cls(**fields, tasks=tuple(body["tasks"]), profile=profile)
+        """From its record, which may be a stranger's.
+
+        Raises:
+            InvalidInputError: tasks that are on no board, a profile that is not shipped, or numbers out of range.
+        """
+        numbers = {key: body[key] for key in ("season", "development", "hidden", "confirmation", "horizon")}
+        good = all(type(n) is int and 1 <= n <= _MOST for n in numbers.values() if n is not None)
+        if not good or None in [*numbers.values()][:-1] or not isinstance(body["tasks"], list):
+            raise InvalidInputError("The season's record has numbers that no season has.")
+        if any(task not in BOARD_TASKS for task in body["tasks"]) or profile not in profiles.names():
+            raise InvalidInputError("The season's record names a task or a profile that this version does not have.")
+        return cls(**numbers, tasks=tuple(body["tasks"]), profile=profile)
 
     def body(self, key_hash: str) -> dict[str, Any]:
         """As its record has it."""

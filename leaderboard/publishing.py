@@ -12,21 +12,23 @@ import contextlib
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from helm_gym import files
 from helm_gym.errors import InvalidInputError
 from helm_gym.policies.onnx_check.rules import MAX_FILE_BYTES
-from helm_gym.policy import Policy
 from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
+from helm_gym.text import shown
 from leaderboard import evaluating, records
 from leaderboard.board import Board
-from leaderboard.evaluating import DEVELOPMENT, Season, Tick
+from leaderboard.evaluating import CONFIRMATION, DEVELOPMENT, HIDDEN, PROVISIONAL, RANKING, Season, Tick
 from leaderboard.records import Record, canonical
 from leaderboard.sandbox import SandboxedPolicy
 from leaderboard.store import Store
-from leaderboard.submissions import METHOD
+from leaderboard.submissions import METHOD, check_reference
 
 LOG = "log.jsonl"
 _MAX_LOG_BYTES = 2**30
@@ -138,6 +140,16 @@ class Published:
         return Season.of(body, board["profile"]), key
 
 
+@contextlib.contextmanager
+def _as_written() -> Iterator[None]:
+    """Whatever a stranger's record lacks, or has in another form, is one sentence."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InvalidInputError(f"The log has a record that no board writes ({shown(str(error))}).") from error
+
+
+@_as_written()
 def read_published(folder: pathlib.Path, public_key: str | None = None) -> Published:
     """Reads a published board and checks its log from the first record to the last.
 
@@ -198,9 +210,16 @@ def verify(published: Published, entry: str, unconfined: bool = False, tick: Tic
         InvalidInputError: no such entry, or nothing of it that can be recomputed.
         RefusedError, PolicyFault: its policy does not run.
     """
+    with _as_written():
+        yield from _verify(published, entry, unconfined, tick)
+
+
+def _verify(published: Published, entry: str, unconfined: bool, tick: Tick | None) -> Iterator[Row]:
     body = published.submission(entry)
     season, key = published.season()
     scores = [r.body for r in published.records if r.kind == "scores" and r.body["submission"] == entry]
+    for row in scores:
+        _check_place(row, season, body)
     if not scores:
         raise InvalidInputError(f"Entry '{entry}' has no scores that could be recomputed yet.")
     for member in sorted({row["member"] for row in scores}):
@@ -219,15 +238,34 @@ def verify(published: Published, entry: str, unconfined: bool = False, tick: Tic
                 yield Row(**place, same=found == row["episodes"], largest=far)
 
 
+def _check_place(row: Mapping[str, Any], season: Season, body: Mapping[str, Any]) -> None:
+    """Raises InvalidInputError where a stranger's record says what none of ours does: a name may be a module's."""
+    known = {
+        "season": [season.season],
+        "task": season.tasks,
+        "split": (DEVELOPMENT, HIDDEN, CONFIRMATION),
+        "rung": (PROVISIONAL, RANKING, "measured"),
+        "member": range(max(1, len(body["files"]))),
+    }
+    for key, values in known.items():
+        if row[key] not in values:
+            raise InvalidInputError(f"A record of scores has a {key} of {shown(row[key])}, which no board writes.")
+    count = {DEVELOPMENT: season.development, HIDDEN: season.hidden, CONFIRMATION: season.confirmation}[row["split"]]
+    if len(evaluating.values_of(row["episodes"])) != count or not isinstance(row["where"]["machine"], str):
+        raise ValueError(f"{count} episodes")
+
+
 @contextlib.contextmanager
 def _opened(
     published: Published, body: dict[str, Any], member: int, season: Season, unconfined: bool
 ) -> Iterator[Policy]:
     layout = season.layout()
     if body["reference"]:
-        yield open_policy(body["reference"], layout)
+        yield open_policy(check_reference(body["reference"]), layout)
         return
-    digest = body["files"][member]
+    digest = str(body["files"][member])
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise InvalidInputError(f"A file is named {shown(digest)}, and not by its SHA-256.")
     content = files.read_bytes(published.folder / "files" / f"{digest}.onnx", "Policy", MAX_FILE_BYTES)
     if hashlib.sha256(content).hexdigest() != digest:
         raise InvalidInputError(f"files/{digest}.onnx is not the file that was submitted.")

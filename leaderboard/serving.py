@@ -15,18 +15,16 @@ from typing import Any
 import uvicorn
 
 from helm_gym.errors import HelmError, InvalidInputError
-from helm_gym.policy import POLICIES
 from leaderboard import leases
 from leaderboard.app import make_app
 from leaderboard.board import Board, Quota
 from leaderboard.evaluating import BOARD_TASKS, Season
 from leaderboard.sandbox import missing
 from leaderboard.store import Store
+from leaderboard.submissions import REFERENCES
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _RESTART_S = 1.0
-# What every board starts with: all that is here and may be ranked, which what is told the truth may not
-REFERENCES = ("static:0.5", *(n for n, (_, _, a) in POLICIES.items() if not a and n not in ("oracle", "clairvoyant")))
 
 
 class Workers:

@@ -22,6 +22,14 @@ MIN_MEMBERS, MAX_MEMBERS = 5, 20
 WRITE_UP = ("authors", "method", "training_data", "compute", "tuning", "links")
 MAX_NAME, MAX_TEXT = 60, 2_000
 
+# What every board starts with: this repository's agents and baselines but those that are told the truth. Named one by
+# one, since elsewhere a name may also be ``module:attribute``, which a stranger's log must not have imported.
+REFERENCES = (
+    *("static:0.5", "random", "threshold", "shadow-gradient", "miss-bytes", "miss-ratio-curve", "pid", "bayesian"),
+    *("lstm", "gbdt", "ppo", "recurrent-ppo", "maskable-ppo", "three-layer-ppo"),
+)
+_STATIC = re.compile(r"static:0\.[0-9]{1,3}")
+
 # state -> what it means; docs/leaderboard.md has the same table
 STATES = {
     "received": "kept; to be checked next",
@@ -80,6 +88,13 @@ def check_name(name: object) -> str:
             f"Name {shown(name)} cannot be used; write at most {MAX_NAME} letters, digits, spaces and . _ : + - ( )."
         )
     return name
+
+
+def check_reference(name: object) -> str:
+    """Raises UnknownNameError unless it is one of ``REFERENCES``, or another static split."""
+    if name not in REFERENCES and not _STATIC.fullmatch(str(name)):
+        raise UnknownNameError("reference entry", str(name), REFERENCES)
+    return str(name)
 
 
 def check_write_up(given: object) -> dict[str, str]:

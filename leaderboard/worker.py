@@ -15,8 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from helm_gym.errors import HelmError
-from helm_gym.policy import Policy
 from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
 from leaderboard import checking, evaluating
 from leaderboard.board import Board
 from leaderboard.evaluating import CONFIRMATION, DEVELOPMENT, HIDDEN, PROVISIONAL, RANKING, Season

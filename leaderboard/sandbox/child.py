@@ -8,10 +8,10 @@ import os
 import sys
 
 from helm_gym import files
-from helm_gym.policies import onnx_check
 from helm_gym import profile as profiles
 from helm_gym.errors import HelmError, RefusedError, UnfitPolicyError
 from helm_gym.observation import ObservationLayout
+from helm_gym.policies import onnx_check
 from helm_gym.policies.onnx_check import probing, rules
 from leaderboard.sandbox import confine, wire
 

@@ -7,10 +7,12 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from helm_gym.errors import InvalidInputError
+from helm_gym.errors import HelmError, InvalidInputError
 from leaderboard import records
 from leaderboard.board import Board
 from leaderboard.publishing import LOG, close_season, publish, read_published, verify
@@ -128,6 +130,52 @@ def test_a_policy_or_a_score_that_was_exchanged_is_found(copy: pathlib.Path, ent
     (copy / LOG).write_text("".join([*lines[: score.seq - 1], forged.line() + "\n"]))
     (row,) = verify(read_published(copy), entry)
     assert not row.same and row.largest > 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("submission", {"reference": "tests.leaderboard.test_publishing:strange"}, "Unknown reference entry"),
+        ("submission", {"reference": "oracle"}, "Unknown reference entry"),
+        ("submission", {"reference": "/etc/passwd"}, "Unknown reference entry"),
+        ("submission", {"files": ["../../../etc/passwd"]}, "not by its SHA-256"),
+        ("scores", {"task": "tests.leaderboard.test_publishing:strange"}, "which no board writes"),
+        ("scores", {"rung": "tests.leaderboard.test_publishing:strange"}, "which no board writes"),
+        ("scores", {"member": 7}, "which no board writes"),
+        ("season", {"tasks": ["tests.leaderboard.test_publishing:strange"]}, "this version does not have"),
+        ("season", {"hidden": 10**12}, "numbers that no season has"),
+        ("season", {"horizon": "x"}, "numbers that no season has"),
+        ("board", {"profile": "/etc/passwd.yaml"}, "this version does not have"),
+        ("board", {"profile": ["x"]}, "."),
+        ("scores", {"episodes": [{"mean_latency_ms": "x"}]}, "that no board writes"),
+        ("scores", {"episodes": 3}, "that no board writes"),
+        ("scores", {"where": []}, "that no board writes"),
+        ("submission", {"files": 5}, "that no board writes"),
+        ("season", {"tasks": [{}]}, "."),
+    ],
+)
+def test_nothing_of_a_stranger_s_board_is_imported_or_read(
+    kind: str, change: dict[str, Any], said: str, board: Board, entry: str, tmp_path: pathlib.Path
+) -> None:
+    """A board that a stranger signed, every hash of it right; names elsewhere may be ``module:attribute``."""
+    key, lines, previous = Ed25519PrivateKey.generate(), [], records.GENESIS
+    for record in board.store.log():
+        body = dict(record.body) | ({"public_key": records.public_key_of(key)} if record.kind == "board" else {})
+        body |= change if record.kind == kind else {}
+        made = records.make(record.seq, record.kind, body, previous, key)
+        lines.append(made.line())
+        previous = made.digest
+    (tmp_path / LOG).write_text("\n".join(lines))
+    with pytest.raises(HelmError, match=said):
+        list(verify(read_published(tmp_path), entry))
+    assert not STRANGE
+
+
+STRANGE: list[str] = []
+
+
+def strange(*_: Any, **__: Any) -> None:
+    STRANGE.append("called")
 
 
 def test_a_closed_season_can_be_recomputed_whole(tmp_path: pathlib.Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
-from helm_gym.policy import Policy
 from helm_gym.policies.opening import open_policy
+from helm_gym.policy import Policy
 from leaderboard import evaluating, leases
 from leaderboard.board import Board, NotFoundError, RefusedSubmissionError
 from leaderboard.evaluating import HIDDEN, RANKING, hidden_seeds
