@@ -34,7 +34,7 @@ from leaderboard.submissions import METHOD, POLICY, REFERENCE
 from leaderboard.tables import SCORES, SUBMISSIONS
 
 DEVELOPMENT, HIDDEN, CONFIRMATION = "development", "hidden", "confirmation"
-PROVISIONAL, RANKING = "surrogate", "modelled"
+PROVISIONAL, RANKING, MEASURED = "surrogate", "modelled", "measured"
 METRICS = ("mean_latency_ms", "p99_ms", "slo_satisfaction", "mean_alpha", "moved_bytes")
 RANKED_BY = "mean_latency_ms"
 ORACLE = "oracle"

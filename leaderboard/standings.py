@@ -23,6 +23,7 @@ from leaderboard.evaluating import (
     CONFIRMATION,
     DEVELOPMENT,
     HIDDEN,
+    MEASURED,
     METRICS,
     PROVISIONAL,
     RANKING,
@@ -36,7 +37,6 @@ from leaderboard.tables import REFERENCES, SCORES, STATES, SUBMISSIONS
 
 DIGITS = 4  # of a figure of hidden episodes
 _OF_HIDDEN = ("mean_latency_ms", "p99_ms")  # an alpha, say, would tell much more of them
-MEASURED = "measured"
 _FRESH_S = 0.2
 _SHOWN = ("entry", "name", "account", "track", "duplicate_of", "nearly")
 

@@ -14,6 +14,7 @@ from helm_gym.errors import HelmError, InvalidInputError
 
 CHECK, CLIENT = "leaderboard.checking:check", "leaderboard.client:Client"
 SERVE, OPEN_BOARD = "leaderboard.serving:serve", "leaderboard.serving:open_board"
+MEASURE = "leaderboard.measuring:measure"
 PUBLISH, CLOSE = "leaderboard.publishing:publish", "leaderboard.publishing:close_season"
 READ, VERIFY = "leaderboard.publishing:read_published", "leaderboard.publishing:verify"
 _MAX_WRITE_UP = 64 * 2**10
@@ -298,6 +299,29 @@ def token(
     say(f"{opened.revoke_tokens(account)} tokens of {account} are revoked." if revoke else opened.issue_token(account))
 
 
+def measure(
+    task: Annotated[str, typer.Option(help="Whose first entries are measured.")],
+    top: Annotated[int, typer.Option(min=1, max=50, help="How many entries.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="Hidden episodes of each; one takes a minute or more.")] = 2,
+    board: Board = _BOARD,
+    database: Database = None,
+    unconfined: Unconfined = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fill a task's measured column: HSTU runs and is timed, an interval of each entry in turn.
+
+    On the board's own machine, while it does nothing else.
+
+    \b
+    Example:
+      helm-gym leaderboard measure --task burst-v0 --top 3
+    """
+    opened = open_by_name(OPEN_BOARD)(board, database)
+    with Progress(quiet).stage(f"measure on {task}") as tick:
+        done = open_by_name(MEASURE)(opened, task, top, seeds, unconfined, tick)
+    say(f"{len(done)} entries are measured on {task}: {', '.join(done)}.")
+
+
 def export(
     out: Annotated[pathlib.Path, typer.Argument(metavar="LOG.jsonl")],
     board: Board = _BOARD,
@@ -383,4 +407,4 @@ def verify(
         raise typer.Exit(2)
 
 
-COMMANDS = (serve, check, submit, show, cancel, verify, export, publish, token)
+COMMANDS = (serve, check, submit, show, cancel, verify, export, publish, token, measure)

@@ -19,7 +19,9 @@ from leaderboard import evaluating, leases
 from leaderboard.board import Board, NotFoundError, RefusedSubmissionError
 from leaderboard.evaluating import HIDDEN, RANKING, hidden_seeds
 from leaderboard.leases import Lease, LeaseLostError, claim
+from leaderboard.measuring import measure
 from leaderboard.sandbox import PolicyFault, missing
+from leaderboard.standings import Standings
 from leaderboard.worker import Worker
 from tests.leaderboard.boards import HONEST, SMALL, TASK, constant, make_board, texts
 
@@ -346,3 +348,17 @@ def test_tokens_are_kept_as_hashes_and_end_when_they_are_revoked(board: Board) -
     assert board.revoke_tokens("ada") == 2
     assert board.account_of(token) is None and board.account_of(other) is None
     assert board.store.check() == 6
+
+
+@pytest.mark.long
+def test_the_first_entries_are_measured_and_the_newest_measurement_holds(board: Board) -> None:
+    entry = board.submit("ada", [HONEST], "mean")
+    other = board.add_reference("static:0.6")
+    work(board)
+    for _ in range(2):
+        assert set(measure(board, TASK, top=2, seeds=1)) == {entry, other}
+    rows = Standings(board).table(TASK)["rows"]
+    assert all(row["measured"] > 0 for row in rows)
+    assert board.store.check() > 20
+    with pytest.raises(InvalidInputError, match="not on this board"):
+        measure(board, "burst-v0")
