@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from baselines.predictors import examples, gbdt, lstm
 from baselines.predictors.features import Follower, WorkloadFeatures
-from helm_gym import origin
+from helm_gym import policy_origin
 from helm_gym import profile as profiles
 from helm_gym.backend import open_backend
 from helm_gym.control_loop import ControlLoop
@@ -43,7 +43,7 @@ def truth(returning: NDArray[np.float32]) -> NDArray[np.float32]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run folder with made-up examples: two blocks in which the returning share jumps now and then."""
     folder = tmp_path_factory.mktemp("examples")
-    run = Run("gbdt", "mixed-v0", origin.Origin.of(LAYOUT), {}, seed=0, steps=2 * examples.BLOCK)
+    run = Run("gbdt", "mixed-v0", policy_origin.Origin.of(LAYOUT), {}, seed=0, steps=2 * examples.BLOCK)
     run_folder.write_run(folder, run)
     rng = np.random.default_rng(5)
     for number in range(2):
