@@ -6,12 +6,12 @@ import dataclasses
 import datetime
 import hashlib
 import hmac
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from pydantic_core import from_json
 
 from helm_gym import profile as profiles
 from helm_gym.control_loop import draw_path
@@ -225,8 +225,8 @@ def vectors(
     found: dict[str, list[Values]] = {}
     needed: dict[str, int] = {}
     for row in connection.execute(asked):
-        found.setdefault(row.submission, []).append(values_of(json.loads(row.body)["episodes"], metric))
-        needed[row.submission] = max(1, len(json.loads(row.given)["files"]))
+        found.setdefault(row.submission, []).append(values_of(from_json(row.body)["episodes"], metric))
+        needed[row.submission] = len(from_json(row.given)["files"]) if track == METHOD else 1
     return {name: np.mean(parts, axis=0) for name, parts in found.items() if len(parts) == needed[name]}
 
 

@@ -109,11 +109,10 @@ class Pages:
 
     def task(self, task: str, first: int = 0, track: str = POLICY) -> str:
         """Kept until the table changes."""
-        stamp, place = self.standings.stamp(), (task, first, track)
+        table, place = self.standings.table(task, track), (task, first, track)
         kept = self._kept.get(place)
-        if kept is not None and kept[0] == stamp:
+        if kept is not None and kept[0] is table:
             return kept[1]
-        table = self.standings.table(task, track)
         text = self._render(
             "task.html",
             "../",
@@ -126,7 +125,7 @@ class Pages:
         )
         if len(self._kept) > 200:
             self._kept.clear()
-        self._kept[place] = stamp, text
+        self._kept[place] = table, text
         return text
 
     def entry(self, entry: str) -> str:

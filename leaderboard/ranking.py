@@ -7,6 +7,7 @@ All entries met the same episodes, so that everything is paired by episode. The 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -65,10 +66,22 @@ def rank(entries: Mapping[str, Values], references: Mapping[str, Values]) -> lis
     for name, (best, worst) in zip(order, intervals, strict=True):
         values = entries[name]
         shown = best > 0  # a bootstrap takes a millisecond, which ten thousand entries do not have
-        latency = bootstrap((values,), iqm, generator()) if shown else Figure(means[name])
-        share = captured_share(scale[0], values, scale[1], generator()) if scale and shown else Figure(math.nan)
+        latency = _latency(values.tobytes()) if shown else Figure(means[name])
+        ends = None if scale is None else (scale[0].tobytes(), scale[1].tobytes())
+        share = _share(values.tobytes(), *ends) if ends and shown else Figure(math.nan)
         ranked.append(Ranked(name, latency, share, best, worst))
     return ranked
+
+
+@functools.lru_cache(maxsize=8192)
+def _latency(values: bytes) -> Figure:
+    """Kept by an entry's figures, which never change: one more entry costs one more bootstrap."""
+    return bootstrap((np.frombuffer(values),), iqm, generator())
+
+
+@functools.lru_cache(maxsize=8192)
+def _share(values: bytes, null: bytes, oracle: bytes) -> Figure:
+    return captured_share(np.frombuffer(null), np.frombuffer(values), np.frombuffer(oracle), generator())
 
 
 def scale_of(references: Mapping[str, Values]) -> tuple[Values, Values] | None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 
 from helm_gym.evaluation.statistics import Figure, bootstrap, iqm, paired_difference
@@ -32,6 +33,7 @@ from leaderboard.evaluating import (
     vectors,
 )
 from leaderboard.ranking import Ranked
+from leaderboard.store import StoreError
 from leaderboard.submissions import METHOD, POLICY
 from leaderboard.tables import REFERENCES, SCORES, STATES, SUBMISSIONS
 
@@ -89,24 +91,28 @@ class Standings:
     def table(self, task: str, track: str = POLICY) -> dict[str, Any]:
         """One task's table.
 
-        It is made anew where something changed; who comes while that is under way gets the one before.
+        It is made anew in the background where something changed; until then there is the one before.
         """
         place, stamp = (track, task), self.stamp()
         kept = self._kept.get(place)
         if kept is not None and kept[0] == stamp:
             return kept[1]
         lock = self._locks.setdefault(place, threading.Lock())
-        if kept is not None and not lock.acquire(blocking=False):
+        if kept is not None:
+            if lock.acquire(blocking=False):
+                threading.Thread(target=self._renew, args=(place, stamp, lock), daemon=True).start()
             return kept[1]
-        if kept is None:
-            lock.acquire()
-        try:
+        with lock:
             there = self._kept.get(place)
-            if there is not None and there[0] == stamp:  # made while this one waited
-                return there[1]
-            made = self._make(task, track)
-            self._kept[place] = stamp, made
-            return made
+            if there is None:  # else made while this one waited
+                there = self._kept[place] = stamp, self._make(task, track)
+            return there[1]
+
+    def _renew(self, place: tuple[str, str], stamp: tuple[int, ...], lock: threading.Lock) -> None:
+        try:
+            self._kept[place] = stamp, self._make(place[1], place[0])
+        except StoreError:  # a database that is away: the table before it stays
+            pass
         finally:
             lock.release()
 
@@ -207,6 +213,7 @@ class Standings:
             variants = self.board.variants(connection)
         ranked = ranking.rank(entries, references[RANKING])
         lead = _lead(ranked, fresh)
+        tail = dict(zip(tails, iqm(np.stack([*tails.values()])).tolist(), strict=True)) if tails else {}
         rows = [
             {
                 "entry": row.entry,
@@ -215,7 +222,7 @@ class Standings:
                 "best": row.best,
                 "worst": row.worst,
                 "latency": told(row.latency),
-                "p99": rounded(float(iqm(tails[row.entry]))),
+                "p99": rounded(tail[row.entry]),
                 "score": told(row.score),
                 "confirmed": lead if place == 0 else None,
                 "measured": rounded(float(iqm(live[row.entry]))) if row.entry in live else None,

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -65,7 +66,10 @@ def check(board: Board, entries: list[str]) -> None:
     assert {board.entry(entry)["state"] for entry in entries} == {"verified"}
 
 
-def rounds(board: Board, folder: pathlib.Path, url: str | None, count: int, seed: int) -> None:
+def rounds(
+    board: Board, folder: pathlib.Path, url: str | None, count: int, seed: int, crash: Callable[[], None] | None = None
+) -> None:
+    """Submits, and kills the worker again and again, and now and then, by ``crash``, the database."""
     rng, before = random.Random(seed), sandboxes()
     accounts = [f"user {k}" for k in range(-(-count // 5))]
     entries = [board.submit(accounts[k // 5], [constant(0.001 * (k + 1))], f"policy {k}") for k in range(count)]
@@ -81,6 +85,8 @@ def rounds(board: Board, folder: pathlib.Path, url: str | None, count: int, seed
                 worker.kill()
                 worker.wait()
                 kills += 1
+                if crash is not None and kills % 3 == 0:
+                    crash()
                 worker = start(folder, url)
             else:
                 time.sleep(0.5)
@@ -104,4 +110,9 @@ def test_a_hundred_submissions_survive_kills_of_their_worker(database: str, tmp_
     if database == "sqlite":
         return rounds(make_board(tmp_path), tmp_path, None, count=100, seed=2)
     with postgres.serve() as server:
-        return rounds(make_board(tmp_path, server.url), tmp_path, server.url, count=20, seed=3)
+
+        def crash() -> None:
+            server.stop()
+            server.start()
+
+        return rounds(make_board(tmp_path, server.url), tmp_path, server.url, count=20, seed=3, crash=crash)
