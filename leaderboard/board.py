@@ -225,6 +225,15 @@ class Board:
             found = connection.execute(asked if account is None else asked.where(SUBMISSIONS.c.account == account))
             return [_told(row) for row in found.mappings()]
 
+    def scaling(self) -> list[dict[str, Any]]:
+        """Which references are run at present, and how far they are."""
+        with self.store.reading() as connection:
+            found = connection.execute(sa.select(LEASES).where(LEASES.c.job.startswith("references:"))).all()
+        return [
+            {"stage": row.stage, "done": row.done, "total": row.total, "heartbeat_age_s": _age_s(row.heartbeat)}
+            for row in found
+        ]
+
     def variants(self, connection: sa.Connection) -> dict[str, int]:
         """How many submissions each account has made: with many, one is best by luck."""
         count = sa.select(SUBMISSIONS.c.account, sa.func.count()).group_by(SUBMISSIONS.c.account)
@@ -236,8 +245,8 @@ class Board:
             return {}
         lease = connection.execute(sa.select(LEASES).where(LEASES.c.job == job_of(found["id"]))).first()
         if lease is not None:
-            age = max(0.0, time.time() - lease.heartbeat)
-            return {"stage": lease.stage, "done": lease.done, "total": lease.total, "heartbeat_age_s": round(age, 1)}
+            told = {"stage": lease.stage, "done": lease.done, "total": lease.total}
+            return told | {"heartbeat_age_s": _age_s(lease.heartbeat)}
         # The board's own entries come behind everybody's.
         own = found["track"] == REFERENCE
         earlier = SUBMISSIONS.c.seq < found["seq"]
@@ -266,6 +275,10 @@ class Board:
 def job_of(submission: str) -> str:
     """The name of its lease."""
     return f"submission:{submission}"
+
+
+def _age_s(heartbeat: float) -> float:
+    return round(max(0.0, time.time() - heartbeat), 1)
 
 
 def _hash(token: str) -> str:

@@ -15,7 +15,7 @@ from helm_gym.policies.opening import open_policy
 from leaderboard import evaluating
 from leaderboard.board import Board
 from leaderboard.evaluating import HIDDEN, MEASURED, Tick
-from leaderboard.sandbox import Limits, SandboxedPolicy
+from leaderboard.sandbox import SandboxedPolicy
 from leaderboard.standings import Standings
 from leaderboard.tables import SUBMISSIONS
 
@@ -55,10 +55,7 @@ def measure(
                 policy = open_policy(body["reference"], season.layout())
             else:
                 content = board.store.get(body["files"][0])
-                limits = Limits(cpu_s=3600)
-                policy = opened.enter_context(
-                    SandboxedPolicy(content, season.layout(), limits=limits, unconfined=unconfined)
-                )
+                policy = opened.enter_context(SandboxedPolicy(content, season.layout(), unconfined=unconfined))
             policy.name = entry
             policies.append(policy)
         run = evaluating.run(season, task, episodes, "real", policies, tick)

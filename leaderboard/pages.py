@@ -103,6 +103,7 @@ class Pages:
             overall=self.standings.overall(),
             tables=[self.standings.table(task) for task in facts["tasks"]],
             active=active,
+            scaling=self.board.scaling() if self.live else [],
             recent=[row for row in entries if row["state"] in FINAL][:_RECENT],
             shown=SHOWN,
         )

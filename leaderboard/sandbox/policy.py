@@ -47,7 +47,7 @@ class Limits:
     """
 
     memory_bytes: int = 2 * 2**30
-    cpu_s: int = 600
+    cpu_s: int = 3600
     open_s: float = 60.0
     decide_s: float = 20.0
 

@@ -82,11 +82,12 @@ def rounds(
             if kills < 2 + count // 2:
                 # Loading takes it two seconds, so that these are moments of work.
                 time.sleep(2.5 + 3 * rng.random())
+                if crash is not None and kills % 2:
+                    crash()  # under a worker that then has to go on
+                    time.sleep(2 * rng.random())
                 worker.kill()
                 worker.wait()
                 kills += 1
-                if crash is not None and kills % 3 == 0:
-                    crash()
                 worker = start(folder, url)
             else:
                 time.sleep(0.5)
