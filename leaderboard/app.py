@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -109,11 +110,17 @@ def _add_api(app: fastapi.FastAPI, board: Board, standings: Standings, pages: Pa
         return pages.facts() | {"requires_token": pages.tokens}
 
     @app.get("/api/v1/tasks/{task}")
-    def get_task(task: Name, track: Track = POLICY, first: First = 0) -> dict[str, Any]:
+    def get_task(
+        task: Name,
+        track: Track = POLICY,
+        first: First = 0,
+        entry: Annotated[str | None, Query(pattern="^[0-9a-f]{16}$", description="only this entry's row")] = None,
+    ) -> dict[str, Any]:
         """A task's table, a hundred rows of it."""
         _known(pages, task)
         table = standings.table(task, track)
-        return table | {"rows": table["rows"][first : first + SHOWN], "entries": len(table["rows"])}
+        rows = [row for row in table["rows"] if entry in (None, row["entry"])]
+        return table | {"rows": rows[first : first + SHOWN], "entries": len(table["rows"])}
 
     @app.get("/api/v1/overall")
     def get_overall(track: Track = POLICY) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def _add_api(app: fastapi.FastAPI, board: Board, standings: Standings, pages: Pa
         account: Annotated[str | None, Query(max_length=100)] = None, first: First = 0
     ) -> list[dict[str, Any]]:
         """Submissions, the newest first, a hundred at a time."""
-        return board.entries(account)[first : first + SHOWN]
+        return board.entries(account, first, SHOWN)
 
     @app.post("/api/v1/entries", status_code=201)
     def post_entry(given: Given, account: Account) -> Taken:
@@ -163,6 +170,8 @@ def _add_api(app: fastapi.FastAPI, board: Board, standings: Standings, pages: Pa
 
 
 def _add_pages(app: fastapi.FastAPI, board: Board, pages: Pages) -> None:
+    kept, making = (-1, ""), threading.Lock()
+
     def page(path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return app.get(path, response_class=HTMLResponse, include_in_schema=False)
 
@@ -201,7 +210,14 @@ def _add_pages(app: fastapi.FastAPI, board: Board, pages: Pages) -> None:
 
     @app.get("/log.jsonl", include_in_schema=False)
     def log() -> Response:
-        return PlainTextResponse("".join(f"{line}\n" for line in published_lines(board.store)))
+        nonlocal kept
+        with board.store.reading() as connection:
+            last = board.store.last_seq(connection)
+        if kept[0] != last:  # one request at a time makes it: it is long
+            with making:
+                if kept[0] < last:
+                    kept = last, "".join(f"{line}\n" for line in published_lines(board.store))
+        return PlainTextResponse(kept[1])
 
 
 def _known(pages: Pages, task: str) -> None:
@@ -220,8 +236,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _file(board: Board, digest: str) -> Response:
-    submitted = any(digest in row["files"] for row in board.entries())
-    if not submitted:
+    if not board.is_submitted(digest):
         raise NotFoundError(f"There is no submitted file '{digest}'.")
     name = {"Content-Disposition": f'attachment; filename="{digest[:12]}.onnx"'}
     return Response(board.store.get(digest), media_type="application/octet-stream", headers=name)

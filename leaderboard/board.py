@@ -95,6 +95,8 @@ class Board:
 
     def issue_token(self, account: str) -> str:
         """A new token of an account; only its hash is kept."""
+        if account == BOARD_ACCOUNT:
+            raise InvalidInputError(f"Account '{account}' is the board's own; choose another name.")
         token = TOKEN_PREFIX + secrets.token_urlsafe(32)
         body = {"account": check_name(account), "token_hash": _hash(token), "revoked": False}
         self.store.append([("token", body)])
@@ -218,12 +220,30 @@ class Board:
             timeline = [{k: row[k] for k in ("time", "state", "reason", "fault", "detail")} for row in states]
             return _told(found) | {"timeline": timeline, "work": self._work(connection, found)}
 
-    def entries(self, account: str | None = None) -> list[dict[str, Any]]:
-        """All submissions, the newest first."""
+    def entries(
+        self, account: str | None = None, first: int = 0, count: int | None = None, final: bool | None = None
+    ) -> list[dict[str, Any]]:
+        """Submissions, the newest first.
+
+        Args:
+            account: whose; everybody's where not given.
+            first, count: how many are left out, and how many are told at most.
+            final: only those that are finished, or that are not.
+        """
+        asked = sa.select(SUBMISSIONS).order_by(SUBMISSIONS.c.seq.desc()).offset(first).limit(count)
+        if account is not None:
+            asked = asked.where(SUBMISSIONS.c.account == account)
+        if final is not None:
+            asked = asked.where(SUBMISSIONS.c.state.in_(FINAL) if final else SUBMISSIONS.c.state.not_in(FINAL))
         with self.store.reading() as connection:
-            asked = sa.select(SUBMISSIONS).order_by(SUBMISSIONS.c.seq.desc())
-            found = connection.execute(asked if account is None else asked.where(SUBMISSIONS.c.account == account))
-            return [_told(row) for row in found.mappings()]
+            return [_told(row) for row in connection.execute(asked).mappings()]
+
+    def is_submitted(self, digest: str) -> bool:
+        """Whether a file of this SHA-256, 64 hexadecimal digits, was handed in by somebody."""
+        assert digest.isalnum()
+        with self.store.reading() as connection:
+            found = connection.execute(sa.select(SUBMISSIONS.c.body).where(SUBMISSIONS.c.body.contains(f'"{digest}"')))
+            return any(digest in json.loads(row.body)["files"] for row in found)
 
     def scaling(self) -> list[dict[str, Any]]:
         """Which references are run at present, and how far they are."""

@@ -25,7 +25,7 @@ from helm_gym.tasks import find_task
 from leaderboard.board import Board
 from leaderboard.evaluating import DEVELOPMENT, RANKING
 from leaderboard.standings import Standings
-from leaderboard.submissions import FINAL, METHOD, POLICY, STATES, TRACKS, WRITE_UP
+from leaderboard.submissions import METHOD, POLICY, STATES, TRACKS, WRITE_UP
 from leaderboard.tables import REFERENCES
 
 SHOWN = 100  # rows of a page
@@ -94,8 +94,8 @@ class Pages:
 
     def _make_index(self) -> str:
         facts = self.facts()
-        entries = self.board.entries()
-        active = [self.board.entry(row["id"]) for row in reversed(entries) if row["state"] not in FINAL][:_RECENT]
+        waiting = self.board.entries(final=False)[: -_RECENT - 1 : -1]  # the oldest first
+        active = [self.board.entry(row["id"]) for row in waiting]
         return self._render(
             "index.html",
             "",
@@ -104,7 +104,7 @@ class Pages:
             tables=[self.standings.table(task) for task in facts["tasks"]],
             active=active,
             scaling=self.board.scaling() if self.live else [],
-            recent=[row for row in entries if row["state"] in FINAL][:_RECENT],
+            recent=self.board.entries(count=_RECENT, final=True),
             shown=SHOWN,
         )
 

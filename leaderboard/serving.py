@@ -36,7 +36,7 @@ class Workers:
 
     def __init__(self, settings: Sequence[dict[str, Any]]):
         told = [json.dumps(each | {"parent": os.getpid()}) for each in settings]
-        self._commands = [[sys.executable, "-m", "leaderboard.worker", text] for text in told]
+        self._commands = [[sys.executable, "-P", "-m", "leaderboard.worker", text] for text in told]
         self._stop = threading.Event()
         self.processes: list[subprocess.Popen[bytes] | None] = [None] * len(told)
         # The kernel ends a worker with the thread that started it: this one lives as long as the process.

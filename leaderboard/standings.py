@@ -39,7 +39,7 @@ from leaderboard.tables import REFERENCES, SCORES, STATES, SUBMISSIONS
 
 DIGITS = 4  # of a figure of hidden episodes
 _OF_HIDDEN = ("mean_latency_ms", "p99_ms")  # an alpha, say, would tell much more of them
-_FRESH_S = 0.2
+_FRESH_S, _PATIENCE_S = 0.2, 0.3
 _SHOWN = ("entry", "name", "account", "track", "duplicate_of", "nearly")
 
 
@@ -100,8 +100,10 @@ class Standings:
         lock = self._locks.setdefault(place, threading.Lock())
         if kept is not None:
             if lock.acquire(blocking=False):
-                threading.Thread(target=self._renew, args=(place, stamp, lock), daemon=True).start()
-            return kept[1]
+                renewing = threading.Thread(target=self._renew, args=(place, stamp, lock), daemon=True)
+                renewing.start()
+                renewing.join(_PATIENCE_S)  # which a small board's takes
+            return self._kept[place][1]
         with lock:
             there = self._kept.get(place)
             if there is None:  # else made while this one waited

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from helm_gym.errors import HelmError, InvalidInputError
 
 CHECK, CLIENT = "leaderboard.checking:check", "leaderboard.client:Client"
 READ, VERIFY = "leaderboard.publishing:read_published", "leaderboard.publishing:verify"
+_LOOKS, _LOOK_EVERY_S = 20, 0.25
 _MAX_WRITE_UP = 64 * 2**10
 
 Url = Annotated[str, typer.Option(help="The server's address.")]
@@ -199,8 +201,12 @@ def _print_ranks(client: Any, found: dict[str, Any]) -> None:
     rows: list[Sequence[str]] = []
     for task in found["tasks"]:
         track = "method" if found["track"] == "method" else "policy"
-        table = client.get(f"tasks/{task}", track=track)
-        rows += [[task, *_row(row)] for row in table["rows"] if row["entry"] == found["id"]]
+        for _ in range(_LOOKS):  # the newest score takes a moment to be worked in
+            own = client.get(f"tasks/{task}", track=track, entry=found["id"])["rows"]
+            rows += [[task, *_row(row)] for row in own]
+            if own or found["state"] != "verified":
+                break
+            time.sleep(_LOOK_EVERY_S)
     if rows:
         print_table("ranks (modelled rung)", ["task", *_HEADINGS], rows)
 

@@ -345,6 +345,8 @@ def test_tokens_are_kept_as_hashes_and_end_when_they_are_revoked(board: Board) -
     assert board.account_of(token) == board.account_of(other) == "ada"
     assert board.account_of(token[:-1]) is None and board.account_of("") is None
     assert token not in texts(board)
+    with pytest.raises(InvalidInputError, match="is the board's own"):
+        board.issue_token("helm-gym")
     assert board.revoke_tokens("ada") == 2
     assert board.account_of(token) is None and board.account_of(other) is None
     assert board.store.check() == 6
