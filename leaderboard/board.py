@@ -248,7 +248,8 @@ class Board:
     def scaling(self) -> list[dict[str, Any]]:
         """Which references are run at present, and how far they are."""
         with self.store.reading() as connection:
-            found = connection.execute(sa.select(LEASES).where(LEASES.c.job.startswith("references:"))).all()
+            held = LEASES.c.job.startswith("references:"), LEASES.c.until > time.time()
+            found = connection.execute(sa.select(LEASES).where(*held)).all()
         return [
             {"stage": row.stage, "done": row.done, "total": row.total, "heartbeat_age_s": _age_s(row.heartbeat)}
             for row in found

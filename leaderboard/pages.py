@@ -55,6 +55,7 @@ class Pages:
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
+            auto_reload=False,
         )
         self._templates.filters["number"] = _number
         self._kept: dict[tuple[str, int, str], tuple[Any, str]] = {}

@@ -20,6 +20,7 @@ from leaderboard.board import Board, NotFoundError, RefusedSubmissionError
 from leaderboard.evaluating import HIDDEN, RANKING, hidden_seeds
 from leaderboard.leases import Lease, LeaseLostError, claim
 from leaderboard.measuring import measure
+from leaderboard.pages import Pages
 from leaderboard.sandbox import PolicyFault, missing
 from leaderboard.standings import Standings
 from leaderboard.worker import Worker
@@ -232,6 +233,9 @@ def test_checks_come_first_then_submissions_then_references_then_the_board_s_own
         f"submission:{reference}",
     ]
     assert board.entry(entry)["work"]["heartbeat_age_s"] < 20
+    (scaling,) = board.scaling()
+    assert scaling["stage"] == "references" and scaling["heartbeat_age_s"] < 20
+    assert "static splits and oracle" in Pages(board, Standings(board)).index()
 
 
 def test_the_board_s_own_entries_make_way_for_submissions_and_these_for_checks(board: Board) -> None:
