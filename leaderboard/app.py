@@ -253,7 +253,7 @@ def _handle_errors(app: fastapi.FastAPI) -> None:
         if isinstance(error, NotFoundError):
             return told(request, 404, "not-found", str(error))
         if isinstance(error, RefusedSubmissionError):
-            return told(request, 409 if error.reason == "final" else 429, error.reason, str(error))
+            return told(request, 409 if error.reason in ("final", "closed") else 429, error.reason, str(error))
         if isinstance(error, StoreError):
             full = "full" in str(error) or "No space" in str(error)
             return told(request, 507 if full else 503, "storage", str(error))

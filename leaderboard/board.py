@@ -47,7 +47,7 @@ class RefusedSubmissionError(HelmError):
     """What may not be done now.
 
     Attributes:
-        reason: its code: ``quota``, ``queue`` or ``final``.
+        reason: its code: ``quota``, ``queue``, ``final`` or ``closed``.
     """
 
     def __init__(self, reason: str, sentence: str):
@@ -169,6 +169,10 @@ class Board:
         return given.id
 
     def _check_quota(self, connection: sa.Connection, account: str) -> None:
+        if self.store.season(connection)["closed"]:  # its hidden seeds are known to everybody
+            raise RefusedSubmissionError(
+                "closed", "The season is closed and its hidden seeds are public; wait for another."
+            )
         if account == BOARD_ACCOUNT:
             return
         own = SUBMISSIONS.c.account == account

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ import uvicorn
 from helm_gym.errors import HelmError, InvalidInputError
 from leaderboard import leases
 from leaderboard.app import make_app
-from leaderboard.board import Board, Quota
+from leaderboard.board import Board, Quota, RefusedSubmissionError
 from leaderboard.evaluating import BOARD_TASKS, Season
 from leaderboard.sandbox import missing
 from leaderboard.store import Store
@@ -132,8 +133,9 @@ def serve(
         )
     opened = open_board(folder, url, **board)
     if references:
-        for name in REFERENCES:
-            opened.add_reference(name)
+        with contextlib.suppress(RefusedSubmissionError):  # of a closed season, which is shown all the same
+            for name in REFERENCES:
+                opened.add_reference(name)
     settings = {
         "folder": str(folder.absolute()),
         "url": url,

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from helm_gym.errors import HelmError, InvalidInputError
 from leaderboard import records
-from leaderboard.board import Board
+from leaderboard.board import Board, RefusedSubmissionError
 from leaderboard.publishing import LOG, close_season, publish, read_published, verify
 from leaderboard.sandbox import missing
 from leaderboard.worker import Worker
@@ -187,6 +187,8 @@ def test_a_closed_season_can_be_recomputed_whole(tmp_path: pathlib.Path) -> None
     key = close_season(board)
     with pytest.raises(InvalidInputError, match="closed already"):
         close_season(board)
+    with pytest.raises(RefusedSubmissionError, match="hidden seeds are public"):
+        board.submit("eve", [HONEST], "late")
     publish(board, tmp_path / "site")
     published = read_published(tmp_path / "site")
     assert published.hidden == 0 and published.season()[1] == bytes.fromhex(key)
