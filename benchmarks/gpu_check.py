@@ -44,7 +44,7 @@ def score_law(profile: Profile, device: str, intervals: int) -> dict[str, float]
         result = served(plan, batch)
         if plan is backend.nodes[0].probe_plan:
             return result
-        expected = bare.execute(*_without_cache(profile, backend, plan, batch, int(count)))
+        expected = bare.execute(*_without_cache(profile, backend, plan, batch))
         worst = float(np.maximum(worst, (result[0] - expected).abs().max()))  # unlike max(), lets a NaN through
         hits += float((plan.cached[: len(batch.length)] > 0).sum())
         count += len(batch.length)
@@ -61,13 +61,13 @@ def score_law(profile: Profile, device: str, intervals: int) -> dict[str, float]
 
 
 def _without_cache(
-    profile: Profile, backend: MeasuredBackend, plan: Plan, batch: MicroBatch, served: int
+    profile: Profile, backend: MeasuredBackend, plan: Plan, batch: MicroBatch
 ) -> tuple[Plan, MicroBatch]:
     """The same requests as misses of everything: all rows fetched, the whole history computed, nothing kept."""
     again, q = make_plan(profile), backend._requests
     rows = []
     for b, length in enumerate(batch.length):
-        r = (served + b) % profile.interval.requests
+        r = plan.request[b]
         rows += [backend._traffic.items[0, q.user[0, r], :length], q.candidates[0, r, : batch.candidates[b]]]
     wanted = np.concatenate(rows)
     unique, where = np.unique(wanted, return_inverse=True)

@@ -48,12 +48,21 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """The host link; ``modelled`` says that transfers are timed by these figures and not by a clock."""
+    """The host link, one for both directions.
+
+    Attributes:
+        background_share: of the bandwidth, which background traffic takes while there is any.
+        modelled: transfers are timed by these figures and not by a clock.
+        charged: what delays requests. ``waits``: what a micro-batch's own rows and KV take to come up. ``all``: also KV
+            that must go down before its page is used again, the share that background traffic takes of the link, and
+            the moves of rows when alpha changes.
+    """
 
     bandwidth_gb_per_s: Annotated[float, Within(0, 1e6, above=True)]
     latency_ms: _Cost
     background_share: _Share = 0.1
     modelled: bool = True
+    charged: Literal["waits", "all"] = "waits"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +100,15 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class CostModel:
-    """``T(ms) = base + per_token n + per_pair n L + per_context L``, summed over a micro-batch's requests.
+    """``T(ms) = base + per_request + per_token n + per_pair n L + per_context L``, all but base summed over requests.
 
-    n: new tokens (delta or recomputed history, and candidates); L: history tokens. Fitted by ``helm-gym calibrate``.
+    n: new tokens (delta or recomputed history, and candidates); L: history tokens. Of a history that is computed in
+    chunks each chunk is a request of its own, with the history up to its end. Where the engine pads (``Profile.pads``),
+    n L and L are those of the padded micro-batch. Fitted by ``helm-gym calibrate``.
 
     Attributes:
+        base_ms: of a micro-batch, whatever is in it.
+        per_moved_row_ms: of an embedding row that changes its place in the pool when alpha moves.
         probe_ms: what the measured rung's probe took on the machine that was fitted, by which the speed of another is
             known; where it is 0 the model's own figure for it stands in, which is some per cent off.
     """
@@ -108,6 +121,8 @@ class CostModel:
     machine: Annotated[str, Text(200)] = ""
     date: Annotated[str, Text(40)] = ""
     mean_error: Annotated[float, Within(-1e6, 1e6, or_nan=True)] = math.nan  # of either sign; NaN: nothing was fitted
+    per_request_ms: _Cost = 0.0
+    per_moved_row_ms: _Cost = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +140,7 @@ class Profile:
     interval: Interval = Interval()
     max_batch: Annotated[int, Within(1, 1024)] = 1
     max_step: Annotated[float, Within(0, 1, above=True)] = 0.1
+    chunk_tokens: Annotated[int, Within(0, 65_536)] = 0
 
     def __post_init__(self) -> None:
         _check(self)
@@ -132,6 +148,11 @@ class Profile:
     @property
     def bytes_per_element(self) -> int:
         return 2 if self.model.dtype == "bfloat16" else 4
+
+    @property
+    def pads(self) -> bool:
+        """Whether the engine pads a micro-batch's requests to the longest: float32 on the CPU is jagged."""
+        return self.device != "cpu" or self.model.dtype != "float32"
 
     @property
     def row_bytes(self) -> int:
@@ -162,10 +183,31 @@ class Profile:
         return -(-self.model.max_history // self.tokens_per_page)
 
     @property
+    def memory_account(self) -> dict[str, int]:
+        """Bytes on the device beside the model's weights and intermediate values.
+
+        ``pool``: both caches, with the remainders of pages that neither a row nor a token fills. ``staging``: behind
+        the pool, for rows that a micro-batch reads and finds no slot for. ``batch_kv``: K and V of a micro-batch, where
+        the engine copies them (``pads``).
+        """
+        users = self.max_batch * self.pages_per_user if self.pads else 0
+        page = self.pool.page_bytes
+        return {"pool": self.pool.pages * page, "staging": self.staging_pages * page, "batch_kv": users * page}
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with anything that decides what a backend reports."""
         content = dataclasses.asdict(self) | {"name": "", "description": ""}
         content["cost"] |= {"machine": "", "date": "", "mean_error": 0.0}
+        # Fields that came later count from their first use on: what was made before is still of the same profile.
+        for part, field, unused in (
+            (content, "chunk_tokens", 0),
+            (content["link"], "charged", "waits"),
+            (content["cost"], "per_request_ms", 0.0),
+            (content["cost"], "per_moved_row_ms", 0.0),
+        ):
+            if part[field] == unused:
+                del part[field]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -210,7 +252,7 @@ def _check(profile: Profile) -> None:
             f"{where}: population.candidates {population.candidates} are more than the model's maximum of "
             f"{profile.model.max_candidates}."
         )
-    if cost.base_ms + cost.per_token_ms + cost.per_pair_ms + cost.per_context_ms <= 0:
+    if cost.base_ms + cost.per_request_ms + cost.per_token_ms + cost.per_pair_ms + cost.per_context_ms <= 0:
         raise InvalidInputError(f"{where}: all costs are 0; one of base_ms, per_token_ms, ... must be above 0.")
     slots = (pool.pages + profile.staging_pages) * profile.rows_per_page
     if slots >= _INDICES:

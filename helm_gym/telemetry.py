@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,55 @@ class RoutedTraffic:
     apart: NDArray[np.float64] | None = None
 
 
+ACCOUNTS = (  # (name, unit, what it is), of the last interval
+    ("compute_ms", "ms", "of requests' service: computing"),
+    ("rows_ms", "ms", "of requests' service: missed rows coming up, at the link's full bandwidth"),
+    ("uploads_ms", "ms", "of requests' service: KV coming up from the host tier"),
+    ("offloads_ms", "ms", "of requests' service: KV going down before its page is used again"),
+    (
+        "delay_ms",
+        "ms",
+        "of requests' service: these three longer, as background traffic has its share of the link",
+    ),
+    ("moves_ms", "ms", "the server's time, in no request's service: rows moved within the pool when alpha changes"),
+    ("uncharged_ms", "ms", "of offloads, delays and moves, where link.charged is 'waits': nobody waited for it"),
+    ("background_ms", "ms", "the link's time for background traffic at its full bandwidth, beside requests' service"),
+    ("rows_bytes", "B", "missed rows that came up"),
+    ("uploads_bytes", "B", "KV that came up"),
+    ("offloads_bytes", "B", "KV that went down because requests needed its pages"),
+    ("moved_down_bytes", "B", "KV that went down because a page moved to EMB"),
+    ("refill_bytes", "B", "rows that background traffic brought back"),
+    ("moved_rows_bytes", "B", "rows that changed their place in the pool"),
+    ("staged_bytes", "B", "most that a micro-batch held behind the pool, because its rows found no slot"),
+    ("kv_unused_bytes", "B", "now: places for tokens in pages that users occupy, without a token"),
+)
+_ACCOUNT = {name: i for i, (name, _, _) in enumerate(ACCOUNTS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Accounts:
+    """Every byte and millisecond of an interval, told apart; no controller observes it.
+
+    A server is busy for ``SERVER_MS`` together: requests' service, of each micro-batch once, and moves of rows.
+
+    Attributes:
+        values: float64 (lanes, nodes, accounts); ``accounts["delay_ms"]`` is a view, (lanes, nodes).
+    """
+
+    SERVER_MS: ClassVar[tuple[str, ...]] = (
+        "compute_ms",
+        "rows_ms",
+        "uploads_ms",
+        "offloads_ms",
+        "delay_ms",
+        "moves_ms",
+    )
+    values: NDArray[np.float64]
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return self.values[:, :, _ACCOUNT[name]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Telemetry:
     """One interval's report.
@@ -120,6 +169,7 @@ class Telemetry:
         extrapolating: bool (lanes, nodes), whether a learned backend was asked for what it does not know; None from
             a backend that serves requests.
         traffic: what a cluster's router did; None from a single node.
+        accounts: where bytes and time went; None from a backend that has no memory manager.
     """
 
     values: NDArray[np.float64]
@@ -127,6 +177,7 @@ class Telemetry:
     service_ms: NDArray[np.floating] | None = None
     extrapolating: NDArray[np.bool_] | None = None
     traffic: RoutedTraffic | None = None
+    accounts: Accounts | None = None
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         field, column = _BY_NAME[name], COLUMN[name]

@@ -13,13 +13,14 @@ from helm_gym.cluster.topology import Cluster
 from helm_gym.errors import InvalidInputError
 from helm_gym.machine_memory import bytes_a_unit, require
 from helm_gym.profile import Profile
-from helm_gym.telemetry import AT, WIDTH, RoutedTraffic, Telemetry
+from helm_gym.telemetry import AT, WIDTH, Accounts, RoutedTraffic, Telemetry
 from helm_gym.workload.sampling import make_requests, make_traffic, sample_intervals, traffic_bytes
 from helm_gym.workload.state import WorkloadState, check_state, limits
+from real_backend.accounts import close_accounts
 from real_backend.cluster import FrontDoor, front_bytes
 from real_backend.memory.layout import Rules, make_memory, make_plan, make_rules, plan_bytes, with_speed
+from real_backend.memory.ledger import make_ledger
 from real_backend.memory.report import last_interval, order, report
-from real_backend.memory.serve import make_ledger
 
 _LESS = "lower population.users or items, model.max_history or pool.pages, or run fewer lanes or nodes at a time"
 
@@ -138,7 +139,14 @@ class ManagedBackend:
         values[:, AT.speed] = self.speed
         rings = (self._ledger.sojourn_ms, self._ledger.service_ms)
         sojourn, service = (last_interval(self._ledger, ring).copy().reshape(*shape, -1) for ring in rings)
-        return Telemetry(values.reshape(*shape, WIDTH), sojourn, service, traffic=traffic)
+        accounts = close_accounts(self._memory, self._ledger, profile)
+        return Telemetry(
+            values.reshape(*shape, WIDTH),
+            sojourn,
+            service,
+            traffic=traffic,
+            accounts=Accounts(accounts.reshape(*shape, -1)),
+        )
 
     def _memory_bytes(self, lanes: int, nodes: int) -> int:
         """What this process will take once it has been reset."""

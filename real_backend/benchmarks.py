@@ -17,7 +17,7 @@ from helm_gym.tasks import Task
 from helm_gym.workload.sampling import Requests, make_requests
 from real_backend.measured import MeasuredBackend
 from real_backend.memory.layout import Memory, make_memory, make_rules
-from real_backend.memory.serve import FREE_AT_S, make_ledger
+from real_backend.memory.ledger import FREE_AT_S, make_ledger
 from real_backend.router import route
 from real_backend.router_beliefs import make_view, refresh
 

@@ -24,7 +24,7 @@ from helm_gym.telemetry import RoutedTraffic
 from helm_gym.workload.sampling import Requests, Traffic, make_requests, sample_intervals
 from helm_gym.workload.state import WorkloadState
 from real_backend.memory.layout import N_EMB, N_PAGES, Memory, Rules, clear
-from real_backend.memory.serve import FREE_AT_S, NO_USER, NOW_S, REFILL_CREDIT, SPAN_S, Ledger, room
+from real_backend.memory.ledger import DOWN_MS, FREE_AT_S, NO_USER, NOW_S, REFILL_CREDIT, SPAN_S, Ledger, room
 from real_backend.router import route
 from real_backend.router_beliefs import NEXT, TIED, make_view, refresh
 
@@ -149,7 +149,7 @@ class FrontDoor:
         unit = lane * self.nodes + node
         given_up = int(_take_back(self._waiting, self._due_s, unit, self._again, lane))
         clear(memory, unit, int(memory.n[unit, N_EMB]), int(memory.n[unit, N_PAGES]), self.profile.rows_per_page)
-        ledger.clock[unit, [FREE_AT_S, REFILL_CREDIT]] = 0.0
+        ledger.clock[unit, [FREE_AT_S, REFILL_CREDIT, DOWN_MS]] = 0.0
         ledger.sums[unit] = 0.0
         ledger.service_ms[unit] = ledger.sojourn_ms[unit] = np.inf
         ledger.user[unit], ledger.done_s[unit] = NO_USER, 0.0

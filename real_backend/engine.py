@@ -2,11 +2,15 @@
 
 On CUDA the bytes that come up from the host travel on a stream of their own. Background refills overlap with compute;
 what a micro-batch misses is waited for before its first layer. On CPU the same lines are plain copies.
+
+float32 on the CPU is scored over the pool's pages themselves (``hstu.paged``). All else goes through torch
+(``hstu.model``), over a buffer of the micro-batch's K and V in which requests are padded to the longest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
@@ -23,6 +27,8 @@ from helm_gym.profile import Profile
 from real_backend import fbgemm
 from real_backend.hstu.attention import BLOCK
 from real_backend.hstu.model import HSTU, Jagged
+from real_backend.hstu.paged import PagedHSTU
+from real_backend.hstu.paged_attention import QUERIES
 from real_backend.memory.layout import FILLS, MOVES, OFFLOADS, REFILLS, TOKENS, Plan, make_plan
 
 
@@ -32,6 +38,15 @@ class MicroBatch(NamedTuple):
     length: NDArray[np.int32]  # (batch,), history tokens, the new ones included
     candidates: NDArray[np.int32]  # (batch,)
     pages: NDArray[np.int32]  # (batch, pages a user), contiguous, page table of each request's user, -1: no page
+
+
+class Waits(NamedTuple):
+    """What kept a micro-batch waiting (ms), on a link that is not modelled."""
+
+    rows: float
+    uploads: float
+    offloads: float
+    delayed: float  # by refills still under way
 
 
 @kernel
@@ -76,10 +91,12 @@ def memory_bytes(profile: Profile, block: int = BLOCK["cuda"]) -> tuple[int, int
     user_bytes = profile.pages_per_user * pool.page_bytes
     table = profile.population.items * profile.row_bytes
     host = table + profile.kv_miss.host_users * user_bytes + 5 * tokens * 8
-    caches = (pool.pages + profile.staging_pages) * pool.page_bytes + batch * user_bytes
+    caches = sum(profile.memory_account.values())
     weights = 4 * model.embedding_dim * (model.layers * (4 * wide + 3 * width) + model.max_history)
     layer = tokens * (3 * model.embedding_dim + 2 * wide + 6 * width)
-    attention = 2 * batch * model.heads * min(block, model.max_history) * model.max_history
+    attention = model.max_history * model.v_dim  # O of one head of a request
+    if profile.pads:
+        attention = 2 * batch * model.heads * min(block, model.max_history) * model.max_history
     return host, caches + weights + element * (layer + attention)
 
 
@@ -100,9 +117,9 @@ class Engine:
     def __init__(self, profile: Profile, device: str | None = None) -> None:
         fbgemm.operators()
         _check_profile(profile)
-        self.profile = profile
         self.device = torch.device(device or profile.device)
         self._cuda = self.device.type == "cuda"
+        self.profile = profile = dataclasses.replace(profile, device="cuda" if self._cuda else "cpu")
         if self._cuda and not torch.cuda.is_available():
             raise InvalidInputError(f"Profile '{profile.name}' asks for cuda, which this machine lacks; choose cpu.")
         if not self._cuda:
@@ -120,7 +137,6 @@ class Engine:
         self.rows = values.view(-1, model.embedding_dim)  # (slots, embedding_dim), staging behind the pool
         self.pages = values.view(pool.pages + staging, -1)  # (pages, elements)
         self.tokens = self.pages[: pool.pages].view(-1, *kv)  # (places, layers, heads * (qk_dim + v_dim)), K then V
-        self._kv = torch.zeros((batch * profile.pages_per_user, self.pages.shape[1]), dtype=dtype, device=self.device)
 
         self.table = torch.empty((profile.population.items, model.embedding_dim), dtype=dtype, pin_memory=self._cuda)
         self.table.normal_(generator=torch.Generator().manual_seed(model.seed))
@@ -128,8 +144,15 @@ class Engine:
         self.host = torch.zeros(places, dtype=dtype, pin_memory=self._cuda and profile.kv_miss.host_users > 0)
 
         self.hstu = HSTU(model, self.device)
-        index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)
-        self._index, self._index_array = index.unbind(), index.numpy()
+        self._paged: PagedHSTU | None = None
+        if self.profile.pads:
+            room = (batch * profile.pages_per_user, self.pages.shape[1])
+            self._kv = torch.zeros(room, dtype=dtype, device=self.device)
+            index = torch.zeros((5, tokens), dtype=torch.int64, pin_memory=self._cuda)
+            self._index, self._index_array = index.unbind(), index.numpy()
+        else:
+            pool_arrays = self.rows.numpy(), self.tokens.numpy()
+            self._paged = PagedHSTU(self.hstu, *pool_arrays, profile.tokens_per_page, tokens)
         self._copies = torch.cuda.Stream(self.device) if self._cuda else None
         self._warm_up()
 
@@ -141,36 +164,52 @@ class Engine:
         """
         return self.timed_execute(plan, batch)[0]
 
-    def timed_execute(self, plan: Plan, batch: MicroBatch) -> tuple[torch.Tensor, float, float]:
-        """``execute`` with its time: (scores, compute_ms, transfer_ms).
+    def timed_execute(self, plan: Plan, batch: MicroBatch) -> tuple[torch.Tensor, float, Waits]:
+        """``execute`` with its time: (scores, compute_ms, what it waited for).
 
-        Compute is HSTU, gathers, moves of rows and what is written into the pool; transfer is what the host link kept
-        it waiting for. On CPU both are this thread's CPU time, and transfer is 0 where the profile models the link.
+        Compute is HSTU, gathers, moves of rows and what is written into the pool. On CPU both are this thread's CPU
+        time, and where the profile models the link nothing is waited for.
         """
         _check_batch(self.profile, plan, batch)
-        self._join()  # refills that are still under way are background work, and not this batch's
+        if self.profile.link.charged != "all":
+            self._join()  # refills that are still under way are not this batch's
         marks = [self._mark()]
+        self._join()
+        marks.append(self._mark())
         self._offload(plan)
         marks.append(self._mark())
         self._move(plan)
         marks.append(self._mark())
         with self._on_copy_stream():
             self._upload(plan, batch)
+            marks.append(self._mark())
             self._fill(plan.fill_row[: plan.counts[FILLS]], plan.fill_slot[: plan.counts[FILLS]])
         self._join()
         marks.append(self._mark())
         scores = self._score(plan, batch)
         marks.append(self._mark())
         scores = scores.cpu()  # on CUDA this waits for the device, so that the next call may reuse every buffer
-        offload, move, wait, score = (self._ms(a, b) for a, b in itertools.pairwise(marks))
-        modelled = not self._cuda and self.profile.link.modelled
-        return scores, move + score, 0.0 if modelled else offload + wait
+        delayed, down, moved, up, rows, scored = (self._ms(a, b) for a, b in itertools.pairwise(marks))
+        waits = Waits(rows, up, down, delayed)
+        return scores, moved + scored, Waits(0.0, 0.0, 0.0, 0.0) if self._link_modelled else waits
 
-    def move(self, plan: Plan) -> None:
-        """A move between micro-batches, in the background: users offloaded and rows moved."""
+    def move(self, plan: Plan) -> float:
+        """A move between micro-batches: users offloaded and rows moved. Returns the time that it took here (ms).
+
+        Where the link is modelled, what goes down does not count.
+        """
         self._join()
+        marks = [self._mark()]
         self._offload(plan)
+        marks.append(self._mark())
         self._move(plan)
+        marks.append(self._mark())
+        down, moved = (self._ms(a, b) for a, b in itertools.pairwise(marks))
+        return moved if self._link_modelled else down + moved
+
+    @property
+    def _link_modelled(self) -> bool:
+        return not self._cuda and self.profile.link.modelled
 
     def refill(self, plan: Plan) -> None:
         """Background traffic: rows of the table into the slots that the plan chose. The next micro-batch finds them."""
@@ -221,7 +260,21 @@ class Engine:
         torch.index_select(self.table, 0, torch.from_numpy(row), out=rows)
         self.rows.index_copy_(0, self._send(slot), rows.to(self.device, non_blocking=True))
 
+    def attended(self, plan: Plan, batch: MicroBatch) -> int:
+        """Tokens that attention computes for a micro-batch, padding included."""
+        size = len(batch.length)
+        kinds = batch.length - plan.cached[:size], batch.candidates
+        if self._paged is not None:
+            return int(sum((-(-kind // QUERIES) * QUERIES).sum() for kind in kinds))
+        return size * int(sum(kind.max() for kind in kinds))
+
     def _score(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
+        if self._paged is not None:
+            tokens, size = plan.counts[TOKENS], len(batch.length)
+            return self._paged.score(plan.slots[:tokens], plan.cached[:size], plan.stored[:size], *batch)
+        return self._score_padded(plan, batch)
+
+    def _score_padded(self, plan: Plan, batch: MicroBatch) -> torch.Tensor:
         size, page_tokens = len(batch.length), self.profile.tokens_per_page
         cached, length = plan.cached[:size].tolist(), batch.length.tolist()
         pages = -(-max(length) // page_tokens)
@@ -307,6 +360,9 @@ def _check_batch(profile: Profile, plan: Plan, batch: MicroBatch) -> None:
         )
     if any(not (0 <= c <= n and s <= n) for c, s, n in zip(cached, stored, length, strict=True)):
         raise InvalidInputError("A plan reads or stores more history tokens than the request has.")
+    for pages, n in zip(batch.pages, map(max, cached, stored), strict=True):
+        if n and pages[: -(-n // profile.tokens_per_page)].min() < 0:
+            raise InvalidInputError("A plan reads or stores history tokens for which the user has no page.")
     tokens = sum(length) - sum(cached) + sum(candidates)
     if tokens != plan.counts[TOKENS]:
         raise InvalidInputError(f"A plan has {plan.counts[TOKENS]} slots for a micro-batch of {tokens} tokens.")

@@ -6,6 +6,7 @@ its plan out and reports how long that took. Queueing runs on a virtual clock, s
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,9 +19,9 @@ from helm_gym.profile import Profile
 from helm_gym.workload.sampling import Requests
 from helm_gym.workload.state import WorkloadState
 from real_backend.base import ManagedBackend
-from real_backend.memory.layout import Memory, Rules
+from real_backend.memory.layout import Memory, Rules, make_rules
+from real_backend.memory.ledger import Ledger
 from real_backend.memory.pricing import batch_ms
-from real_backend.memory.serve import Ledger
 from real_backend.node import Node, Spent, probe_size
 
 PROBE_SMOOTHING = 0.4  # of one interval; a shared machine changes its speed within seconds
@@ -53,8 +54,10 @@ class MeasuredBackend(ManagedBackend):
         super().__init__(profile, lanes, cluster)
         self.nodes: list[Node] = []
         self._open_nodes(device)
+        if device is not None:  # the engine there may pad where the profile's does not
+            self._set_rules(make_rules(dataclasses.replace(profile, device="cpu" if device == "cpu" else "cuda")))
         self._fitted = self.rules
-        self._standard_ms = profile.cost.probe_ms or batch_ms(self._fitted, *probe_size(profile))
+        self._standard_ms = profile.cost.probe_ms or batch_ms(self._fitted, 1, *probe_size(profile))
         self._probe_ms = self.probed_ms = self._standard_ms
         self.bookkeeping_ms = self.service_ms = 0.0
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from helm_gym.profile import Profile
 from helm_gym.workload.sampling import Requests
 from real_backend.engine import Engine, MicroBatch
-from real_backend.memory.layout import REFILLS, TOKENS, Memory, Rules, make_plan
-from real_backend.memory.pricing import transfer_ms
-from real_backend.memory.serve import Ledger, account, batch_end, open_interval, plan_batch, plan_refill
+from real_backend.memory.layout import MOVES, REFILLS, TOKENS, Memory, Rules, make_plan
+from real_backend.memory.ledger import Ledger
+from real_backend.memory.pricing import batch_load
+from real_backend.memory.serve import charge_moves, next_batch, open_interval, settle
 
 PROBES = 4  # an interval; they take a few per cent of its time
 
@@ -24,10 +25,12 @@ PROBES = 4  # an interval; they take a few per cent of its time
 class Sample(NamedTuple):
     """One micro-batch as it was served: what the cost model sees of it, and its time."""
 
+    requests: int
     new_tokens: int
-    pairs: int  # sum over requests of new tokens x history
-    context: int  # sum over requests of history
+    pairs: int  # sum over requests of new tokens x history; where the engine pads, of the padded micro-batch
+    context: int  # sum over requests of history; likewise
     compute_ms: float
+    attended: int  # new tokens that attention computed, padding included
 
 
 class Spent(NamedTuple):
@@ -44,12 +47,14 @@ class Node:
         device: see Engine.
 
     Attributes:
-        samples: where it is a list, every micro-batch served is added to it (calibration).
+        samples, moves: where they are lists, every micro-batch served, and the rows and time (ms) of every interval's
+            move, are added to them (calibration).
     """
 
     def __init__(self, profile: Profile, device: str | None = None):
         self.profile, self.engine = profile, Engine(profile, device)
         self.samples: list[Sample] | None = None
+        self.moves: list[tuple[int, float]] | None = None
         self.probe_plan = make_plan(profile)
         self.probe_plan.slots[:] = self.probe_plan.cached[:] = self.probe_plan.stored[:] = 0
         self._plan = make_plan(profile)
@@ -72,30 +77,26 @@ class Node:
         """
         profile, plan, engine, service_ms, self._managed_s = self.profile, self._plan, self.engine, 0.0, 0.0
         with _no_garbage_collection():
-            budget = profile.pool.page_moves_per_interval
-            place = self._manage(open_interval, memory, 0, target, budget, plan, ledger, rules)
-            engine.move(plan)
-            sums = ledger.sums[0, place]
-            first, count = 0, int(requests.number[0, 0])
-            while first < count:
-                end = self._manage(batch_end, requests, 0, first, ledger, profile.max_batch)
-                self._manage(plan_batch, memory, items, requests, 0, first, end, plan, ledger, sums, rules)
-                length = requests.length[0, first:end]
-                batch = MicroBatch(
-                    length, requests.candidate_count[0, first:end], memory.user_pages[requests.user[0, first:end]]
+            budget, most = profile.pool.page_moves_per_interval, profile.max_batch
+            place = self._manage(open_interval, memory, 0, target, budget, requests, plan, ledger, rules)
+            sums, moved_ms = ledger.sums[0, place], engine.move(plan)
+            if self.moves is not None:
+                self.moves.append((int(plan.counts[MOVES]), moved_ms))
+            self._manage(charge_moves, requests, 0, plan, moved_ms, profile.link.modelled, ledger, sums, rules)
+            while size := self._manage(next_batch, memory, items, requests, 0, most, plan, ledger, sums, rules):
+                users = requests.user[0, plan.request[:size]]
+                batch = MicroBatch(plan.stop[:size], plan.asked[:size], memory.user_pages[users])
+                _, computed, waits = engine.timed_execute(plan, batch)
+                waited = () if profile.link.modelled else tuple(waits)
+                service_ms += self._manage(
+                    settle, memory, requests, 0, size, plan, computed, waited, ledger, sums, rules
                 )
-                _, computed, waited = engine.timed_execute(plan, batch)
-                if profile.link.modelled:
-                    waited = transfer_ms(plan, rules)
-                service_ms += computed + waited
-                self._manage(account, requests, 0, first, end, computed, waited, ledger, sums)
-                self._manage(plan_refill, memory, plan, computed + waited, ledger, 0, sums, rules)
+                if self.samples is not None:
+                    tokens, pairs, context = batch_load(rules, size, plan.cached, plan.stop, plan.asked)
+                    attended = engine.attended(plan, batch)
+                    self.samples.append(Sample(size, tokens, pairs, context, computed, attended))
                 if plan.counts[REFILLS]:
                     engine.refill(plan)
-                if self.samples is not None:
-                    new = (length - plan.cached[: end - first] + batch.candidates).astype(np.int64)
-                    self.samples.append(Sample(int(new.sum()), int(new @ length), int(length.sum()), computed))
-                first = end
             ledger.interval[0, 0] += 1
         return Spent(1e3 * self._managed_s, service_ms)
 

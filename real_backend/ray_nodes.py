@@ -19,7 +19,7 @@ from helm_gym.profile import Profile
 from helm_gym.ray_connection import check_gpus, connected
 from real_backend.measured import MeasuredBackend
 from real_backend.memory.layout import Memory, Rules
-from real_backend.memory.serve import Ledger
+from real_backend.memory.ledger import Ledger
 from real_backend.node import Node, Spent
 
 OPENING_S = 300.0  # for a place in Ray's cluster and for imports; those of torch take a minute on a busy machine

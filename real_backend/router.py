@@ -56,7 +56,7 @@ def _price(view, lane, requests, r, items, arrival_s, rules):
     uncached = length - most
     new = min(uncached, requests.delta[lane, r])
     token_ms = rules.per_token_ms + rules.per_pair_ms * length
-    least_ms = rules.base_ms + rules.latency_ms + compute_ms(rules, uncached + count, length)
+    least_ms = rules.base_ms + rules.per_request_ms + rules.latency_ms + compute_ms(rules, uncached + count, length)
     for n in range(nodes):
         again = most - min(cached[n], most) if known else 0
         new_ms, old_ms = (1.0 - held[NEW, n] / of_new) * rules.row_ms, (1.0 - held[OLD, n] / of_old) * rules.row_ms

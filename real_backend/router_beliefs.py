@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from helm_gym.cluster.routing import WEIGHTS
 from helm_gym.kernels.jit import kernel
 from helm_gym.profile import Profile
-from real_backend.memory.serve import FREE_AT_S
+from real_backend.memory.ledger import FREE_AT_S
 
 ROUTED, REFRESHED = 0, 1  # indices into View.turn
 NEW, OLD = 0, 1  # and into View.held

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from helm_gym import profile as profiles
 from helm_gym.backend import open_backend
+from helm_gym.benchmarks.figure import Figure, figure_of
 from helm_gym.cluster.topology import Cluster, Node
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import UnknownNameError
@@ -31,6 +32,7 @@ from helm_gym.tasks import find_task
 
 RUNS = 3
 _OF_REAL_BACKEND = "real_backend.benchmarks"  # what the contract of a backend does not tell
+_BATCHING = "real_backend.batching"
 DECIDES, DECISIONS = "three-layer-ppo", 10_000  # whose decisions are timed, and how many in a run
 TASK, ENV = "burst-v0", "helm/Burst-v0"
 TRACE_ROWS, TRACE_IDS = 200_000, 24  # of the files that are read, and ids of blocks in a row, as Mooncake's has
@@ -38,29 +40,6 @@ NODES = 32  # of the cluster whose router is timed
 NODE_STEPS = 60  # of all lanes, in a run
 EPISODE = 481  # steps of an episode and of the autoreset behind it
 _EPISODE = "{} lanes; observation, noise, reward, info and one autoreset in each run; a lane-step serves 50 requests"
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One measured figure.
-
-    Attributes:
-        value, low, high: median, least and largest of the runs.
-        rung: of the backend underneath; none where there is none, as for a peer or the router alone.
-        peers: the same rate of others, measured in the same run; ``ratio`` is ours over theirs.
-    """
-
-    value: float
-    low: float
-    high: float
-    unit: str
-    rung: str | None
-    doc: str
-    peers: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    @property
-    def ratio(self) -> dict[str, float]:
-        return {name: self.value / rate for name, rate in self.peers.items()}
 
 
 def _rate(work: Callable[[], object], count: int) -> list[float]:
@@ -74,14 +53,26 @@ def _rate(work: Callable[[], object], count: int) -> list[float]:
     return rates
 
 
-def _figure(runs: list[float], unit: str, rung: str | None, doc: str, peers: dict[str, float] | None = None) -> Figure:
-    return Figure(statistics.median(runs), min(runs), max(runs), unit, rung, doc, peers or {})
+def hit_ms() -> Figure:
+    """Compute time of a request whose user's KV is cached, beside plain torch that computes the whole history."""
+    return _request_ms("hit")
+
+
+def miss_ms() -> Figure:
+    """The same of a request whose user's KV is not cached."""
+    return _request_ms("miss")
+
+
+def _request_ms(kind: str) -> Figure:
+    ours, plain = importlib.import_module(_BATCHING).request_ms(profiles.load("cpu-small"), kind, RUNS)
+    doc = f"a {kind} of cpu-small's mean history, delta and candidates, alone in its micro-batch; one core"
+    return figure_of(ours, "ms", "measured", doc, {"torch without a cache": statistics.median(plain)})
 
 
 def bookkeeping_share() -> Figure:
     """The memory manager's own time over service time, on the measured rung."""
     shares = importlib.import_module(_OF_REAL_BACKEND).bookkeeping_shares(find_task(TASK), RUNS)
-    return _figure(shares, "of service time", "measured", "the memory manager's CPU time over service time")
+    return figure_of(shares, "of service time", "measured", "the memory manager's CPU time over service time")
 
 
 def modelled_requests_per_s() -> Figure:
@@ -98,14 +89,22 @@ def modelled_requests_per_s() -> Figure:
                 loop.step(still)
 
         runs = _rate(serve, loop.intervals * loop.profile.interval.requests)
-    return _figure(runs, "requests/s", "modelled", "whole control loop with telemetry, one lane, one core")
+    return figure_of(runs, "requests/s", "modelled", "whole control loop with telemetry, one lane, one core")
+
+
+def batch_requests_per_s() -> Figure:
+    """Requests a second of a loaded node by size of its micro-batches, measured and modelled, and their padding."""
+    by_batch = dataclasses.asdict(importlib.import_module(_BATCHING).batch_rates(profiles.load("cpu-small")))
+    doc = "cpu-small with max_batch 1 to 8, 5,000 requests/s offered, one core; value: the largest micro-batches"
+    figure = figure_of([by_batch["measured"][max(by_batch["measured"])]], "requests/s", "measured", doc)
+    return dataclasses.replace(figure, by_batch={k: of for k, of in by_batch.items() if k != "cost"})
 
 
 def env_steps_per_s() -> Figure:
     """Steps of the single Gymnasium environment, beside classic environments."""
     runs = _steps(ENV, 4800)
     peers = {name: statistics.median(_steps(name, 4800)) for name in ("CartPole-v1", "Pendulum-v1")}
-    return _figure(
+    return figure_of(
         runs, "steps/s", "surrogate", f"gym.make('{ENV}'); a step serves 50 requests, resets included", peers
     )
 
@@ -113,14 +112,14 @@ def env_steps_per_s() -> Figure:
 def modelled_env_steps_per_s() -> Figure:
     """The same environment on the modelled rung."""
     runs = _steps(ENV, 200, backend="modelled")
-    return _figure(runs, "steps/s", "modelled", f"gym.make('{ENV}', backend='modelled')")
+    return figure_of(runs, "steps/s", "modelled", f"gym.make('{ENV}', backend='modelled')")
 
 
 def _lane_steps(lanes: int) -> Figure:
     runs = _vector_steps(ENV, EPISODE, lanes)
     peers = {"CartPole-v1": statistics.median(_vector_steps("CartPole-v1", EPISODE, lanes))}
     peers["Pendulum-v1"] = statistics.median(_steps("Pendulum-v1", 4800))
-    return _figure(runs, "lane-steps/s", "surrogate", _EPISODE.format(lanes), peers)
+    return figure_of(runs, "lane-steps/s", "surrogate", _EPISODE.format(lanes), peers)
 
 
 def lane_steps_per_s_64() -> Figure:
@@ -143,7 +142,7 @@ def lane_steps_per_s_two_cores() -> Figure:
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         both = [future.result() for future in [pool.submit(_vector_steps, ENV, EPISODE, 1024) for _ in range(2)]]
     runs = [sum(rates) for rates in zip(*both, strict=True)]
-    return _figure(runs, "lane-steps/s", "surrogate", "two processes of 1,024 lanes each, at the same time")
+    return figure_of(runs, "lane-steps/s", "surrogate", "two processes of 1,024 lanes each, at the same time")
 
 
 def _node_steps(lanes: int) -> list[float]:
@@ -167,14 +166,16 @@ def node_steps_per_s_two_cores() -> Figure:
         both = [future.result() for future in [pool.submit(_node_steps, 128) for _ in range(2)]]
     runs = [sum(rates) for rates in zip(*both, strict=True)]
     doc = f"gym.make_vec('helm/Cluster-v0', backend='surrogate'), {NODES} nodes, two processes of 128 lanes at once"
-    return _figure(runs, "node-steps/s", "surrogate", f"{doc}; a node-step serves 50 requests")
+    return figure_of(runs, "node-steps/s", "surrogate", f"{doc}; a node-step serves 50 requests")
 
 
 def memory_8192_lanes_mb() -> Figure:
     """Largest resident memory of a process that steps 8,192 lanes through a reset, Python and all."""
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         used = pool.submit(_memory_mb, 8192).result()
-    return _figure([used], "MB", "surrogate", "peak resident memory of the process, 8,192 lanes, one reset on the way")
+    return figure_of(
+        [used], "MB", "surrogate", "peak resident memory of the process, 8,192 lanes, one reset on the way"
+    )
 
 
 def _memory_mb(lanes: int) -> float:
@@ -237,7 +238,7 @@ def decision_us_p99() -> Figure:
 def _decision(percentile: int) -> Figure:
     runs, peers = ([float(np.percentile(times, percentile)) for times in side] for side in _decisions())
     doc = f"CPU time of a decision of {DECIDES}: observe, act and the target within its bounds; one node, one core"
-    return _figure(runs, "us", "surrogate", doc, {"PPO.predict of Stable-Baselines3": statistics.median(peers)})
+    return figure_of(runs, "us", "surrogate", doc, {"PPO.predict of Stable-Baselines3": statistics.median(peers)})
 
 
 @functools.cache  # both figures are of the same decisions
@@ -281,7 +282,7 @@ def routing_us() -> Figure:
         return [1e6 / rate for rate in _rate(work, requests)]
 
     doc = f"CPU time a request, {NODES} nodes, joint score, refresh of the view included; made-up nodes and requests"
-    return _figure(runs("score"), "us", None, doc, {"random choice": statistics.median(runs("random"))})
+    return figure_of(runs("score"), "us", None, doc, {"random choice": statistics.median(runs("random"))})
 
 
 def trace_rows_per_s() -> Figure:
@@ -319,7 +320,7 @@ def _reading(kind: str, rows: list[str], peer: Callable[[str], object]) -> Figur
             file.writelines(f"{row}\n" for row in rows)
         ours, theirs = (_rate(functools.partial(read, path), TRACE_ROWS) for read in (read_trace, peer))
     doc = f"CPU time of reading {TRACE_ROWS:,} rows of {kind}; pyarrow's reader parses the same file and checks nothing"
-    return _figure(ours, "rows/s", None, doc, {"pyarrow": statistics.median(theirs)})
+    return figure_of(ours, "rows/s", None, doc, {"pyarrow": statistics.median(theirs)})
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
@@ -335,6 +336,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         node_steps_per_s_two_cores,
         memory_8192_lanes_mb,
         bookkeeping_share,
+        batch_requests_per_s,
+        hit_ms,
+        miss_ms,
         decision_us_p50,
         decision_us_p99,
         routing_us,
@@ -345,7 +349,14 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 GROUPS = {
     "decision": ["decision_us_p50", "decision_us_p99"],
     "surrogate": [name for name in FIGURES if "lane" in name or "node_steps" in name] + ["env_steps_per_s"],
-    "real": ["modelled_requests_per_s", "modelled_env_steps_per_s", "bookkeeping_share", "routing_us"],
+    "real": [
+        "modelled_requests_per_s",
+        "modelled_env_steps_per_s",
+        "bookkeeping_share",
+        "batch_requests_per_s",
+        "padding_ratio",
+        "routing_us",
+    ],
     "readers": ["trace_rows_per_s", "trace_jsonl_rows_per_s"],
 }
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from helm_gym.cli.common import Json, Progress, Quiet, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from helm_gym.benchmarks.figure import Figure
 
 
 def bench(
@@ -48,7 +51,7 @@ def bench(
             found[name] = benchmarks.measure(name)
     ran_on = {"machine": describe_machine(), "versions": versions()}
     if as_json:
-        return print_json({n: dataclasses.asdict(f) | {"ratio": f.ratio} | ran_on for n, f in found.items()})
+        return print_json({name: _record(figure) | ran_on for name, figure in found.items()})
     rows = [
         (
             name,
@@ -63,4 +66,15 @@ def bench(
         for name, figure in found.items()
     ]
     print_table("", ("figure", "value", "unit", "rung", "against", "what it is"), rows)
+    for name, figure in found.items():
+        if figure.by_batch:
+            sizes = list(next(iter(figure.by_batch.values())))
+            values = [(kind, *(f"{of[size]:,.4g}" for size in sizes)) for kind, of in figure.by_batch.items()]
+            print_table(name, ("requests in a micro-batch, at most", *map(str, sizes)), values)
     say(f"CPU time of one process, {ran_on['machine']}.")
+
+
+def _record(figure: Figure) -> dict[str, object]:
+    """A figure as JSON has it; what it says by size of the micro-batches stands beside its value."""
+    record = dataclasses.asdict(figure) | {"ratio": figure.ratio}
+    return record | record.pop("by_batch")

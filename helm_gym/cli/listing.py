@@ -39,19 +39,20 @@ def profiles(as_json: Json = False) -> None:
 
     found = [shipped.load(name) for name in shipped.names()]
     if as_json:
-        return print_json({"profiles": [dataclasses.asdict(p) for p in found]})
+        return print_json({"profiles": [dataclasses.asdict(p) | {"memory_bytes": p.memory_account} for p in found]})
     rows = [
         (
             p.name,
             p.device,
-            f"{p.pool.pages * p.pool.page_bytes / 2**20:,.0f} MiB",
+            f"{p.memory_account['pool'] / 2**20:,.0f} MiB",
+            f"{(sum(p.memory_account.values()) - p.memory_account['pool']) / 2**20:,.0f} MiB",
             f"{p.slo_ms:g} ms",
             p.cost.machine or "not calibrated",
             p.description,
         )
         for p in found
     ]
-    print_table("", ("profile", "device", "pool", "SLO", "calibrated on", "what it is"), rows)
+    print_table("", ("profile", "device", "pool", "scratch", "SLO", "calibrated on", "what it is"), rows)
 
 
 def agents(as_json: Json = False) -> None:

@@ -110,6 +110,10 @@ def _imbalance(episodes: Episodes) -> Values:
     return np.asarray((np.nanstd(busy, axis=2) / np.maximum(1e-9, np.nanmean(busy, axis=2))).mean(axis=1))
 
 
+def _sum_of(field: str) -> Callable[[Evaluation, Episodes], Values]:
+    return lambda _, episodes: np.asarray(episodes.nodes[field].sum(axis=(1, 2)))
+
+
 def _star(evaluation: Evaluation) -> Values:
     assert evaluation.optimum is not None
     return evaluation.optimum.alpha_star
@@ -225,6 +229,41 @@ _PER_EPISODE = (
         lambda _, e: e.nodes["h2d_critical_bytes"].sum(axis=2).sum(axis=1),
         shown=_never,
         scale=1e-6,
+    ),
+    by_seed(
+        "moves_ms",
+        "moves ms",
+        "the server's time for moving rows when alpha changes, in an episode, all nodes",
+        _sum_of("moves_ms"),
+        shown=_never,
+    ),
+    by_seed(
+        "offloads_ms",
+        "offloads ms",
+        "what requests waited for KV to go down, in an episode, all nodes",
+        _sum_of("offloads_ms"),
+        shown=_never,
+    ),
+    by_seed(
+        "delay_ms",
+        "delay ms",
+        "what background traffic added to requests' transfers, in an episode, all nodes",
+        _sum_of("delay_ms"),
+        shown=_never,
+    ),
+    by_seed(
+        "uncharged_ms",
+        "uncharged ms",
+        "those three where `link.charged` is `waits`, which leaves them out",
+        _sum_of("uncharged_ms"),
+        shown=_never,
+    ),
+    by_seed(
+        "background_ms",
+        "background ms",
+        "the link's time for background traffic, in an episode, all nodes",
+        _sum_of("background_ms"),
+        shown=_never,
     ),
     by_seed(
         "spilled",

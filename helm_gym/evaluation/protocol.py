@@ -134,6 +134,7 @@ def _result(
         task=case.task,
         rung=bench.rung,
         profile=case.profile.name,
+        link=_link(case.profile, bench.rung),
         seeds=case.seeds,
         slo_ms=bench.slo_ms,
         path=cut_path(case.path, intervals=scored),
@@ -148,6 +149,11 @@ def _result(
         trace="" if case.trace is None else f"{case.trace.name}: {case.trace.summary}",
         cluster=case.cluster,
     )
+
+
+def _link(profile: Profile, rung: Rung) -> str:
+    timed = "modelled" if rung == "modelled" or profile.link.modelled else "measured"
+    return f"{timed}, charged: {profile.link.charged}"
 
 
 def _check_distinct(kind: str, given: Sequence[object], least: int = 1) -> None:

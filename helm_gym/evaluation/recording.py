@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from helm_gym.control_loop import Step
 from helm_gym.errors import HelmError
-from helm_gym.evaluation.results import NODE_FIELDS, TRAFFIC, Episodes
+from helm_gym.evaluation.results import ACCOUNT_FIELDS, NODE_FIELDS, TRAFFIC, Episodes
 from helm_gym.play import Entrant
 from helm_gym.policy import Floats, Policy
 
@@ -101,6 +101,9 @@ class Recording:
             )
         lanes, nodes, requests = telemetry.sojourn_ms.shape
         kept: dict[str, NDArray[Any]] = {name: telemetry[name].copy() for name in NODE_FIELDS}
+        accounts = telemetry.accounts
+        for name in ACCOUNT_FIELDS:
+            kept[name] = np.full((lanes, nodes), np.nan) if accounts is None else accounts[name].copy()
         if traffic is None:
             kept |= {"requests": np.full((lanes, nodes), requests), "alive": np.ones((lanes, nodes), bool)}
             kept |= {name: np.zeros(lanes, np.int64) for name in TRAFFIC}
@@ -117,7 +120,7 @@ class Recording:
         return Episodes(
             self.entrant.name,
             sojourn_ms=_stack(self._sojourn_ms),
-            nodes={name: series(name) for name in NODE_FIELDS},
+            nodes={name: series(name) for name in (*NODE_FIELDS, *ACCOUNT_FIELDS)},
             requests=series("requests"),
             alive=series("alive"),
             traffic={name: series(name) for name in TRAFFIC},
@@ -155,7 +158,7 @@ def join(parts: Sequence[Episodes]) -> Episodes:
     return Episodes(
         parts[0].policy,
         sojourn_ms=np.concatenate([_padded(part.sojourn_ms, most) for part in parts]),
-        nodes={name: np.concatenate([part.nodes[name] for part in parts]) for name in NODE_FIELDS},
+        nodes={name: np.concatenate([part.nodes[name] for part in parts]) for name in parts[0].nodes},
         requests=np.concatenate([part.requests for part in parts]),
         alive=np.concatenate([part.alive for part in parts]),
         traffic={name: np.concatenate([part.traffic[name] for part in parts]) for name in TRAFFIC},

@@ -107,6 +107,7 @@ def where_and_when(evaluation: Evaluation) -> dict[str, str]:
         **cluster,
         **({"Trace": evaluation.trace} if evaluation.trace else {}),
         "Profile": evaluation.profile,
+        **({"Host link": evaluation.link} if evaluation.link else {}),
         "Episodes": f"{evaluation.path.intervals} scored control intervals of each seed",
         "Seeds": f"{seeds[0]}–{seeds[-1]}" if run else ", ".join(map(str, seeds)),
         "SLO": f"{evaluation.slo_ms:.3g} ms",

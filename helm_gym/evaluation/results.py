@@ -27,6 +27,7 @@ NODE_FIELDS = (  # of telemetry, kept of each node and scored interval
     "interval_violations",
     "interval_arrival_s",
 )
+ACCOUNT_FIELDS = ("offloads_ms", "delay_ms", "moves_ms", "uncharged_ms", "background_ms")  # of Accounts, likewise
 TRAFFIC = ("spills", "rerouted", "given_up")  # of RoutedTraffic, kept of each scored interval; 0 on a single node
 
 
@@ -54,7 +55,7 @@ class Episodes:
     Attributes:
         policy: its name; of a cluster ``CONTROLLER+ROUTER``.
         sojourn_ms: float32 (lanes, T, answers), all nodes'; NaN behind an interval's last, where they differ in number.
-        nodes: ``NODE_FIELDS`` by name, each (lanes, T, nodes).
+        nodes: ``NODE_FIELDS`` and ``ACCOUNT_FIELDS`` by name, each (lanes, T, nodes); NaN where none are kept.
         requests: (lanes, T, nodes), how many each node answered.
         alive: bool (lanes, T, nodes).
         traffic: ``TRAFFIC`` by name, each (lanes, T).
@@ -109,7 +110,7 @@ class Episodes:
 
 def bytes_kept(requests: int, nodes: int) -> int:
     """Memory of an interval of ``Episodes`` in which each of ``nodes`` answers so many requests."""
-    return nodes * (4 * requests + 8 * (len(NODE_FIELDS) + 2)) + 8 * len(TRAFFIC)
+    return nodes * (4 * requests + 8 * (len(NODE_FIELDS) + len(ACCOUNT_FIELDS) + 2)) + 8 * len(TRAFFIC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Evaluation:
         cluster: whose nodes served; None where a node served alone.
         modelled: the same policies and seeds on the modelled rung, where this is another and references were run; what
             the gain loses from there to here is reported.
+        link: how the host link was timed, and what of it was charged (``Profile.link``).
         trace: of recorded arrivals, what was read: file, format, requests and their rate.
         machine: what it ran on; versions: of Python and the libraries; date: ISO, day.
     """
@@ -149,12 +151,14 @@ class Evaluation:
     cluster: Cluster | None = None
     modelled: Evaluation | None = None
     trace: str = ""
+    link: str = ""
 
     def provenance(self) -> dict[str, Any]:
         """What every figure made of these episodes names, as JSON has it."""
         return {
             "rung": self.rung,
             "profile": self.profile,
+            "link": self.link,
             "seeds": list(self.seeds),
             **({"trace": self.trace} if self.trace else {}),
             "machine": self.machine,

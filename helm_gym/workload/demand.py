@@ -75,7 +75,7 @@ def make_demand(profile: Profile, alphas: NDArray[np.float64] = ALPHAS) -> Deman
         float(profile.tokens_per_page),
         float(profile.pool.pages),
         profile.link.latency_ms,
-        cost.base_ms,
+        cost.base_ms + cost.per_request_ms,
         cost.per_token_ms,
         cost.per_pair_ms,
         cost.per_context_ms,

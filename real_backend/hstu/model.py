@@ -169,7 +169,18 @@ class HSTU(nn.Module):
         self.layers = nn.ModuleList(Layer(model, generator) for _ in range(model.layers))
         self.norm_weight, self.norm_bias = draw(d, scale=0.1, mean=1.0), draw(d, scale=0.1)
         self.head, self.head_bias = draw(d, scale=d**-0.5), draw(1, scale=0.1)
+        self.register_load_state_dict_post_hook(lambda hstu, _: hstu.pack())
         self.to(device=device, dtype=getattr(torch, model.dtype))
+
+    def pack(self) -> None:
+        """Keeps what makes scores of the last layer in float32."""
+        end = (self.norm_weight, self.norm_bias, self.head, self.head_bias)
+        self._end = tuple(weight.detach().float() for weight in end)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> HSTU:
+        super()._apply(fn, recurse)
+        self.pack()
+        return self
 
     @torch.inference_mode()
     def forward(self, x: torch.Tensor, seq: Jagged, kv: torch.Tensor) -> torch.Tensor:
@@ -187,8 +198,9 @@ class HSTU(nn.Module):
         x[seq.new :].add_(self.candidate)
         for i, (layer, views) in enumerate(zip(self.layers, self._views(kv), strict=True)):
             x = layer(x, seq, views, last=i == len(self.layers) - 1)
-        x = F.layer_norm(x, x.shape[1:], self.norm_weight, self.norm_bias, EPS)
-        return torch.mv(x, self.head).add_(self.head_bias).float()
+        # In float32 whatever the model's dtype: rounded to bfloat16, neighbouring scores are equal and have no order.
+        norm, bias, head, head_bias = self._end
+        return torch.mv(F.layer_norm(x.float(), x.shape[1:], norm, bias, EPS), head).add_(head_bias)
 
     def _views(self, kv: torch.Tensor) -> Iterator[KV]:
         """All layers' views, made together: on CPU every view takes about 1 us of a request."""

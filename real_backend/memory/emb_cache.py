@@ -17,6 +17,7 @@ from real_backend.memory.layout import (
     MOVES,
     N_EMB,
     N_FRESH,
+    PINNED,
     REFILL_AT,
     REFILLS,
     STAGED,
@@ -58,6 +59,8 @@ def _claim_slot(m, rows_per_page, tag):
     n = m.n
     if n[N_FRESH] > 0:
         return _claim_fresh(m, rows_per_page)
+    if n[PINNED] == n[BATCH]:
+        return -1
     place, offset = n[HAND_PLACE], n[HAND_OFFSET]
     for _ in range(2 * n[N_EMB] * rows_per_page):
         if offset == rows_per_page:
@@ -74,6 +77,7 @@ def _claim_slot(m, rows_per_page, tag):
             return slot
         if reference != tag:
             m.reference[slot] = 0
+    n[PINNED] = n[BATCH]
     return -1
 
 

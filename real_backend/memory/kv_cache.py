@@ -92,7 +92,9 @@ def evict_oldest_user(m, plan, rules):
     """The least recently used user leaves for the shadow list; False where there is none or all are pinned."""
     sentinel = m.newer.shape[0] - 1
     user = m.newer[sentinel]
-    if user == sentinel or m.used_batch[user] == m.n[BATCH]:
+    while user != sentinel and m.used_batch[user] == m.n[BATCH]:  # no more of them than requests in a micro-batch
+        user = m.newer[user]
+    if user == sentinel:
         return False
     if m.host_user.shape[0] > 0:
         _offload(m, plan, user, rules.tokens_per_page)
@@ -144,6 +146,16 @@ def _worth_copying(cached, length, rules):
         return rules.kv_miss == COPY
     copy_ms = rules.latency_ms + cached * rules.kv_token_ms
     return copy_ms < cached * (rules.per_token_ms + rules.per_pair_ms * length)
+
+
+@kernel
+def expected(m, user, version, length, rules):
+    """History tokens that ``admit`` would find cached, or copy up, if it came now and found room."""
+    if m.cached_length[user] > 0 and m.cached_version[user] == version:
+        return min(m.cached_length[user], length)
+    copied = m.host_length[user]
+    there = m.host_place[user] >= 0 and m.host_version[user] == version and copied <= length
+    return copied if there and _worth_copying(copied, length, rules) else 0
 
 
 @kernel

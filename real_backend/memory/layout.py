@@ -32,7 +32,8 @@ STAGED = 9  # staging slots in use by this micro-batch
 HOST_NEXT = 10  # next host-tier place to be overwritten
 REFILL_AT = 11  # background refill goes backwards through the evicted rows from here
 N_PAGES = 12  # the unit's pool; the arrays of a larger unit beside it may have room for more
-SCALARS = 13
+PINNED = 13  # the last micro-batch that found every slot pinned: it need not look again
+SCALARS = 14
 
 SIM_ALPHAS = np.array(ALPHA_GRID)
 SAMPLING = 32  # one row in 32 is simulated
@@ -87,6 +88,9 @@ class Plan(NamedTuple):
     """
 
     counts: NDArray[np.int64]  # (PLAN_COUNTS,)
+    request: NDArray[np.int32]  # (batch,), which of the interval's requests are in the micro-batch
+    stop: NDArray[np.int32]  # (batch,), history tokens that are done afterwards; fewer than the request's: a chunk
+    asked: NDArray[np.int32]  # (batch,), candidates, which come with a request's last chunk
     slots: NDArray[np.int32]  # (tokens,), slot of each new history token's and candidate's row, request by request
     cached: NDArray[np.int32]  # (batch,), history tokens whose KV is read from the pool
     stored: NDArray[np.int32]  # (batch,), history tokens whose KV is in the pool afterwards; fewer: it found no room
@@ -118,6 +122,12 @@ class Rules(NamedTuple):
     latency_ms: float
     background_rows_per_ms: float
     slo_ms: float
+    per_request_ms: float
+    pads: int  # 1 where the engine pads a micro-batch
+    chunk_tokens: int  # 0: no chunks
+    charges_all: int  # 1: link.charged is "all"
+    background_share: float
+    per_moved_row_ms: float
 
 
 KV_MISS = ("recompute", "copy", "cheapest")
@@ -140,12 +150,18 @@ def make_rules(profile: Profile) -> Rules:
         profile.link.latency_ms,
         profile.link.background_share / profile.row_ms,
         profile.slo_ms,
+        cost.per_request_ms,
+        int(profile.pads),
+        profile.chunk_tokens,
+        int(profile.link.charged == "all"),
+        profile.link.background_share,
+        cost.per_moved_row_ms,
     )
 
 
 def with_speed(rules: Rules, speed: float) -> Rules:
     """The rules of a node that computes ``speed`` times as fast."""
-    compute = ("base_ms", "per_token_ms", "per_pair_ms", "per_context_ms")
+    compute = ("base_ms", "per_request_ms", "per_token_ms", "per_pair_ms", "per_context_ms", "per_moved_row_ms")
     return rules._replace(**{name: getattr(rules, name) / speed for name in compute})
 
 
@@ -155,7 +171,8 @@ def rules_of(table, u):
     row = table[u]
     return Rules(
         int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4], row[5], row[6], row[7], row[8], row[9], row[10],
-        row[11], row[12],
+        row[11], row[12], row[13], int(row[14]), int(row[15]), int(row[16]), row[17],
+        row[18],
     )  # fmt: skip
 
 
@@ -255,6 +272,9 @@ def _plan_shapes(profile: Profile) -> dict[str, tuple[int, ...]]:
     offloads = profile.pool.page_moves_per_interval + batch * profile.pages_per_user
     refills = max(1, profile.pool.shadow_pages * rows)
     return {
+        "request": (batch,),
+        "stop": (batch,),
+        "asked": (batch,),
         "slots": (tokens,),
         "cached": (batch,),
         "stored": (batch,),

@@ -11,7 +11,7 @@ from helm_gym.kernels.jit import kernel
 from helm_gym.telemetry import AT
 from real_backend.memory.emb_cache import refill_backlog
 from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, N_PAGES, rules_of, unit_of
-from real_backend.memory.serve import (
+from real_backend.memory.ledger import (
     COMPUTE_MS,
     EMB_GAIN,
     EMB_LOSS,
@@ -21,6 +21,7 @@ from real_backend.memory.serve import (
     KV_LOSS,
     LOOKUPS,
     MOVED_PAGES,
+    MOVES_MS,
     OFFLOADED_TOKENS,
     RECOMPUTED,
     REFILLED_ROWS,
@@ -136,7 +137,8 @@ def report(memory, ledger, ordered, targets, rule_table, row_bytes, page_bytes, 
         # A node of a cluster may get no request at all: what it reports of requests is then 0.
         n, own = int(total[REQUESTS]), int(last[REQUESTS])
         requests, pages = max(1.0, total[REQUESTS]), m.n[N_PAGES]
-        busy = max(1e-9, total[COMPUTE_MS] + total[TRANSFER_MS])
+        serving = max(1e-9, total[COMPUTE_MS] + total[TRANSFER_MS])
+        busy = max(1e-9, total[COMPUTE_MS] + total[TRANSFER_MS] + total[MOVES_MS])
         _latencies(
             row, ordered.service_ms[u, :n], ordered.sojourn_ms[u, :n], ordered.own_service_ms[u, :own],
             ordered.own_sojourn_ms[u, :own], rules.slo_ms,
@@ -150,7 +152,7 @@ def report(memory, ledger, ordered, targets, rule_table, row_bytes, page_bytes, 
         row[AT.kv_hit_rate] = total[KV_HITS] / requests
         row[AT.emb_miss_bytes] = total[ROW_MISSES] * row_bytes / requests
         row[AT.kv_recomputed_tokens] = total[RECOMPUTED] / requests
-        row[AT.compute_share], row[AT.transfer_share] = total[COMPUTE_MS] / busy, total[TRANSFER_MS] / busy
+        row[AT.compute_share], row[AT.transfer_share] = total[COMPUTE_MS] / serving, total[TRANSFER_MS] / serving
         row[AT.emb_gain_ms], row[AT.emb_loss_ms] = total[EMB_GAIN] / requests, total[EMB_LOSS] / requests
         row[AT.kv_gain_ms], row[AT.kv_loss_ms] = total[KV_GAIN] / requests, total[KV_LOSS] / requests
         for s in range(SUMS - SIMULATED):

@@ -108,4 +108,4 @@ def simulate(m, user, version, length, history, candidates, positions, sampled, 
             else:
                 sim_row[row, s] |= 1
         n = length - cached + candidates.shape[0]
-        cost_ms[s] += batch_ms(rules, n, n * length, length) + rules.latency_ms + missed * SAMPLING * rules.row_ms
+        cost_ms[s] += batch_ms(rules, 1, n, n * length, length) + rules.latency_ms + missed * SAMPLING * rules.row_ms

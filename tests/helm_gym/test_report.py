@@ -14,7 +14,7 @@ from helm_gym import profile as profiles
 from helm_gym.backend import Rung
 from helm_gym.evaluation import plots, report
 from helm_gym.evaluation.metrics import METRICS
-from helm_gym.evaluation.results import NODE_FIELDS, TRAFFIC, Episodes, Evaluation, Optimum
+from helm_gym.evaluation.results import ACCOUNT_FIELDS, NODE_FIELDS, TRAFFIC, Episodes, Evaluation, Optimum
 from helm_gym.evaluation.scores import Scores
 from helm_gym.tasks import find_task
 from helm_gym.workload.regimes import make_path
@@ -30,7 +30,7 @@ def episodes(name: str, alpha: NDArray[np.float64], star: NDArray[np.float64], s
     service = 1.2 + 4.0 * (alpha - star) ** 2
     sojourn = service[..., None] * (1 + rng.gamma(1.0, 1.2, (*star.shape, REQUESTS)))
     ones = np.ones((*star.shape, 1))
-    nodes = dict.fromkeys(NODE_FIELDS, 0.1 * ones) | {
+    nodes = dict.fromkeys((*NODE_FIELDS, *ACCOUNT_FIELDS), 0.1 * ones) | {
         "alpha": alpha[..., None],
         "interval_service_ms": service[..., None],
     }

@@ -39,7 +39,9 @@ from real_backend.memory.layout import (
     make_rules,
 )
 from real_backend.memory.layout import LENGTH as SIM_LENGTH
-from real_backend.memory.serve import SUMS, make_ledger, open_interval, plan_batch, plan_refill
+from real_backend.memory.ledger import SUMS, make_ledger
+from real_backend.memory.scheduler import LOOKAHEAD, choose
+from real_backend.memory.serve import account, open_interval, plan_batch, plan_refill
 
 
 @contextlib.contextmanager
@@ -56,7 +58,12 @@ def ends(seconds: float = 120.0) -> Iterator[None]:
 
 
 def tiny_profile(
-    pages: int = 24, max_batch: int = 3, host_users: int = 0, tokens_per_page: int = 4, budget: int = 5
+    pages: int = 24,
+    max_batch: int = 3,
+    host_users: int = 0,
+    tokens_per_page: int = 4,
+    budget: int = 5,
+    chunk_tokens: int = 0,
 ) -> Profile:
     """A pool in which everything is scarce: histories of up to 32 tokens, 300 items, 24 users."""
     base = load("cpu-small")
@@ -80,6 +87,7 @@ def tiny_profile(
         ),
         interval=dataclasses.replace(base.interval, requests=10, window=40),
         max_batch=max_batch,
+        chunk_tokens=chunk_tokens,
     )
 
 
@@ -164,7 +172,7 @@ class Node:
         self.memory = Memory._make(array[0] for array in whole)
         self.device = NumpyDevice(profile)
         self.gaps = np.full(profile.interval.requests, np.nan)
-        self.staged = self.rows_moved = 0
+        self.staged = self.rows_moved = self.chunks = self.passed = 0
 
     def interval(self, target_pages: int, sizes: list[int]) -> int:
         """One interval, its requests in micro-batches of ``sizes`` in turn. Returns the pages moved."""
@@ -192,7 +200,7 @@ class Node:
         m, before = self.memory, int(self.memory.n[N_EMB])
         resident = set(np.flatnonzero(m.row_slot >= 0))
         budget = self.profile.pool.page_moves_per_interval
-        open_interval(m, 0, target_pages, budget, self.plan, self.ledger, self.rules)
+        open_interval(m, 0, target_pages, budget, self.requests, self.plan, self.ledger, self.rules)
         moved = int(m.n[N_EMB]) - before
         assert not (set(np.flatnonzero(m.row_slot >= 0)) - resident), "a move alone makes rows resident"
         assert abs(moved) <= budget, "a move exceeds its budget"
@@ -201,35 +209,50 @@ class Node:
         self.rows_moved += int(self.plan.counts[MOVES])
         self.device.move(self.plan)
         self.check()
-        first, turn, count = 0, 0, int(self.requests.number[0, 0])
-        users = self.requests.user[0]
-        while first < count:
-            end = first + 1
-            while end < min(count, first + sizes[turn % len(sizes)]) and users[end] not in users[first:end]:
-                end += 1
-            self._batch(first, end)
-            first, turn = end, turn + 1
+        turn, answered = 0, list[int]()
+        while size := choose(m, self.requests, 0, self.ledger, sizes[turn % len(sizes)], self.plan, self.rules):
+            assert size <= sizes[turn % len(sizes)]
+            answered += self._batch(size)
+            turn += 1
+        count = int(self.requests.number[0, 0])
+        assert sorted(answered) == list(range(count)), "a request is answered twice, or never"
+        for at, r in enumerate(answered):
+            passed = sum(later > r for later in answered[:at])
+            assert passed < LOOKAHEAD * max(sizes), "a request is passed by more than the rule says"
+            self.passed += passed
+        for user in set(self.requests.user[0, :count].tolist()):
+            own = [r for r in answered if self.requests.user[0, r] == user]
+            assert own == sorted(own), "a user's requests are answered out of order"
         self.ledger.interval[0, 0] += 1
         check(m, self.profile)
         return moved
 
-    def _batch(self, first: int, end: int) -> None:
-        q, items, sums = self.requests, self.traffic.items[0], np.zeros(SUMS)
-        plan_batch(self.memory, items, q, 0, first, end, self.plan, self.ledger, sums, self.rules)
+    def _batch(self, size: int) -> list[int]:
+        """Serves the requests that the plan names; returns those that are answered."""
+        q, items, sums, plan = self.requests, self.traffic.items[0], np.zeros(SUMS), self.plan
+        plan_batch(self.memory, items, q, 0, size, plan, self.ledger, sums, self.rules)
         self.staged += int(self.memory.n[STAGED])
-        served = []
-        for b, r in enumerate(range(first, end)):
-            user, length = q.user[0, r], q.length[0, r]
-            new = items[user, self.plan.cached[b] : length]
-            rows = np.concatenate([new, q.candidates[0, r, : q.candidate_count[0, r]]])
-            served.append((int(user), int(q.version[0, r]), int(length), rows))
+        served, answered = [], []
+        for b, r in enumerate(plan.request[:size].tolist()):
+            user, length, stop = q.user[0, r], q.length[0, r], plan.stop[b]
+            assert plan.asked[b] == (q.candidate_count[0, r] if stop == length else 0)
+            assert plan.cached[b] <= stop <= length and plan.stored[b] <= stop
+            if stop < length:
+                assert size > 1, "a history is cut and nobody rides along"
+                assert b == 0 and stop - plan.cached[b] == self.profile.chunk_tokens, "a chunk of another size"
+                self.chunks += 1
+            else:
+                answered.append(r)
+            rows = np.concatenate([items[user, plan.cached[b] : stop], q.candidates[0, r, : plan.asked[b]]])
+            served.append((int(user), int(q.version[0, r]), int(stop), rows))
         assert (sums >= 0).all() and np.isfinite(sums).all(), "a sum of the ledger or of a simulation is no amount"
-        assert (self.plan.stored[: end - first] <= q.length[0, first:end]).all()
-        self.device.serve(self.plan, self.memory, served)
+        self.device.serve(plan, self.memory, served)
         self.check()
-        plan_refill(self.memory, self.plan, 5.0, self.ledger, 0, sums, self.rules)
-        self.device.refill(self.plan)
+        account(q, 0, size, plan, 5.0, 0.0, self.ledger, sums)
+        plan_refill(self.memory, plan, 5.0, self.ledger, 0, sums, self.rules)
+        self.device.refill(plan)
         self.check()
+        return answered
 
     def check(self) -> None:
         _check_caches(self.memory, self.profile)

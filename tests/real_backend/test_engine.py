@@ -171,10 +171,10 @@ def test_time_is_split_and_a_modelled_link_is_not_measured():
     link = dataclasses.replace(small().link, modelled=False)
     for profile, measured in ((small(), False), (small(link=link), True)):
         engine, manager = Engine(profile), Manager(profile, np.random.default_rng(3))
-        scores, compute_ms, transfer_ms = engine.timed_execute(*manager.plan([0, 1])[:2])
+        scores, compute_ms, waits = engine.timed_execute(*manager.plan([0, 1])[:2])
         assert scores.dtype == torch.float32
         assert compute_ms > 0
-        assert (transfer_ms > 0) is measured
+        assert (sum(waits) > 0) is measured
 
 
 def one_request(length: int, candidates: int) -> MicroBatch:
@@ -196,6 +196,14 @@ def test_what_does_not_fit_the_model_is_refused(length, candidates, tokens, sent
     plan.counts[TOKENS] = tokens
     with pytest.raises(InvalidInputError, match=sentence):
         engine.execute(plan, one_request(length, candidates))
+
+
+def test_tokens_without_a_page_are_refused():
+    """The compiled attention would take another user's."""
+    engine, plan = Engine(small()), make_plan(small())
+    plan.cached[0], plan.stored[0], plan.counts[TOKENS] = 0, 5, 6
+    with pytest.raises(InvalidInputError, match="no page"):
+        engine.execute(plan, one_request(5, 1))
 
 
 def test_pages_that_rows_or_tokens_do_not_fill_are_refused():

@@ -43,11 +43,14 @@ def requests(draw: st.DrawFn) -> list[tuple[int, int, int, int]]:
     host=st.sampled_from([0, 1, 4]),
     policy=st.sampled_from(POLICIES),
     budget=st.sampled_from([1, 7, 40]),
+    chunk=st.sampled_from([0, 1, 5, 31]),
     stream=st.lists(st.tuples(requests(), st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.6])), min_size=1, max_size=8),
     seed=st.integers(0, 2**31),
 )
-def test_the_manager_serves_any_lengths_and_stays_sound(pages, batch, host, policy, budget, stream, seed):
-    profile = dataclasses.replace(tiny_profile(pages, batch, host, budget=budget), kv_miss=KvMiss(policy, host))
+def test_the_manager_serves_any_lengths_and_stays_sound(pages, batch, host, policy, budget, chunk, stream, seed):
+    profile = dataclasses.replace(
+        tiny_profile(pages, batch, host, budget=budget, chunk_tokens=chunk), kv_miss=KvMiss(policy, host)
+    )
     node, rng, versions = machine.Node(profile, seed), np.random.default_rng(seed), np.zeros(6, int)
     with ends():
         for asked, share in stream:
@@ -66,25 +69,26 @@ class Counting(machine.Node):
         super().__init__(profile)
         self.paths = dict.fromkeys(("hit", "late", "upload", "offload"), 0)
 
-    def _batch(self, first: int, end: int) -> None:
-        super()._batch(first, end)
-        plan, size = self.plan, end - first
-        held = self.memory.cached_length[self.requests.user[0, first:end]]
+    def _batch(self, size: int) -> list[int]:
+        answered = super()._batch(size)
+        plan = self.plan
+        held = self.memory.cached_length[self.requests.user[0, plan.request[:size]]]
         self.paths["hit"] += int((plan.cached[:size] > 0).sum())
-        self.paths["late"] += int((held > plan.stored[:size]).sum())
+        self.paths["late"] += int(((held > plan.stored[:size]) & (plan.asked[:size] > 0)).sum())
         self.paths["upload"] += int(plan.counts[UPLOAD_TOKENS])
         self.paths["offload"] += int(plan.counts[OFFLOADS])
+        return answered
 
 
 def test_the_property_takes_the_paths_that_it_is_about():
-    node, rng = Counting(tiny_profile(24, 2, host_users=4, budget=7)), np.random.default_rng(0)
+    node, rng = Counting(tiny_profile(24, 2, host_users=4, budget=7, chunk_tokens=5)), np.random.default_rng(0)
     with ends():
         for t in range(40):
             node.ask(
                 [(int(rng.integers(6)), 0, int(rng.choice(EDGES)), int(rng.choice([0, 1, 6]))) for _ in range(10)], rng
             )
             node.serve(14 if t % 8 < 4 else 0, [2])
-    assert all(node.paths.values()) and node.staged and node.rows_moved, node.paths
+    assert all(node.paths.values()) and node.staged and node.rows_moved and node.chunks and node.passed, node.paths
 
 
 def edge_profile(longest: int, most: int, host_users: int = 4) -> Profile:

@@ -23,11 +23,12 @@ class PoolMachine(RuleBasedStateMachine):
         host=st.sampled_from([0, 2, 8]),
         tokens=st.sampled_from([1, 4, 8]),
         budget=st.integers(1, 12),
+        chunk=st.sampled_from([0, 0, 3, 8]),
         seed=st.integers(0, 2**31),
     )
-    def start(self, pages, batch, host, tokens, budget, seed):
+    def start(self, pages, batch, host, tokens, budget, chunk, seed):
         pages = pages * 4 // tokens if tokens < 4 else pages
-        self.node = Node(tiny_profile(pages, batch, host, tokens, budget), seed)
+        self.node = Node(tiny_profile(pages, batch, host, tokens, budget, chunk), seed)
         self.batch = batch
 
     @rule(share=st.floats(0.0, 1.0), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=3))

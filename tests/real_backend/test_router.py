@@ -14,8 +14,8 @@ from helm_gym.cluster.routing import RULES
 from helm_gym.workload.sampling import make_requests
 from real_backend.benchmarks import rehearse
 from real_backend.memory.layout import Rules, make_memory, make_rules
+from real_backend.memory.ledger import FREE_AT_S, make_ledger
 from real_backend.memory.pricing import batch_ms
-from real_backend.memory.serve import FREE_AT_S, make_ledger
 from real_backend.router import CONSISTENT_HASH, LEAST_LOADED, RANDOM, ROUND_ROBIN, SCORE
 from real_backend.router import route as route_kernel
 from real_backend.router_beliefs import PARTS, make_view
@@ -184,7 +184,7 @@ def test_terms_are_the_cost_models_time():
     lane.work_ahead(1, ms=400.0)
     assert lane.route([7], candidates=[5, 6, 8]) == [0]
     new = 2 + 3  # delta and candidates; a third of their rows is missing
-    served_ms = batch_ms(WORK, new, new * 20, 20) + WORK.latency_ms + new / 3 * WORK.row_ms
+    served_ms = batch_ms(WORK, 1, new, new * 20, 20) + WORK.latency_ms + new / 3 * WORK.row_ms
     assert lane.view.chosen_ms.sum() == pytest.approx(4.0 + served_ms)
     assert lane.view.free_at_s[0, 0] == pytest.approx(1.0 + (4.0 + served_ms) * 1e-3)
 
