@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from helm_gym import files
+from helm_gym.cli import leaderboard
 from helm_gym.cli.bench import bench
 from helm_gym.cli.calibrate import calibrate
 from helm_gym.cli.collect import collect
@@ -49,6 +50,7 @@ COMMANDS = (
     warm,
 )
 
+GROUPS = {"leaderboard": ("A board of policies: serve, check, submit, show, publish, verify.", leaderboard.COMMANDS)}
 
 # Typer brings Click along under a name of its own; this is its class of all mistakes in a command line.
 _UsageError: Any = typer.BadParameter.__base__
@@ -94,7 +96,7 @@ class Commands(TyperGroup):
     """All commands. Ctrl-C is Typer's own: quiet, exit code 130."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [command.__name__ for command in COMMANDS]
+        return [name for name in (*(command.__name__ for command in COMMANDS), *GROUPS) if name in self.commands]
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         # Without arguments the help is printed, by way of an error.
@@ -139,6 +141,11 @@ def _root(
 for _command in COMMANDS:
     # Given whole: Typer's own short help ends in the middle of a sentence.
     app.command(cls=Command, short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
+for _name, (_help, _commands) in GROUPS.items():
+    _group = typer.Typer(help=_help, no_args_is_help=True, rich_markup_mode=None)
+    for _one in _commands:
+        _group.command(cls=Command, short_help=(_one.__doc__ or "").partition("\n")[0])(_one)
+    app.add_typer(_group, name=_name)
 
 
 def run() -> None:

@@ -1,0 +1,215 @@
+"""The board's pages, the same for the server and for a published folder: templates, filled in and escaped.
+
+They need no JavaScript. Whatever a user has written is escaped by Jinja2.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+import numpy as np
+import sqlalchemy as sa
+from markupsafe import Markup
+
+from helm_gym.errors import HelmError
+from helm_gym.policies.onnx_check import RULES
+from helm_gym.tasks import find_task
+from leaderboard.board import Board
+from leaderboard.evaluating import DEVELOPMENT, RANKING
+from leaderboard.standings import Standings
+from leaderboard.submissions import METHOD, POLICY, STATES, TRACKS, WRITE_UP
+from leaderboard.tables import REFERENCES
+
+SHOWN = 100  # rows of a page
+_RECENT = 15
+_FRESH_S = 1.0
+_PLOTTING = threading.Lock()  # matplotlib's figures share state
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.{digits}f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+class Pages:
+    """All pages of a board.
+
+    Args:
+        live: for a server, which can compare any two entries; a published folder cannot.
+        tokens: whether a token is required to submit.
+    """
+
+    def __init__(self, board: Board, standings: Standings, live: bool = True, tokens: bool = False):
+        self.board, self.standings, self.live, self.tokens = board, standings, live, tokens
+        self._templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("leaderboard"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            auto_reload=False,
+        )
+        self._templates.filters["number"] = _number
+        self._kept: dict[tuple[str, int, str], tuple[Any, str]] = {}
+        self._index: tuple[float, str] = -math.inf, ""
+        self._facts: tuple[float, dict[str, Any]] = -math.inf, {}
+
+    def style(self) -> str:
+        assert self._templates.loader is not None
+        return self._templates.loader.get_source(self._templates, "style.css")[0]
+
+    def facts(self) -> dict[str, Any]:
+        """What every page says of the board; read at most once a second."""
+        looked, facts = self._facts
+        if time.monotonic() - looked > _FRESH_S:
+            facts = self._read_facts()
+            self._facts = time.monotonic(), facts
+        return facts
+
+    def _read_facts(self) -> dict[str, Any]:
+        store = self.board.store
+        with store.reading() as connection:
+            season = store.season(connection)
+        first = store.first_record()
+        assert first is not None
+        told = {key: first.body[key] for key in ("name", "public_key", "profile")}
+        keys = ("season", "key_hash", "key", "tasks", "development", "hidden", "confirmation", "horizon")
+        return told | {key: season[key] for key in (*keys, "opened", "closed")}
+
+    def index(self) -> str:
+        """Made at most once a second: heartbeats change it all the time."""
+        made, text = self._index
+        if time.monotonic() - made < _FRESH_S and self.live:
+            return text
+        text = self._make_index()
+        self._index = time.monotonic(), text
+        return text
+
+    def _make_index(self) -> str:
+        facts = self.facts()
+        waiting = self.board.entries(final=False)[: -_RECENT - 1 : -1]  # the oldest first
+        active = [self.board.entry(row["id"]) for row in waiting]
+        return self._render(
+            "index.html",
+            "",
+            facts["name"],
+            overall=self.standings.overall(),
+            tables=[self.standings.table(task) for task in facts["tasks"]],
+            active=active,
+            scaling=self.board.scaling() if self.live else [],
+            recent=self.board.entries(count=_RECENT, final=True),
+            shown=SHOWN,
+        )
+
+    def task(self, task: str, first: int = 0, track: str = POLICY) -> str:
+        """Kept until the table changes."""
+        table, place = self.standings.table(task, track), (task, first, track)
+        kept = self._kept.get(place)
+        if kept is not None and kept[0] is table:
+            return kept[1]
+        text = self._render(
+            "task.html",
+            "../",
+            task,
+            table=table,
+            doc=find_task(task).doc,
+            first=first,
+            shown=SHOWN if self.live else len(table["rows"]) + 1,
+            measured=any(row["measured"] is not None for row in table["rows"]),
+        )
+        if len(self._kept) > 200:
+            self._kept.clear()
+        self._kept[place] = table, text
+        return text
+
+    def entry(self, entry: str) -> str:
+        found = self.board.entry(entry)
+        scores = self.standings.scores(entry)["scores"]
+        return self._render("entry.html", "../", found["name"], entry=found, scores=scores, plots=self._plots(scores))
+
+    def compare(self, first: str, second: str) -> str:
+        one, other = self.board.entry(first), self.board.entry(second)
+        rows = self.standings.compare(first, second)
+        return self._render("compare.html", "", "compare", first=one, second=other, rows=rows)
+
+    def submit(self) -> str:
+        tracks = {name: TRACKS[name] for name in (POLICY, METHOD)}
+        return self._render(
+            "submit.html",
+            "",
+            "submit",
+            write_up=WRITE_UP,
+            tracks=tracks,
+            states=STATES,
+            rules=RULES,
+            tokens=self.tokens,
+        )
+
+    def rules(self) -> str:
+        return self._render("rules.html", "", "how it is evaluated")
+
+    def _render(self, name: str, root: str, title: str, **given: Any) -> str:
+        return self._templates.get_template(name).render(
+            root=root, title=title, board=self.facts(), live=self.live, **given
+        )
+
+    def _plots(self, scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = []
+        for row in scores:
+            log = row["where"].get("log")
+            if row["split"] != DEVELOPMENT or row["member"] != 0 or log is None:
+                continue
+            try:
+                svg = _plot(self.board.store.get(log), self._star(row["task"]))
+            except HelmError:  # its log is gone; the page is there all the same
+                continue
+            caption = (
+                f"{row['task']}, first development episode (seed {find_task(row['task']).seeds[0]}), {row['rung']}."
+            )
+            found.append({"svg": Markup(svg), "caption": caption})
+        return found
+
+    def _star(self, task: str) -> bytes:
+        where = (REFERENCES.c.task == task, REFERENCES.c.split == DEVELOPMENT, REFERENCES.c.rung == RANKING)
+        with self.board.store.reading() as connection:
+            body = connection.execute(sa.select(REFERENCES.c.body).where(*where)).scalar()
+        log = None if body is None else json.loads(body)["where"].get("log")
+        return b"" if log is None else self.board.store.get(log)
+
+
+@functools.lru_cache(maxsize=64)
+def _plot(log: bytes, star: bytes) -> str:
+    """Alpha against alpha*, and latency, of the first development episode, as SVG."""
+    from matplotlib.figure import Figure
+
+    told: Mapping[str, Any] = json.loads(log)
+    alpha, latency = np.array(told["alpha"][0]), np.array(told["latency_ms"][0])
+    with _PLOTTING:
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True)
+        if star:
+            above.step(range(len(alpha)), json.loads(star)["alpha_star"][0], where="mid", color="#888", label="alpha*")
+        above.plot(alpha, color="#0b5c8f", label="alpha")
+        above.set_ylabel("EMB's share")
+        above.set_ylim(0, 1)
+        above.legend(loc="upper right", frameon=False, ncols=2)
+        below.plot(latency, color="#0b5c8f")
+        below.set_ylabel("mean latency, ms")
+        below.set_yscale("log")
+        for axis in (below.yaxis.set_major_formatter, below.yaxis.set_minor_formatter):
+            axis(lambda value, _: f"{value:g}")
+        below.set_xlabel("interval")
+        for axes in (above, below):
+            axes.spines[["top", "right"]].set_visible(False)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
