@@ -12,10 +12,14 @@ kernels are loaded only when a backend is opened.
 
 from __future__ import annotations
 
+import os
+
 from helm_gym.envs.registration import register_envs
 from helm_gym.evaluation import evaluate
 
 __all__ = ["evaluate"]
 __version__ = "0.1.0"
 
+# onnxruntime starts a thread at its import that reports its use to its makers; nothing of ours does so unasked.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 register_envs()

@@ -37,3 +37,15 @@ def test_a_users_type_checker_sees_our_types(tmp_path: pathlib.Path) -> None:
         text=True,
     )
     assert 'incompatible type "int"; expected "str"' in done.stdout
+
+
+def test_onnxruntime_reports_nothing_to_its_makers() -> None:
+    """It starts a thread for that at its import."""
+    code = "import os, {}onnxruntime, time; time.sleep(0.3); print(len(os.listdir('/proc/self/task')))"
+    env = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    env |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    threads = [
+        int(subprocess.check_output([sys.executable, "-c", code.format(first)], env=env, cwd=ROOT, text=True))
+        for first in ("", "helm_gym, ")
+    ]
+    assert threads[1] == 1, threads
