@@ -22,4 +22,4 @@ metrics.METRICS["travelled"] = metrics.by_seed(
 )
 
 if __name__ == "__main__":
-    print(helm_gym.evaluate(["static:0.5", "pid"], task="burst-v0", seeds=2, horizon=40))
+    print(helm_gym.evaluate(["static:0.5", "pid"], task="burst-v0", seeds=1, horizon=20))

@@ -60,4 +60,4 @@ class Greedy:
 GREEDY = settings_only_agent("greedy", Settings, Greedy)  # what `train` and `tune` take
 
 if __name__ == "__main__":
-    print(helm_gym.evaluate(["policy:Greedy", "static:0.5"], task="burst-v0", seeds=2, horizon=40))
+    print(helm_gym.evaluate(["policy:Greedy", "static:0.5"], task="burst-v0", seeds=1, horizon=20))

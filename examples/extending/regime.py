@@ -33,4 +33,4 @@ def shifts(script: Script) -> None:
 TASK = Task("shifts-v0", "regime:shifts", "users change by halves")
 
 if __name__ == "__main__":
-    print(helm_gym.evaluate(["static:0.5", "pid"], task="regime:TASK", seeds=2, horizon=40))
+    print(helm_gym.evaluate(["static:0.5", "pid"], task="regime:TASK", seeds=1, horizon=20))

@@ -20,4 +20,4 @@ TAIL = Task(
 )
 
 if __name__ == "__main__":
-    print(helm_gym.evaluate(["static:0.5", "pid"], task=TAIL, seeds=[100, 101], horizon=40))
+    print(helm_gym.evaluate(["static:0.5", "pid"], task=TAIL, seeds=[100], horizon=20))

@@ -87,12 +87,12 @@ class Scores:
             caption = f"Trace {evaluation.trace}; {caption}"
         if form is _FORMS[-1]:
             caption += "; intervals: --json, or a wider window"
-        caption = "\n".join((caption, *section.notes))
+        caption = "\n".join(map(literal, (caption, *section.notes)))
         where = evaluation.profile if cluster is None else f"{cluster.size} nodes of {evaluation.profile}"
         table = Table(
             title=literal(f"{evaluation.task.name} on {where}"),
             title_justify="left",
-            caption=literal(caption),
+            caption=caption,
             caption_justify="left",
             box=None,
             header_style="dim",

@@ -177,3 +177,8 @@ def test_change_is_paired_by_blocks() -> None:
 def test_readme_has_the_two_lines() -> None:
     readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert re.search(r"scores = helm_gym\.evaluate\(.*\nprint\(scores\)", readme)
+
+
+def test_notes_stand_below_the_table_on_lines_of_their_own() -> None:
+    shown = str(helm_gym.evaluate("static:0.2", "burst-v0", seeds=1, horizon=4))
+    assert "\n–: the regime oracle gains too little" in shown and "\\n" not in shown
