@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import faulthandler
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -157,6 +158,14 @@ class NumpyDevice:
             self._write_row(slot, row)
 
 
+class Batch(NamedTuple):
+    """What one micro-batch asked for and got."""
+
+    requests: list[int]  # places in the interval, in the order in which they were admitted
+    cached: list[int]  # history tokens of each that were cached
+    missed: int  # rows that it fetched
+
+
 class Node:
     """One unit of the memory manager, driven request by request, with its plans carried out and checked."""
 
@@ -173,6 +182,7 @@ class Node:
         self.device = NumpyDevice(profile)
         self.gaps = np.full(profile.interval.requests, np.nan)
         self.staged = self.rows_moved = self.chunks = self.passed = 0
+        self.batches = list[Batch]()  # of the last interval
 
     def interval(self, target_pages: int, sizes: list[int]) -> int:
         """One interval, its requests in micro-batches of ``sizes`` in turn. Returns the pages moved."""
@@ -210,6 +220,7 @@ class Node:
         self.device.move(self.plan)
         self.check()
         turn, answered = 0, list[int]()
+        self.batches = []
         while size := choose(m, self.requests, 0, self.ledger, sizes[turn % len(sizes)], self.plan, self.rules):
             assert size <= sizes[turn % len(sizes)]
             answered += self._batch(size)
@@ -232,6 +243,9 @@ class Node:
         q, items, sums, plan = self.requests, self.traffic.items[0], np.zeros(SUMS), self.plan
         plan_batch(self.memory, items, q, 0, size, plan, self.ledger, sums, self.rules)
         self.staged += int(self.memory.n[STAGED])
+        self.batches.append(
+            Batch(plan.request[:size].tolist(), plan.cached[:size].tolist(), int(plan.counts[FILLS]))
+        )
         served, answered = [], []
         for b, r in enumerate(plan.request[:size].tolist()):
             user, length, stop = q.user[0, r], q.length[0, r], plan.stop[b]
