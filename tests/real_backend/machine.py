@@ -17,6 +17,7 @@ from helm_gym.profile import Profile, load
 from helm_gym.workload.sampling import make_requests, make_traffic, sample_interval
 from helm_gym.workload.state import INDEX, at_rest
 from real_backend.memory.layout import (
+    BATCH,
     EMB,
     FILL,
     FILLS,
@@ -161,6 +162,7 @@ class NumpyDevice:
 class Batch(NamedTuple):
     """What one micro-batch asked for and got."""
 
+    number: int
     requests: list[int]  # places in the interval, in the order in which they were admitted
     cached: list[int]  # history tokens of each that were cached
     missed: int  # rows that it fetched
@@ -244,7 +246,12 @@ class Node:
         plan_batch(self.memory, items, q, 0, size, plan, self.ledger, sums, self.rules)
         self.staged += int(self.memory.n[STAGED])
         self.batches.append(
-            Batch(plan.request[:size].tolist(), plan.cached[:size].tolist(), int(plan.counts[FILLS]))
+            Batch(
+                int(self.memory.n[BATCH]),
+                plan.request[:size].tolist(),
+                plan.cached[:size].tolist(),
+                int(plan.counts[FILLS]),
+            )
         )
         served, answered = [], []
         for b, r in enumerate(plan.request[:size].tolist()):
