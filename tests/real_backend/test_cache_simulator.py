@@ -2,9 +2,9 @@
 
 Where the rule is the same, each request hits in both or in none:
 
-- KV is LRU over users, sizes in pages. libCacheSim keeps an object's size on a hit and admits none that is too large, so a
-  user is taken out and put in again with his new size (a hit if the version is the same), a history larger than KV with
-  the size of KV, as its first part is stored. An empty history is not admitted.
+- KV is LRU over users, sizes in pages. libCacheSim keeps an object's size on a hit and admits none that is too large. So
+  a user whose pages or version changed is taken out and put in again with his new size (a hit if the version is the
+  same), a history larger than KV with the size of KV, as its first part is stored. An empty one is not admitted.
 - EMB is a clock over rows, one reference bit, set when a row is put in (``init_freq`` 1) and when it is hit.
 
 Where the rule differs, the reference is written here from the rule in docs/memory_manager.md:
@@ -71,18 +71,39 @@ def test_kv_hits_are_those_of_an_lru_over_users(pages, tokens_per_page, alpha):
             request.obj_id, request.obj_size = user + 1, wanted
             held = lru.find(request, False) is not None
             hit = held and version[user] == int(q.version[0, r])
-            if held:
-                if hit:
-                    request.obj_size = max(wanted, size[user])
+            if hit:
+                request.obj_size = max(wanted, size[user])
+            kept = hit and request.obj_size == size[user]
+            if held and not kept:
                 lru.remove(user + 1)
             expected.append(hit)
             if request.obj_size > 0:
-                assert not lru.get(request)
+                assert lru.get(request) == kept
             version[user], size[user] = int(q.version[0, r]), request.obj_size
         assert _kv_hits(node) == expected
         assert int((node.memory.cached_length > 0).sum()) == lru.get_n_obj()
         seen += expected
     assert 0 < sum(seen) < len(seen)
+
+
+def test_kv_hits_of_histories_that_do_not_grow_are_those_of_an_lru():
+    """Nobody is taken out of libCacheSim's cache but by its own evictions."""
+    simulator = pytest.importorskip("libcachesim", reason="libcachesim is not installed (extra dev)")
+    node, rng = Node(_profile(60, 1), seed=1, alpha=0.4), np.random.default_rng(1)
+    emb, tokens_per_page = int(node.memory.n[N_EMB]), node.profile.tokens_per_page
+    lru, lengths = simulator.LRU(60 - emb, hashpower=10), rng.integers(1, 33, 60)
+    hits, expected = list[bool](), list[bool]()
+    for _ in range(INTERVALS):
+        users = np.minimum(rng.zipf(1.3, 10) - 1, 59).tolist()
+        node.ask([(user, 0, int(lengths[user]), 1) for user in users], rng)
+        node.serve(emb, [1])
+        hits += _kv_hits(node)
+        for user in users:
+            request = simulator.Request()
+            request.obj_id, request.obj_size = user + 1, -(-int(lengths[user]) // tokens_per_page)
+            expected.append(lru.get(request))
+    assert hits == expected
+    assert 0 < sum(hits) < len(hits)
 
 
 class _PinnedClock:
