@@ -2,7 +2,7 @@
 
 Where the rule is the same, each request hits in both or in none:
 
-- KV is LRU over users, sizes in pages. libCacheSim keeps an object's size on a hit and admits none that is too large. So
+- KV is LRU over users, sizes in pages. libCacheSim keeps an object's size on a hit and admits none that is larger. So
   a user whose pages or version changed is taken out and put in again with his new size (a hit if the version is the
   same), a history larger than KV with the size of KV, as its first part is stored. An empty one is not admitted.
 - EMB is a clock over rows, one reference bit, set when a row is put in (``init_freq`` 1) and when it is hit.
