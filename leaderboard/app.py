@@ -21,6 +21,7 @@ from helm_gym.policies.onnx_check.rules import MAX_FILE_BYTES
 from helm_gym.text import sentence
 from leaderboard.board import LOCAL_ACCOUNT, Board, NotFoundError, RefusedSubmissionError
 from leaderboard.guards import Guards
+from leaderboard.page_cache import PageCache
 from leaderboard.pages import SHOWN, Pages
 from leaderboard.publishing import published_lines
 from leaderboard.standings import Standings
@@ -171,24 +172,30 @@ def _add_api(app: fastapi.FastAPI, board: Board, standings: Standings, pages: Pa
 
 def _add_pages(app: fastapi.FastAPI, board: Board, pages: Pages) -> None:
     kept, making = (-1, ""), threading.Lock()
+    cache = PageCache()
 
     def page(path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return app.get(path, response_class=HTMLResponse, include_in_schema=False)
 
-    page("/")(pages.index)
-    page("/index.html")(pages.index)
+    @page("/")
+    @page("/index.html")
+    async def index() -> HTMLResponse:
+        return HTMLResponse(await cache.get("/", pages.index))
+
     page("/submit.html")(pages.submit)
     page("/rules.html")(pages.rules)
 
-    @page("/tasks/{task}.html")
-    def task(task: Name, first: First = 0) -> str:
+    def board_of(task: str, first: int, track: str = POLICY) -> str:
         _known(pages, task)
-        return pages.task(task, first)
+        return pages.task(task, first, track)
+
+    @page("/tasks/{task}.html")
+    async def task(request: fastapi.Request, task: Name, first: First = 0) -> HTMLResponse:
+        return HTMLResponse(await cache.get(f"{request.url.path}?{first}", lambda: board_of(task, first)))
 
     @page("/methods/{task}.html")
-    def method(task: Name, first: First = 0) -> str:
-        _known(pages, task)
-        return pages.task(task, first, METHOD)
+    async def method(request: fastapi.Request, task: Name, first: First = 0) -> HTMLResponse:
+        return HTMLResponse(await cache.get(f"{request.url.path}?{first}", lambda: board_of(task, first, METHOD)))
 
     @page("/entries/{entry}.html")
     def entry(entry: Id) -> str:

@@ -284,16 +284,13 @@ class Board:
 
     def _typical_s(self, connection: sa.Connection) -> float | None:
         """How long evaluations took lately: median of the newest ten, from running to verified."""
-        done = sa.select(STATES.c.submission, STATES.c.time).where(STATES.c.state == "verified")
+        begun = STATES.alias()
+        start = sa.select(sa.func.max(begun.c.time)).where(
+            begun.c.submission == STATES.c.submission, begun.c.state == "running"
+        )
+        done = sa.select(STATES.c.time, start.scalar_subquery().label("start")).where(STATES.c.state == "verified")
         newest = connection.execute(done.order_by(STATES.c.seq.desc()).limit(10)).all()
-        took = []
-        for row in newest:
-            began = sa.select(sa.func.max(STATES.c.time)).where(
-                STATES.c.submission == row.submission, STATES.c.state == "running"
-            )
-            start = connection.execute(began).scalar()
-            if start is not None:
-                took.append(seconds(row.time) - seconds(start))
+        took = [seconds(row.time) - seconds(row.start) for row in newest if row.start is not None]
         return sorted(took)[len(took) // 2] if took else None
 
 

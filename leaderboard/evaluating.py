@@ -200,10 +200,22 @@ def _statics(profile: Profile) -> list[float]:
     return [float(a) for a in ALPHA_GRID if profile.pool.min_alpha <= a + 1e-9 and a - 1e-9 <= profile.pool.max_alpha]
 
 
-def vectors(
-    connection: sa.Connection, season: int, task: str, split: str, rung: str, track: str, metric: str = RANKED_BY
-) -> dict[str, Values]:
-    """A figure by episode, (episodes,), of every entry that takes part in a task's board, the oldest first.
+def vectors(connection: sa.Connection, season: int, task: str, split: str, rung: str, track: str) -> dict[str, Values]:
+    """What ranks, by episode, (episodes,), of every entry that takes part in a task's board, the oldest first."""
+    return vectors_of((RANKED_BY,), connection, season, task, split, rung, track)[0]
+
+
+def vectors_of(
+    metrics: Sequence[str],
+    connection: sa.Connection,
+    season: int,
+    task: str,
+    split: str,
+    rung: str,
+    track: str,
+    states: Sequence[str] = ("queued", "running", "verified"),
+) -> list[dict[str, Values]]:
+    """Figures by episode, (episodes,), of every entry in one of these states, the oldest first; a table a metric.
 
     Those of the track ``method`` have the mean over their members, episode by episode, once all are there; the tracks
     ``policy`` and ``reference`` share their boards.
@@ -218,16 +230,23 @@ def vectors(
             SCORES.c.split == split,
             SCORES.c.rung == rung,
             SUBMISSIONS.c.track.in_(tracks),
-            SUBMISSIONS.c.state.in_(("queued", "running", "verified")),
+            SUBMISSIONS.c.state.in_(states),
         )
         .order_by(SUBMISSIONS.c.seq, SCORES.c.member)
     )
     found: dict[str, list[Values]] = {}
     needed: dict[str, int] = {}
     for row in connection.execute(asked):
-        found.setdefault(row.submission, []).append(values_of(from_json(row.body)["episodes"], metric))
+        episodes = from_json(row.body)["episodes"]
+        figures = np.array([[episode[metric] for episode in episodes] for metric in metrics], np.float64)
+        found.setdefault(row.submission, []).append(figures)
         needed[row.submission] = len(from_json(row.given)["files"]) if track == METHOD else 1
-    return {name: np.mean(parts, axis=0) for name, parts in found.items() if len(parts) == needed[name]}
+    whole = {
+        name: parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
+        for name, parts in found.items()
+        if len(parts) == needed[name]
+    }
+    return [{name: figures[place] for name, figures in whole.items()} for place in range(len(metrics))]
 
 
 def values_of(episodes: Sequence[Mapping[str, float]], metric: str = RANKED_BY) -> Values:

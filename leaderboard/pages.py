@@ -59,7 +59,6 @@ class Pages:
         )
         self._templates.filters["number"] = _number
         self._kept: dict[tuple[str, int, str], tuple[Any, str]] = {}
-        self._index: tuple[float, str] = -math.inf, ""
         self._facts: tuple[float, dict[str, Any]] = -math.inf, {}
 
     def style(self) -> str:
@@ -85,15 +84,6 @@ class Pages:
         return told | {key: season[key] for key in (*keys, "opened", "closed")}
 
     def index(self) -> str:
-        """Made at most once a second: heartbeats change it all the time."""
-        made, text = self._index
-        if time.monotonic() - made < _FRESH_S and self.live:
-            return text
-        text = self._make_index()
-        self._index = time.monotonic(), text
-        return text
-
-    def _make_index(self) -> str:
         facts = self.facts()
         waiting = self.board.entries(final=False)[: -_RECENT - 1 : -1]  # the oldest first
         active = [self.board.entry(row["id"]) for row in waiting]

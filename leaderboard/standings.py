@@ -6,7 +6,6 @@ them per submission is bounded by that.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import threading
@@ -27,10 +26,12 @@ from leaderboard.evaluating import (
     MEASURED,
     METRICS,
     PROVISIONAL,
+    RANKED_BY,
     RANKING,
     Season,
     values_of,
     vectors,
+    vectors_of,
 )
 from leaderboard.ranking import Ranked
 from leaderboard.store import StoreError
@@ -53,7 +54,7 @@ def _number(value: float | None) -> float:
 
 
 def told(figure: Figure) -> dict[str, float | None]:
-    return {key: rounded(value) for key, value in dataclasses.asdict(figure).items()}
+    return {"value": rounded(figure.value), "low": rounded(figure.low), "high": rounded(figure.high)}
 
 
 class Standings:
@@ -80,13 +81,14 @@ class Standings:
     def _look(self) -> tuple[int, ...]:
         with self.board.store.reading() as connection:
             asked = (
-                sa.select(sa.func.coalesce(sa.func.max(SCORES.c.seq), 0)),
+                sa.select(sa.func.max(SCORES.c.seq)),
                 sa.select(sa.func.count()).select_from(REFERENCES),
-                sa.select(sa.func.coalesce(sa.func.max(STATES.c.seq), 0)).where(
-                    STATES.c.state.in_(("verified", "superseded", "cancelled", "failed"))
-                ),
+                sa.select(STATES.c.seq)  # by its key from the end, where max() would look at all of them
+                .where(STATES.c.state.in_(("verified", "superseded", "cancelled", "failed")))
+                .order_by(STATES.c.seq.desc())
+                .limit(1),
             )
-            return tuple(int(connection.execute(one).scalar_one()) for one in asked)
+            return tuple(connection.execute(one).scalar() or 0 for one in asked)
 
     def table(self, task: str, track: str = POLICY) -> dict[str, Any]:
         """One task's table.
@@ -205,9 +207,10 @@ class Standings:
         with self.board.store.reading() as connection:
             season = self.board.season(connection)
             number = season.season
-            entries = vectors(connection, number, task, HIDDEN, RANKING, track)
-            tails = vectors(connection, number, task, HIDDEN, RANKING, track, "p99_ms")
-            first = vectors(connection, number, task, HIDDEN, PROVISIONAL, track)
+            entries, tails = vectors_of((RANKED_BY, "p99_ms"), connection, number, task, HIDDEN, RANKING, track)
+            (first,) = vectors_of(
+                (RANKED_BY,), connection, number, task, HIDDEN, PROVISIONAL, track, ("queued", "running")
+            )
             fresh = vectors(connection, number, task, CONFIRMATION, RANKING, track)
             live = vectors(connection, number, task, HIDDEN, MEASURED, track)
             references = {rung: _references(connection, season, task, HIDDEN, rung) for rung in (RANKING, PROVISIONAL)}

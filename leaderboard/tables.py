@@ -67,7 +67,7 @@ STATES = sa.Table(
 SCORES = sa.Table(
     "scores",
     METADATA,
-    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("seq", sa.Integer, nullable=False, index=True),
     sa.Column("submission", sa.String(32), primary_key=True),
     sa.Column("season", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("task", sa.String(100), primary_key=True),
