@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 import fastapi
@@ -93,7 +95,22 @@ def make_app(board: Board, tokens: bool = False, hosts: list[str] | None = None)
     """
     standings = Standings(board)
     pages = Pages(board, standings, tokens=tokens)
-    app = fastapi.FastAPI(title="HELM-Gym leaderboard", version="1", docs_url=None, redoc_url=None, responses=_FAILURES)
+
+    @contextlib.asynccontextmanager
+    async def warmed(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        """Tables are there before the first to look comes: those of 10,000 entries take seconds."""
+        with contextlib.suppress(StoreError):  # which the pages will tell
+            await asyncio.to_thread(pages.index)
+        yield
+
+    app = fastapi.FastAPI(
+        title="HELM-Gym leaderboard",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        responses=_FAILURES,
+        lifespan=warmed,
+    )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts or ["127.0.0.1", "localhost", "[::1]"])
     app.add_middleware(Guards)
     _handle_errors(app)

@@ -40,7 +40,7 @@ from leaderboard.tables import REFERENCES, SCORES, STATES, SUBMISSIONS
 
 DIGITS = 4  # of a figure of hidden episodes
 _OF_HIDDEN = ("mean_latency_ms", "p99_ms")  # an alpha, say, would tell much more of them
-_FRESH_S, _PATIENCE_S = 0.2, 0.3
+_FRESH_S, _PATIENCE_S = 0.2, 0.15
 _SHOWN = ("entry", "name", "account", "track", "duplicate_of", "nearly")
 
 
