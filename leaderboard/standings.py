@@ -67,6 +67,7 @@ class Standings:
     def __init__(self, board: Board):
         self.board = board
         self._kept: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
+        self._overall: dict[str, tuple[Mapping[str, dict[str, Any]], dict[str, Any]]] = {}
         self._stamp: tuple[float, tuple[int, ...]] = -math.inf, ()
         self._locks: dict[tuple[str, str], threading.Lock] = {}
 
@@ -121,10 +122,17 @@ class Standings:
             lock.release()
 
     def overall(self, track: str = POLICY) -> dict[str, Any]:
-        """The board over all tasks: by mean normalised score, the worst task beside it."""
+        """The board over all tasks: by mean normalised score, the worst task beside it; kept until a table changes."""
         with self.board.store.reading() as connection:
             season = self.board.season(connection)
         tables = {task: self.table(task, track) for task in season.tasks}
+        made_of, found = self._overall.get(track, ({}, {}))
+        if made_of.keys() != tables.keys() or any(made_of[task] is not table for task, table in tables.items()):
+            found = self._over_all(tables, track)
+            self._overall[track] = tables, found
+        return found
+
+    def _over_all(self, tables: Mapping[str, dict[str, Any]], track: str) -> dict[str, Any]:
         scores = {
             task: {
                 row["entry"]: math.nan if row["score"]["value"] is None else row["score"]["value"] for row in t["rows"]
@@ -132,8 +140,8 @@ class Standings:
             for task, t in tables.items()
         }
         rows = {row["entry"]: row for table in tables.values() for row in table["rows"]}
-        found = ranking.over_tasks(scores, season.tasks)
-        scored = [task for task in season.tasks if any(math.isfinite(v) for v in scores[task].values())]
+        found = ranking.over_tasks(scores, [*tables])
+        scored = [task for task in tables if any(math.isfinite(v) for v in scores[task].values())]
         return {
             "track": track,
             "tasks": scored,
