@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_stages import STAGES, Check, sized, with_table
+from benchmarks.gpu_setting import Check, sized, with_table
+from benchmarks.gpu_stages import STAGES
 from helm_gym import files
 from helm_gym.profile import load
 from helm_gym.provenance import describe_machine, versions

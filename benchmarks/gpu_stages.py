@@ -6,236 +6,27 @@ a GPU can show says so (``applies: false``).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import math
-import pathlib
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 
+from benchmarks.gpu_correctness import correctness
+from benchmarks.gpu_setting import Check, Figures, opened, steady
 from helm_gym.profile import Profile
-from helm_gym.workload.regimes import make_path
-from helm_gym.workload.state import INDEX, WorkloadState
+from helm_gym.workload.state import INDEX
 from real_backend.calibration import calibrate
-from real_backend.engine import Engine, MicroBatch
-from real_backend.hstu.model import HSTU
-from real_backend.hstu.pages import Layout, Paged, attend, places
-from real_backend.hstu.weights import TABLE
-from real_backend.measured import MeasuredBackend
-from real_backend.memory.layout import FILLS, REFILLS, TOKENS, Plan, make_plan
+from real_backend.hstu.pages import Layout, attend, places
+from real_backend.memory.layout import REFILLS, make_plan
 from real_backend.operations import count_operations, one_request
 
-Figures = dict[str, Any]
-LEAST_HITS = 0.4  # of the requests that correctness is tried on
-WITHIN = {"float32": 1e-4, "bfloat16": 1e-2}  # of the largest score
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SIZES = (1, 2, 4, 8)
-_COMPARED = 3  # requests that are held against the model on the CPU, which takes seconds for each
-_DRAWN_BYTES = 2**28  # of a table, drawn at a time
-
-
-@dataclasses.dataclass
-class Check:
-    """What the stages share.
-
-    Attributes:
-        profile: as it is served here.
-        device: cpu or cuda.
-        quick: few repetitions, for a test.
-        out: folder for what is not JSON.
-    """
-
-    profile: Profile
-    device: str
-    quick: bool
-    out: pathlib.Path
-
-    @property
-    def cuda(self) -> bool:
-        return self.device == "cuda"
-
-    def times(self, full: int, few: int) -> int:
-        return few if self.quick else full
-
-
-def sized(profile: Profile, table_bytes: float) -> Profile:
-    """The profile with table, pool and hot users smaller alike, so that a machine can hold it; small ones stay."""
-    share = min(1.0, table_bytes / (profile.population.items * profile.row_bytes))
-    if share == 1.0 or profile.model.table:
-        return profile
-    pool, people = profile.pool, profile.population
-    least = math.ceil(1.1 * profile.pages_per_user / (1.0 - pool.max_alpha))
-    pages = max(least, round(share * pool.pages))
-    shrunk = pages / pool.pages
-    hot = max(8, round(shrunk * people.hot_users))
-    return dataclasses.replace(
-        profile,
-        pool=dataclasses.replace(
-            pool, pages=pages, page_moves_per_interval=max(1, round(shrunk * pool.page_moves_per_interval))
-        ),
-        kv_miss=dataclasses.replace(profile.kv_miss, host_users=min(16, profile.kv_miss.host_users)),
-        population=dataclasses.replace(
-            people,
-            items=round(share * people.items),
-            hot_users=hot,
-            users=min(people.users, max(20 * hot, profile.interval.requests + 1)),
-        ),
-    )
-
-
-def with_table(check: Check) -> None:
-    """Writes the item table once, for all engines of the check to map: drawing it anew for each would take minutes."""
-    model, items = check.profile.model, check.profile.population.items
-    if model.table or check.profile.row_bytes * items < _DRAWN_BYTES:
-        return
-    table = torch.empty((items, model.embedding_dim), dtype=getattr(torch, model.dtype))
-    generator = torch.Generator(check.device).manual_seed(model.seed)
-    step = _DRAWN_BYTES // check.profile.row_bytes
-    for start in range(0, items, step):
-        part = table[start : start + step]
-        part.copy_(torch.randn(part.shape, device=check.device, generator=generator))
-    check.out.mkdir(parents=True, exist_ok=True)
-    path = check.out / "items.safetensors"
-    safetensors.torch.save_file({TABLE: table}, path)
-    check.profile = dataclasses.replace(check.profile, model=dataclasses.replace(model, table=str(path.absolute())))
-
-
-def of_dtype(profile: Profile, dtype: Any) -> Profile:
-    """The profile in another type, with as many rows and tokens in a page."""
-    factor = getattr(torch, dtype).itemsize / profile.bytes_per_element
-    pool = dataclasses.replace(profile.pool, page_bytes=round(profile.pool.page_bytes * factor))
-    return dataclasses.replace(profile, model=dataclasses.replace(profile.model, dtype=dtype), pool=pool)
-
-
-@contextlib.contextmanager
-def opened(profile: Profile, device: str) -> Iterator[MeasuredBackend]:
-    backend = MeasuredBackend(profile, device=device)
-    try:
-        yield backend
-    finally:
-        backend.close()
-        backend.nodes.clear()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-
-
-def steady(profile: Profile, seed: int, **changes: float) -> WorkloadState:
-    """One interval's workload at rest, with parameters set anew."""
-    state = make_path("steady", profile, [seed], 1).at(0)
-    values = state.values.copy()
-    for name, value in changes.items():
-        values[:, INDEX[name]] = value
-    return WorkloadState(values, state.gaps_s)
-
-
-def correctness(check: Check) -> Figures:
-    """Every micro-batch under a random alpha again without any cache, in both types; at least 40% must be hits.
-
-    In float32 some are held against the model on the CPU too, so that a device that is wrong both times is seen.
-    """
-    found: Figures = {"ok": True}
-    for dtype in ("float32", "bfloat16"):
-        one = _score_law(check, of_dtype(check.profile, dtype))
-        enough = one["requests"] > 0 and one["kv_hits"] >= LEAST_HITS * one["requests"]
-        close = one["largest_difference"] <= WITHIN[dtype] * one["largest_score"]
-        one["ok"] = bool(enough and close and one["largest_score"] > 0.1)
-        found[dtype] = one
-        found["ok"] = found["ok"] and one["ok"]
-    return found
-
-
-def _score_law(check: Check, profile: Profile) -> Figures:
-    intervals = check.times(24, 5)
-    worst = largest = on_cpu = 0.0
-    hits = count = compared = 0
-    state = steady(profile, 77, hot_share=0.95, new_share=0.1, turnover=0.0)
-    # Few enough hot users that each comes back within the check.
-    state.values[:, INDEX["hot_users"]] = min(profile.population.hot_users, 4 * intervals)
-    with opened(profile, check.device) as backend:
-        engine, bare = backend.nodes[0].engine, Engine(profile, check.device)
-        served = engine.timed_execute
-
-        def checked(plan: Plan, batch: MicroBatch) -> Any:
-            nonlocal worst, largest, hits, count, on_cpu, compared
-            result = served(plan, batch)
-            if plan is backend.nodes[0].probe_plan:
-                return result
-            rows = _rows_of(backend, plan, batch)
-            expected = bare.execute(*_without_cache(profile, rows, batch))
-            if len(expected):
-                worst = _worse(worst, result[0] - expected)
-                largest = max(largest, float(expected.abs().max()))
-            if profile.model.dtype == "float32" and compared < _COMPARED and len(rows[0][1]):
-                compared += 1
-                alone = _on_cpu(profile, bare, *rows[0])
-                on_cpu = _worse(on_cpu, result[0][: len(alone)] - alone)
-            hits += int((plan.cached[: len(batch.length)] > 0).sum())
-            count += len(batch.length)
-            return result
-
-        backend.reset(state, np.array([77]), np.full((1, 1), 0.5))
-        engine.timed_execute = checked  # type: ignore[method-assign]  # watched, not replaced
-        rng = np.random.default_rng(5)
-        for _ in range(intervals):
-            low, high = profile.pool.min_alpha, min(0.7, profile.pool.max_alpha)
-            backend.step(np.full((1, 1), rng.uniform(low, high)), state)
-    found: Figures = {"requests": count, "kv_hits": hits, "hit_share": hits / max(1, count)}
-    found |= {"largest_difference": worst, "largest_score": largest}
-    if compared:
-        found |= {"largest_difference_to_cpu": on_cpu}
-        found["largest_difference"] = on_cpu if not on_cpu <= worst else worst
-    return found
-
-
-def _worse(worst: float, difference: torch.Tensor) -> float:
-    """The larger of ``worst`` and what differs most; NaN wins."""
-    most = float(difference.abs().max())
-    return most if not most <= worst else worst
-
-
-def _rows_of(backend: MeasuredBackend, plan: Plan, batch: MicroBatch) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each request of a micro-batch: rows of its history, and of its candidates."""
-    q, rows = backend._requests, []
-    for b, length in enumerate(batch.length):
-        r = plan.request[b]
-        rows.append((backend._traffic.items[0, q.user[0, r], :length], q.candidates[0, r, : batch.candidates[b]]))
-    return rows
-
-
-def _without_cache(
-    profile: Profile, rows: list[tuple[np.ndarray, np.ndarray]], batch: MicroBatch
-) -> tuple[Plan, MicroBatch]:
-    """The same requests as misses of everything: all rows fetched, the whole history computed, nothing kept."""
-    again = make_plan(profile)
-    wanted = np.concatenate([part for request in rows for part in request])
-    unique, where = np.unique(wanted, return_inverse=True)
-    n, size = len(wanted), len(batch.length)
-    again.slots[:n], again.counts[TOKENS] = where, n
-    again.fill_row[: len(unique)], again.fill_slot[: len(unique)] = unique, np.arange(len(unique))
-    again.counts[FILLS] = len(unique)
-    again.cached[:size] = again.stored[:size] = 0
-    return again, batch._replace(pages=np.full_like(batch.pages, -1))
-
-
-def _on_cpu(profile: Profile, engine: Engine, history: np.ndarray, asked: np.ndarray) -> torch.Tensor:
-    """One request's scores by the model in plain torch on the CPU, over rows of the host's table."""
-    net, model = HSTU(profile.model), profile.model
-    net.load_state_dict({name: value.cpu() for name, value in engine.hstu.state_dict().items()})
-    none, pages = np.zeros(1, np.int32), np.full((1, 1), -1, np.int32)
-    at = places(none, none, np.array([len(history)], np.int32), np.array([len(asked)], np.int32), pages, 1)
-    table, held, starts = (torch.from_numpy(a) for a in (pages, none, at.starts))
-    layout = Layout(table, held, starts, 1, (len(history), len(asked)), model.heads, model.qk_dim, model.v_dim)
-    pool = torch.zeros(1, model.layers, model.heads * (model.qk_dim + model.v_dim))
-    seq = Paged(pool, layout, *(torch.from_numpy(a) for a in (at.position, at.token, at.place)))
-    scores: torch.Tensor = net(engine.table[np.concatenate((history, asked))].float(), seq)
-    return scores
 
 
 def _sizes(profile: Profile) -> tuple[int, int, int]:
@@ -315,7 +106,10 @@ def attention(check: Check) -> Figures:
     held, whole, asked = (np.array([n], np.int32) for n in (cached, length, candidates))
     at = places(held, held, whole, asked, pages, page_tokens)
     tokens = int(at.starts[-1])
-    draw = lambda *shape: torch.randn(*shape, device=check.device).to(dtype)  # noqa: E731  # one line
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=check.device).to(dtype)
+
     q, fresh, pool = draw(tokens, heads * model.qk_dim), draw(tokens, width), draw(used * page_tokens, width)
     table, before, starts = (torch.from_numpy(a).to(check.device) for a in (pages, held, at.starts))
     longest = (length - cached, candidates)

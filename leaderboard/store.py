@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -275,8 +275,3 @@ def _told() -> Iterator[None]:
     except exc.SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         raise StoreError(f"The board's database fails: {files.reason(cause)}; nothing was written.") from error
-
-
-def decoded(found: Sequence[sa.RowMapping], *keys: str) -> list[dict[str, Any]]:
-    """Rows with their JSON columns read."""
-    return [{k: json.loads(v) if k in keys and v is not None else v for k, v in row.items()} for row in found]

@@ -18,11 +18,6 @@ from helm_gym.text import shown
 from helm_gym.training.trainable import Trainable
 
 
-def policy_names() -> list[str]:
-    """All names, with their arguments: ``static:ALPHA``."""
-    return [entry.form for entry in registry.listed("policy").values()]
-
-
 def open_policy(text: str, layout: ObservationLayout) -> Policy:
     """Opens a policy: by name or ``module:attribute``, such as ``pid`` or ``static:0.5``, a run folder, an ``.onnx``.
 
@@ -38,9 +33,10 @@ def open_policy(text: str, layout: ObservationLayout) -> Policy:
     try:
         entry = registry.find("policy", text)
     except UnknownNameError:
-        if opened := _open_path(text, layout):
-            return opened
-        raise
+        opened: Policy | None = open_path(text, layout)
+        if opened is None:
+            raise
+        return opened
     found = entry.load()
     if isinstance(found, Trainable):  # what was trained and is shipped
         policy = from_run.open_shipped(found, entry.module.partition(".")[0], layout)
@@ -64,17 +60,23 @@ def _called(found: Any, arguments: list[Any], text: str) -> Policy:
     return policy
 
 
-def _open_path(text: str, layout: ObservationLayout) -> Policy | None:
+def open_path(text: str, layout: ObservationLayout, routes: bool = False) -> Any:
+    """The policy, or with ``routes`` the router, of an ``.onnx`` file or a run folder; None where ``text`` is no path.
+
+    Raises:
+        InvalidInputError, IncompatibleError: see ``open_policy``.
+    """
     path = pathlib.Path(text)
     if path.suffix == ".onnx":
-        from helm_gym.policies.onnx_policy import OnnxPolicy  # with onnx, which takes a third of a second
+        from helm_gym.policies import onnx_policy  # with onnx, which takes a third of a second
 
-        return OnnxPolicy(path, layout)
+        return (onnx_policy.OnnxRouter if routes else onnx_policy.OnnxPolicy)(path, layout)
     refuse_file(path)
     if os.path.isdir(path):
-        return from_run.open_run(path, layout)
+        return from_run.open_run(path, layout, routes=routes)
     if os.sep in text:
-        raise InvalidInputError(f"Policy '{text}' is no folder or file; give a run folder, an .onnx file or a name.")
+        what = "Router" if routes else "Policy"
+        raise InvalidInputError(f"{what} '{text}' is no folder or file; give a run folder, an .onnx file or a name.")
     return None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 from typing import Any
 
 from helm_gym import registry
@@ -29,9 +27,10 @@ def open_router(text: str, layout: ObservationLayout) -> Router:
     try:
         entry = registry.find("router", text)
     except UnknownNameError:
-        if opened := _open_path(text, layout):
-            return opened
-        raise
+        opened = opening.open_path(text, layout, routes=True)
+        if opened is None:
+            raise
+        return _checked(opened, text)
     found = entry.load()
     if isinstance(found, Trainable):  # what was trained and is shipped
         found = from_run.open_shipped(found, entry.module.partition(".")[0], layout)
@@ -47,17 +46,3 @@ def _checked(found: Any, text: str) -> Router:
             f"Router {shown(text)} is a {type(found).__name__}; see helm_gym.cluster.routing.Router."
         )
     return found
-
-
-def _open_path(text: str, layout: ObservationLayout) -> Router | None:
-    path = pathlib.Path(text)
-    if path.suffix == ".onnx":
-        from helm_gym.policies.onnx_policy import OnnxRouter  # with onnx, which takes a third of a second
-
-        return OnnxRouter(path, layout)
-    opening.refuse_file(path)
-    if os.path.isdir(path):
-        return _checked(from_run.open_run(path, layout, routes=True), text)
-    if os.sep in text:
-        raise InvalidInputError(f"Router '{text}' is no folder or file; give a run folder, an .onnx file or a name.")
-    return None

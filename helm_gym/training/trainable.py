@@ -154,22 +154,18 @@ def find_trainable(name: str) -> Trainable:
     Raises:
         UnknownNameError: none of that name can be trained; the nearest is given.
     """
-    agents = _agents()
-    entry = agents.get(name)
+    known = agents()
+    entry = known.get(name)
     if entry is None and ":" in name:
         entry = registry.find("policy", name)
     found = None if entry is None else entry.load()
     if not isinstance(found, Trainable):
-        raise UnknownNameError("agent to train", name, agents)
+        raise UnknownNameError("agent to train", name, known)
     return found
 
 
-def agent_names() -> list[str]:
+def agents() -> dict[str, registry.Entry]:
     """What can be trained by name; of installed packages, what may turn out not to be."""
-    return sorted(_agents())
-
-
-def _agents() -> dict[str, registry.Entry]:
     entries = [*registry.listed("policy").values(), *registry.listed("router").values()]
     return {entry.agent or entry.name: entry for entry in entries if entry.agent or entry.source}
 

@@ -24,13 +24,13 @@ from helm_gym.policies.opening import open_policy
 from helm_gym.tasks import all_tasks, find_task
 from helm_gym.training import run_folder, trainable
 from helm_gym.training.search_space import Searchable
-from helm_gym.training.trainable import Trainable, agent_names, find_trainable
+from helm_gym.training.trainable import Trainable, find_trainable
 from tests.agents.tunings import Bowl, make_plan, short_task, tried
 from tests.conformance.policy import make_layout
 
 LAYOUT = make_layout()
 PROFILE = profiles.load("cpu-small")
-SEARCHED = [name for name in agent_names() if isinstance(find_trainable(name).settings(), Searchable)]
+SEARCHED = [name for name in trainable.agents() if isinstance(find_trainable(name).settings(), Searchable)]
 
 
 class Recorder:

@@ -8,8 +8,9 @@ import pathlib
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_stages
-from benchmarks.gpu_stages import STAGES, Check, sized
+from benchmarks import gpu_check, gpu_correctness, gpu_setting
+from benchmarks.gpu_setting import Check, sized
+from benchmarks.gpu_stages import STAGES
 from helm_gym import profile as profiles
 from real_backend.engine import memory_bytes
 from real_backend.hstu.model import HSTU
@@ -50,13 +51,13 @@ def test_scores_that_a_cache_changes_do_not_pass(tmp_path, monkeypatch):
         return right(self, x, seq, kv)
 
     monkeypatch.setattr(HSTU, "forward", stale)
-    found = gpu_stages.correctness(check(tmp_path))
+    found = gpu_correctness.correctness(check(tmp_path))
     assert not found["ok"] and found["bfloat16"]["largest_difference"] > 0.05
 
 
 def test_too_few_hits_do_not_pass(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_stages, "LEAST_HITS", 0.99)
-    found = gpu_stages.correctness(check(tmp_path))
+    monkeypatch.setattr(gpu_correctness, "LEAST_HITS", 0.99)
+    found = gpu_correctness.correctness(check(tmp_path))
     assert not found["ok"] and found["float32"]["largest_difference"] < 1e-4
 
 
@@ -99,16 +100,16 @@ def test_a_gpu_profile_is_checked_at_a_size_that_a_machine_holds(name):
     host, device = memory_bytes(small)
     assert device < 20e9 and host < 24e9 and small.population.items * small.row_bytes <= 8e9
     assert small.model == whole.model and small.pool.pages * small.pool.page_bytes > 0.5e9
-    assert gpu_stages.of_dtype(small, "float32").tokens_per_page == small.tokens_per_page
+    assert gpu_setting.of_dtype(small, "float32").tokens_per_page == small.tokens_per_page
     assert sized(profiles.load("cpu-small"), 8e9) == profiles.load("cpu-small")
 
 
 def test_a_large_table_is_drawn_once_and_mapped_by_every_engine(tmp_path, monkeypatch):
     from real_backend.engine import Engine
 
-    monkeypatch.setattr(gpu_stages, "_DRAWN_BYTES", 2**20)
+    monkeypatch.setattr(gpu_setting, "_DRAWN_BYTES", 2**20)
     one = check(tmp_path)
-    gpu_stages.with_table(one)
+    gpu_setting.with_table(one)
     first, second = Engine(one.profile), Engine(one.profile)
     assert first.table.shape == (100_000, 64) and torch.equal(first.table[-5:], second.table[-5:])
     assert first.table.std() == pytest.approx(1.0, abs=0.01) and first.table[0].ne(first.table[4096]).any()

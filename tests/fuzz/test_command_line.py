@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from helm_gym import registry
 from helm_gym.cli.main import app
 from helm_gym.paper import FIGURES
-from helm_gym.training.trainable import agent_names
+from helm_gym.training import trainable
 from tests.fuzz.conftest import Run
 from tests.fuzz.material import write_material
 
@@ -45,7 +45,7 @@ GOOD: dict[str, tuple[str, ...]] = {  # by a parameter's name
         *(entry.name for entry in registry.listed("policy").values() if not entry.argument),
         *("static:0.5", "oracle-late:2", "runs/ppo", "runs/pid", "policy.onnx", "pid+learned"),
     ),
-    "agent": tuple(agent_names()),
+    "agent": tuple(trainable.agents()),
     "figure": tuple(FIGURES),
     "checkpoint": ("cpu-small-v1", "cpu-small-clusters-v1"),
     "run": ("runs/ppo", "runs/pid", "runs/router"),
