@@ -13,7 +13,7 @@ import httpx2 as httpx
 
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.policies.onnx_check import read_file
-from helm_gym.text import plain
+from helm_gym.text import plain, shown
 from leaderboard.submissions import FINAL, check_write_up
 
 URL = "http://127.0.0.1:8484"
@@ -108,6 +108,8 @@ class Client:
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **request)
+        except httpx.InvalidURL as error:  # an id of letters that no address has
+            raise InvalidInputError(f"{shown(path)} is no address of a board; give an entry's id.") from error
         except httpx.HTTPError as error:
             raise _AwayError(
                 f"No leaderboard answers at {self.url} ({plain(str(error))}); start one with `helm-gym leaderboard "

@@ -51,11 +51,10 @@ def check(
         told = open_by_name(CHECK)(content, layout, unconfined=unconfined).to_json()
     if as_json:
         print_json(told | {"file": str(policy)})
-        if not told["passed"]:
-            raise typer.Exit(2)
-        return
     if not told["passed"]:
         raise HelmError(f"Policy {policy}: {told['sentence']} (rule {told['rule']})")
+    if as_json:
+        return
     figures = told["figures"]
     say(f"{policy} passes: {figures['nodes']} nodes, {figures['row_ms']} ms a decision, {figures['bytes']:,} bytes.")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +28,17 @@ from tests.fuzz.material import write_material
 
 pytestmark = pytest.mark.long
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
+
+def commands_of(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
+    """The commands of a group and of the groups in it, by what is written for them."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, *words, name)
+        else:
+            yield " ".join((*words, name)), command
+
+
+COMMANDS = dict(commands_of(typer.main.get_command(app)))
 EXAMPLES = int(os.environ.get("HELM_GYM_FUZZ", "25"))  # of each command
 FEW = ("workers", "threads")  # parameters whose valid values start as many
 
@@ -111,7 +122,7 @@ def command_lines(draw: st.DrawFn, name: str) -> list[str]:
                     options += [param.opts[0]] if param.is_flag else [param.opts[0], draw(values)]
     if draw(st.integers(0, 19)) == 0:
         options.append(draw(st.sampled_from(("--bogus", "-x", "--help", "--", "\x1b[31m"))))
-    return [name, *words, *options] if draw(st.booleans()) else [name, *options, *words]
+    return [*name.split(), *words, *options] if draw(st.booleans()) else [*name.split(), *options, *words]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

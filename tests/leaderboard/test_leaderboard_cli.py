@@ -37,7 +37,7 @@ def start(*arguments: str) -> subprocess.Popen[bytes]:
 def helm(*arguments: str, status: int = 0) -> str:
     done = CliRunner().invoke(app, ["leaderboard", *arguments])
     assert done.exit_code == status, f"{arguments}: {done.output} {done.exception}"
-    return str(done.stdout if status == 0 else done.output)
+    return str(done.stdout if status == 0 or "--json" in arguments else done.output)
 
 
 class Server:
@@ -137,6 +137,10 @@ def test_a_refused_file_has_its_rule_and_exit_status_2(tmp_path: pathlib.Path) -
     assert (told["passed"], told["rule"]) == (False, "format")
     told = json.loads(helm("check", str(tmp_path / "missing.onnx"), "--json", status=2))
     assert told["rule"] == "file"
+
+
+def test_an_id_that_can_be_none_is_a_sentence() -> None:
+    assert "give an entry's id" in helm("show", "runs/\x1b[31mred", status=2)
 
 
 @pytest.mark.parametrize(
