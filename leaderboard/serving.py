@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -48,6 +49,7 @@ class Workers:
         self._keeper.start()
 
     def _keep(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it: Ctrl-C is ours
         while not self._stop.is_set():
             for place, process in enumerate(self.processes):
                 if process is None or process.poll() is not None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -233,7 +232,6 @@ def main() -> None:
     """Run by ``serve``: the settings as JSON in argv; ends with its parent."""
     settings = json.loads(sys.argv[1])
     end_with_parent(settings["parent"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     # Pages come first, then submissions; nobody waits for references.
     os.nice(5 if settings["submissions"] else 10)
     store = Store(pathlib.Path(settings["folder"]), settings["url"])
