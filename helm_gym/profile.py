@@ -82,9 +82,6 @@ class Link:
     Attributes:
         background_share: of the bandwidth, which background traffic takes while there is any.
         modelled: transfers are timed by these figures and not by a clock.
-        charged: what delays requests. ``waits``: what a micro-batch's own rows and KV take to come up. ``all``: also KV
-            that must go down before its page is used again, the share that background traffic takes of the link, and
-            the moves of rows when alpha changes.
         gather_gb_per_s: of rows, where reading them (from a disk, at random from memory) is slower than the link; 0: as
             fast.
     """
@@ -93,7 +90,6 @@ class Link:
     latency_ms: _Cost
     background_share: _Share = 0.1
     modelled: bool = True
-    charged: Literal["waits", "all"] = "waits"
     gather_gb_per_s: Annotated[float, Within(0, 1e6)] = 0.0
 
 
@@ -243,7 +239,6 @@ class Profile:
         # Fields that came later count from their first use on: what was made before is still of the same profile.
         for part, field, unused in (
             (content, "chunk_tokens", 0),
-            (content["link"], "charged", "waits"),
             (content["link"], "gather_gb_per_s", 0.0),
             (content["cost"], "per_request_ms", 0.0),
             (content["cost"], "per_moved_row_ms", 0.0),

@@ -119,7 +119,6 @@ ACCOUNTS = (  # (name, unit, what it is), of the last interval
         "of requests' service: these three longer, as background traffic has its share of the link",
     ),
     ("moves_ms", "ms", "the server's time, in no request's service: rows moved within the pool when alpha changes"),
-    ("uncharged_ms", "ms", "of offloads, delays and moves, where link.charged is 'waits': nobody waited for it"),
     ("background_ms", "ms", "the link's time for background traffic at its full bandwidth, beside requests' service"),
     ("rows_bytes", "B", "missed rows that came up"),
     ("uploads_bytes", "B", "KV that came up"),

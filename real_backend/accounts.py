@@ -22,13 +22,12 @@ from real_backend.memory.ledger import (
     ROW_MISSES,
     ROWS_MS,
     STAGED_ROWS,
-    UNCHARGED_MS,
     UPLOADED_TOKENS,
     UPLOADS_MS,
     Ledger,
 )
 
-_MS = (COMPUTE_MS, ROWS_MS, UPLOADS_MS, OFFLOADS_MS, DELAY_MS, MOVES_MS, UNCHARGED_MS, BACKGROUND_MS)
+_MS = (COMPUTE_MS, ROWS_MS, UPLOADS_MS, OFFLOADS_MS, DELAY_MS, MOVES_MS, BACKGROUND_MS)
 
 
 def close_accounts(memory: Memory, ledger: Ledger, profile: Profile) -> NDArray[np.float64]:

@@ -183,8 +183,6 @@ class Engine:
         time, and where the profile models the link nothing is waited for.
         """
         check_batch(self.profile, plan, *batch)
-        if self.profile.link.charged != "all":
-            self._join()  # refills that are still under way are not this batch's
         marks = [self._mark()]
         self._join()
         marks.append(self._mark())

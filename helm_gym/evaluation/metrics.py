@@ -252,13 +252,6 @@ _PER_EPISODE = (
         shown=_never,
     ),
     by_seed(
-        "uncharged_ms",
-        "uncharged ms",
-        "those three where `link.charged` is `waits`, which leaves them out",
-        _sum_of("uncharged_ms"),
-        shown=_never,
-    ),
-    by_seed(
         "background_ms",
         "background ms",
         "the link's time for background traffic, in an episode, all nodes",

@@ -152,8 +152,7 @@ def _result(
 
 
 def _link(profile: Profile, rung: Rung) -> str:
-    timed = "modelled" if rung == "modelled" or profile.link.modelled else "measured"
-    return f"{timed}, charged: {profile.link.charged}"
+    return "modelled" if rung == "modelled" or profile.link.modelled else "measured"
 
 
 def _check_distinct(kind: str, given: Sequence[object], least: int = 1) -> None:

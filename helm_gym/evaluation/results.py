@@ -27,7 +27,7 @@ NODE_FIELDS = (  # of telemetry, kept of each node and scored interval
     "interval_violations",
     "interval_arrival_s",
 )
-ACCOUNT_FIELDS = ("offloads_ms", "delay_ms", "moves_ms", "uncharged_ms", "background_ms")  # of Accounts, likewise
+ACCOUNT_FIELDS = ("offloads_ms", "delay_ms", "moves_ms", "background_ms")  # of Accounts, likewise
 TRAFFIC = ("spills", "rerouted", "given_up")  # of RoutedTraffic, kept of each scored interval; 0 on a single node
 
 
@@ -129,7 +129,7 @@ class Evaluation:
         cluster: whose nodes served; None where a node served alone.
         modelled: the same policies and seeds on the modelled rung, where this is another and references were run; what
             the gain loses from there to here is reported.
-        link: how the host link was timed, and what of it was charged (``Profile.link``).
+        link: how the host link was timed (``Profile.link``).
         trace: of recorded arrivals, what was read: file, format, requests and their rate.
         machine: what it ran on; versions: of Python and the libraries; date: ISO, day.
     """

@@ -26,7 +26,18 @@ from real_backend.memory.layout import (
 )
 from real_backend.memory.row_index import drop_row, evicted_at, find_slot, move_row, note_evicted, put_row, slot_of
 
-TAGS = 127
+TAGS = 254  # micro-batches in a row that a slot's reference tells apart: 1 to TAGS by turns
+USED_BEFORE = 255  # of what was used before these
+
+
+@kernel
+def age_references(m):
+    """Called at every micro-batch's begin: before numbers are given anew, what carries an old one loses it."""
+    if m.n[BATCH] % TAGS == 0:
+        reference = m.reference
+        for slot in range(reference.shape[0]):
+            if reference[slot] != 0:
+                reference[slot] = USED_BEFORE
 
 
 @kernel

@@ -53,7 +53,7 @@ class Memory(NamedTuple):
     constants: NDArray[np.int64]  # (U, 2), whether the next two tables are hashed, and log2 of rows a simulated one
     row_slot: NDArray[np.int32]  # (U, I), -1: not resident; hashed: see row_index
     slot_row: NDArray[np.int32]  # (U, P R), -1: empty
-    reference: NDArray[np.uint8]  # (U, P R), 0: cold; else 1 + number of the last batch that used it, modulo 127
+    reference: NDArray[np.uint8]  # (U, P R), 0: cold; else by which of the last batches it was used (emb_cache)
     emb_pages: NDArray[np.int32]  # (U, P)
     page_place: NDArray[np.int32]  # (U, P), index of a page in emb_pages
     fresh: NDArray[np.int32]  # (U, P), stack of pages with empty slots
@@ -130,7 +130,6 @@ class Rules(NamedTuple):
     per_request_ms: float
     pads: int  # 1 where the engine pads a micro-batch
     chunk_tokens: int  # 0: no chunks
-    charges_all: int  # 1: link.charged is "all"
     background_share: float
     per_moved_row_ms: float
 
@@ -158,7 +157,6 @@ def make_rules(profile: Profile) -> Rules:
         cost.per_request_ms,
         int(profile.pads),
         profile.chunk_tokens,
-        int(profile.link.charged == "all"),
         profile.link.background_share,
         cost.per_moved_row_ms,
     )
@@ -176,8 +174,7 @@ def rules_of(table, u):
     row = table[u]
     return Rules(
         int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4], row[5], row[6], row[7], row[8], row[9], row[10],
-        row[11], row[12], row[13], int(row[14]), int(row[15]), int(row[16]), row[17],
-        row[18],
+        row[11], row[12], row[13], int(row[14]), int(row[15]), row[16], row[17],
     )  # fmt: skip
 
 

@@ -31,15 +31,14 @@ SPAN_S = 16
 # Parts of TRANSFER_MS, and what comes beside it
 ROWS_MS = 17  # rows that requests missed, coming up
 UPLOADS_MS = 18  # KV coming up
-OFFLOADS_MS = 19  # KV going down before its page is used again, where the profile charges it
+OFFLOADS_MS = 19  # KV going down before its page is used again
 DELAY_MS = 20  # these three longer, because background traffic took its share of the link
-MOVES_MS = 21  # rows moved within the pool, where the profile charges it: no request's service, but the server's time
-UNCHARGED_MS = 22  # of offloads, delays and moves, where the profile does not charge them
-BACKGROUND_MS = 23  # the link's time for background traffic, at its full bandwidth
-MOVED_ROWS = 24
-MOVED_DOWN_TOKENS = 25  # of OFFLOADED_TOKENS, those of users that moves of pages evicted: in the background
-STAGED_ROWS = 26  # the most of a micro-batch that found no slot
-SIMULATED = 27  # one a simulated alpha
+MOVES_MS = 21  # rows moved within the pool: no request's service, but the server's time
+BACKGROUND_MS = 22  # the link's time for background traffic, at its full bandwidth
+MOVED_ROWS = 23
+MOVED_DOWN_TOKENS = 24  # of OFFLOADED_TOKENS, those of users that moves of pages evicted: in the background
+STAGED_ROWS = 25  # the most of a micro-batch that found no slot
+SIMULATED = 26  # one a simulated alpha
 SUMS = SIMULATED + len(SIM_ALPHAS)
 
 # Indices into Ledger.clock.

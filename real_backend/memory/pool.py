@@ -11,6 +11,7 @@ from real_backend.memory.layout import BATCH, N_EMB, STAGED
 def begin(m, plan):
     """A new micro-batch (or move): an empty plan, and nothing pinned yet."""
     m.n[BATCH] += 1
+    emb_cache.age_references(m)
     m.n[STAGED] = 0
     plan.counts[:] = 0
 

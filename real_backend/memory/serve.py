@@ -43,7 +43,6 @@ from real_backend.memory.ledger import (
     SPAN_S,
     STAGED_ROWS,
     TRANSFER_MS,
-    UNCHARGED_MS,
     UPLOADED_TOKENS,
     UPLOADS_MS,
     WAITING,
@@ -107,13 +106,10 @@ def plan_batch(m, items, requests, u, size, plan, ledger, sums, rules):
 
 
 @kernel
-def charge_waits(rows_ms, uploads_ms, offloads_ms, delayed_ms, sums, rules):
-    """Books what a micro-batch's transfers took, modelled or measured. Returns how much of it the micro-batch waits."""
+def charge_waits(rows_ms, uploads_ms, offloads_ms, delayed_ms, sums):
+    """Books what a micro-batch's transfers took, modelled or measured. Returns their sum, which it waits for."""
     sums[ROWS_MS] += rows_ms
     sums[UPLOADS_MS] += uploads_ms
-    if not rules.charges_all:
-        sums[UNCHARGED_MS] += offloads_ms + delayed_ms
-        return rows_ms + uploads_ms
     sums[OFFLOADS_MS] += offloads_ms
     sums[DELAY_MS] += delayed_ms
     return rows_ms + uploads_ms + offloads_ms + delayed_ms
@@ -124,8 +120,8 @@ def model_waits(m, plan, ledger, u, sums, rules):
     """Prices and books the planned micro-batch's transfers on a modelled link. Returns how long it waits for them."""
     rows, up, down = transfers_ms(plan, rules)
     background = ledger.clock[u, DOWN_MS] + emb_cache.refill_backlog(m, rules) * rules.row_ms
-    delayed = delay_ms(rows + up + down * rules.charges_all, background, rules.background_share)
-    return charge_waits(rows, up, down, delayed, sums, rules)
+    delayed = delay_ms(rows + up + down, background, rules.background_share)
+    return charge_waits(rows, up, down, delayed, sums)
 
 
 @kernel
@@ -161,9 +157,6 @@ def charge_moves(requests, u, plan, moved_ms, link_modelled, ledger, sums, rules
     """
     sums[MOVED_ROWS] += plan.counts[MOVES]
     clock = ledger.clock[u]
-    if not rules.charges_all:
-        sums[UNCHARGED_MS] += moved_ms
-        return
     sums[MOVES_MS] += moved_ms
     began = clock[NOW_S]
     if requests.number[u, 0] > 0:
@@ -246,7 +239,7 @@ def settle(m, requests, u, size, plan, computed_ms, waits, ledger, sums, rules):
     if len(waits) == 0:
         waited = model_waits(m, plan, ledger, u, sums, rules)
     else:
-        waited = charge_waits(waits[0], waits[1], waits[2], waits[3], sums, rules)
+        waited = charge_waits(waits[0], waits[1], waits[2], waits[3], sums)
     account(requests, u, size, plan, computed_ms, waited, ledger, sums)
     plan_refill(m, plan, computed_ms + waited, ledger, u, sums, rules)
     return computed_ms + waited

@@ -30,7 +30,7 @@ SHORT = dataclasses.replace(find_task("steady-v0"), warmup=4, settle=3, horizon=
 FIGURES = {
     *("mean_latency_ms", "p99_ms", "slo_satisfaction", "throughput_rps", "alpha_gap", "alpha_near_optimal"),
     *("gain_captured", "gain_captured_p99", "gain_of_clairvoyant", "cost", "moved_bytes", "h2d_critical_bytes"),
-    *("moves_ms", "offloads_ms", "delay_ms", "uncharged_ms", "background_ms"),
+    *("moves_ms", "offloads_ms", "delay_ms", "background_ms"),
     *("service_ms", "emb_hit_rate", "kv_hit_rate", "utilisation", "mean_alpha", "requests"),
     *("mean_latency_ms_over_first", "p99_ms_over_first", "cost_over_first", "decision_us_p50", "decision_us_p99"),
 }
@@ -132,7 +132,7 @@ def test_json_is_strict_and_complete(burst: Evaluation) -> None:
         "cpu-small",
         [0, 1, 2],
     )
-    assert result["link"] == "modelled, charged: waits"
+    assert result["link"] == "modelled"
     assert [row["name"] for row in result["policies"]] == ["still", "static:0.1"]
     for row in result["policies"] + result["references"]:
         assert set(row) == {"name"} | FIGURES

@@ -21,12 +21,12 @@ from tests.real_backend.machine import tiny_profile
 ALPHAS = (0.3, 0.6, 0.2, 0.5, 0.05, 0.4, 0.6, 0.1)
 
 
-def charging(charged: str, batch: int = 1, modelled: bool = True, share: float = 0.3, chunk: int = 0) -> Profile:
+def charging(batch: int = 1, modelled: bool = True, share: float = 0.3, chunk: int = 0) -> Profile:
     """A pool of which pages move to and fro, with a host tier that evicted users go down to, and a slow link."""
     base = tiny_profile(48, batch, host_users=6, budget=8, chunk_tokens=chunk)
     return dataclasses.replace(
         base,
-        link=dataclasses.replace(base.link, charged=charged, modelled=modelled, background_share=share),
+        link=dataclasses.replace(base.link, modelled=modelled, background_share=share),
         cost=dataclasses.replace(base.cost, per_moved_row_ms=0.01),
         kv_miss=KvMiss("copy", 6),
     )
@@ -51,12 +51,11 @@ def served(name: str, profile: Profile) -> list[tuple[Telemetry, float, float]]:
 
 
 @pytest.mark.parametrize("name", ["modelled", "real"])
-@pytest.mark.parametrize("charged", ["waits", "all"])
 @pytest.mark.parametrize(("batch", "chunk"), [(1, 0), (3, 0), (3, 6)])
 @pytest.mark.parametrize("modelled", [True, False])
-def test_the_parts_add_up_to_the_whole(name, charged, batch, chunk, modelled):
+def test_the_parts_add_up_to_the_whole(name, batch, chunk, modelled):
     total = np.zeros(len(ACCOUNTS))
-    for k, (telemetry, busy_s, _) in enumerate(served(name, charging(charged, batch, modelled, chunk=chunk))):
+    for k, (telemetry, busy_s, _) in enumerate(served(name, charging(batch, modelled, chunk=chunk))):
         accounts = telemetry.accounts
         total += accounts.values[0, 0]
         parts = {part: accounts[part].item() for part, _, _ in ACCOUNTS}
@@ -73,36 +72,21 @@ def test_the_parts_add_up_to_the_whole(name, charged, batch, chunk, modelled):
             assert telemetry.service_ms.sum() == pytest.approx(parts["compute_ms"] + waited)
     whole = dict(zip([part for part, _, _ in ACCOUNTS], total, strict=True))
     expected = {part for part in whole if part.endswith(("_bytes", "compute_ms", "rows_ms", "uploads_ms"))}
-    expected |= {"moves_ms", "offloads_ms"} if charged == "all" else {"uncharged_ms"}
-    expected.add("background_ms")
+    expected |= {"moves_ms", "offloads_ms", "background_ms"}
     missing = [part for part in sorted(expected) if not whole[part] and part != "staged_bytes"]
     assert not missing
-    if charged == "waits":
-        assert not whole["moves_ms"] + whole["offloads_ms"] + whole["delay_ms"]
-    else:
-        assert not whole["uncharged_ms"]
-        if modelled or name == "modelled":  # a clock on a CPU sees no refill under way
-            assert whole["delay_ms"] > 0
+    if modelled or name == "modelled":  # a clock on a CPU sees no refill under way
+        assert whole["delay_ms"] > 0
 
 
 def test_both_rungs_price_the_same_traffic_by_the_same_rule():
     """Without background traffic what waits does not depend on how long computing takes."""
-    profile = charging("all", share=0.0)
+    profile = charging(share=0.0)
     for (modelled, _, _), (real, _, speed) in zip(served("modelled", profile), served("real", profile), strict=True):
         for part in ("rows_ms", "uploads_ms", "offloads_ms"):
             np.testing.assert_allclose(real.accounts[part] / speed, modelled.accounts[part], rtol=1e-9)
         for part in (part for part, unit, _ in ACCOUNTS if unit == "B"):
             np.testing.assert_array_equal(real.accounts[part], modelled.accounts[part])
-
-
-def test_what_waits_leaves_out_is_what_all_adds():
-    """Of the same traffic: offloads, delays and moves, uncharged on one side and the server's time on the other."""
-    books = {charged: served("modelled", charging(charged, share=0.0)) for charged in ("waits", "all")}
-    for (waits, busy_s, _), (whole, more_s, _) in list(zip(books["waits"], books["all"], strict=True))[1:]:
-        uncharged = waits.accounts["uncharged_ms"].item()
-        added = sum(whole.accounts[part].item() for part in ("offloads_ms", "delay_ms", "moves_ms"))
-        assert uncharged == pytest.approx(added)
-        assert (more_s - busy_s) * 1e3 == pytest.approx(added)
 
 
 @given(
@@ -119,7 +103,7 @@ def test_background_traffic_delays_by_its_share_and_by_no_more_than_itself(movin
 
 def test_a_move_holds_the_server_up_and_its_offloads_the_link():
     """With alpha at rest nothing moves; when it falls, rows move; when it rises, users go down in the background."""
-    still = charging("all")
+    still = charging()
     rows = [t.accounts for t, _, _ in served("modelled", still)]
     fell = [a for a, alpha, before in zip(rows[1:], (ALPHAS * 2)[1:], ALPHAS * 2, strict=False) if alpha < before]
     rose = [a for a, alpha, before in zip(rows[1:], (ALPHAS * 2)[1:], ALPHAS * 2, strict=False) if alpha > before]

@@ -31,8 +31,8 @@ def test_modelled_service_is_the_measured_one_on_held_out_requests(regime, batch
     """
     base = load("cpu-small")
     profile = dataclasses.replace(base, max_batch=batch)
-    if host_users:  # a link on which copying up is worth it, and everything charged
-        link = dataclasses.replace(base.link, bandwidth_gb_per_s=1.0, charged="all")
+    if host_users:  # a link on which copying up is worth it
+        link = dataclasses.replace(base.link, bandwidth_gb_per_s=1.0)
         profile = dataclasses.replace(profile, link=link, kv_miss=KvMiss("copy", host_users))
     paths = {seed: make_path(regime, profile, [seed], INTERVALS) for seed in (FITTED, HELD_OUT)}
     backends: dict[tuple[int, float], MeasuredBackend] = {}
