@@ -38,7 +38,7 @@ class SurrogateBackend:
     """A learned model of what an interval of the real backend reports.
 
     Deterministic; a lane is bit-identical whatever lanes run beside it. ``Telemetry.extrapolating`` says where it was
-    asked for workloads or splits that it was not fitted to, or where the ensemble's members disagree.
+    asked for workloads or splits that it was not fitted to.
 
     Args:
         profile: that the checkpoint was fitted to.

@@ -20,7 +20,7 @@ from helm_gym.training.run_folder import read_tensors
 
 SHIPPED = pathlib.Path(__file__).parent / "checkpoints"
 WEIGHTS, CARD = "model.safetensors", "card.json"
-FORMAT = 1
+FORMAT = 2
 _AGAIN = "fit it again"
 
 
@@ -29,7 +29,7 @@ class Checkpoint:
     """A fitted surrogate.
 
     Attributes:
-        tensors: by name: ``net.*`` of the ensemble, ``noise.*``, ``range.*`` of what was logged, ``threshold``.
+        tensors: by name: ``net.*``, ``noise.*``, ``range.*`` of what was logged, ``hurdle`` (layout.HURDLED).
         card: how it was made and how true it is.
     """
 

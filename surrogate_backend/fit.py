@@ -1,4 +1,4 @@
-"""Fitting: the ensemble is trained on whole episodes, free-running, and stored with its noise, range and card."""
+"""Fitting: the networks are trained on whole episodes, free-running, and stored with its noise, range and card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import datetime
 import pathlib
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,13 @@ from surrogate_backend import checkpoint
 from surrogate_backend.data import dataset
 from surrogate_backend.data.dataset import WINDOWED, Dataset, window
 from surrogate_backend.data.log import LoggedEpisode, read_log
-from surrogate_backend.layout import CACHE_FIELDS, ENDS, LEVELS, RUNGS, Sizes, check_profile
-from surrogate_backend.network import Ensemble, outputs, together
+from surrogate_backend.layout import ENDS, HURDLED, LEVELS, RUNGS, Sizes, check_profile
+from surrogate_backend.network import Networks, outputs
 from surrogate_backend.noise import FIELDS, fit_noise
 
 Progress = Callable[[int, int, dict[str, float]], None]  # steps done, steps in all, losses
 # Of a net on a dataset; with a generator, on a sample of the requests. Returns the sum, and its part by field.
-Loss = Callable[[Ensemble, Any, Profile, torch.Generator | None], tuple[Tensor, dict[str, float]]]
+Loss = Callable[[Networks, Any, Profile, torch.Generator | None], tuple[Tensor, dict[str, float]]]
 HELD_OUT_EVERY = 16  # settings
 WEIGHT = {
     "service": 3.0,
@@ -96,7 +96,7 @@ def fit(
     training, held_out = data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held))
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    net = Ensemble(Sizes())
+    net = Networks(Sizes())
     history = train(net, training, held_out, profile, settings, out, progress, losses)
 
     pairs = _pairs([e for e, out in zip(episodes, held, strict=True) if not out])
@@ -109,7 +109,6 @@ def fit(
         (residuals[:, first] - residuals[:, second]) / np.sqrt(2.0),
         profile.interval.window // profile.interval.requests,
     )
-    threshold = float(np.quantile(_disagreement(net, held_out), 0.999))
     card = {
         "format": checkpoint.FORMAT,
         "profile": profile.name,
@@ -131,7 +130,7 @@ def fit(
         "range.low": data.values.min((0, 1)).astype(np.float32),
         "range.high": data.values.max((0, 1)).astype(np.float32),
         "range.alpha": np.array([data.alpha.min(), data.alpha.max()], np.float32),
-        "threshold": np.array([threshold], np.float32),
+        "hurdle": fit_hurdle(_said(net, training), {name: training.targets[name] for name in HURDLED}),
     }
     checkpoint.save(out, checkpoint.Checkpoint(tensors, card))
     return card
@@ -175,7 +174,7 @@ def described(episodes: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def train(
-    net: Ensemble,
+    net: Networks,
     training: Any,
     held_out: Any,
     profile: Profile,
@@ -230,30 +229,29 @@ def _draw(data: Any, settings: Settings, generator: torch.Generator) -> NDArray[
 
 
 def losses(
-    net: Ensemble, data: Dataset, profile: Profile, generator: torch.Generator | None = None
+    net: Networks, data: Dataset, profile: Profile, generator: torch.Generator | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of whole episodes from cold caches on, and its part by field.
 
     Means by weighted squares, so that they are means; spreads by Gaussian likelihood, given the means; quantiles by
     the pinball loss on single requests: all of an interval's, or with a ``generator`` a sample of them.
     """
-    unit, windows = profile.slo_ms / 8, profile.interval.window // profile.interval.requests
+    windows = profile.interval.window // profile.interval.requests
     means, spreads, knots = outputs(net(data.x, data.rung), data.estimates)
     total, parts = torch.zeros(()), {}
     for name, target in data.targets.items():
-        mean = _reported(means[name], name, windows)[:, data.warmup :]
+        mean = _reported(means[name], name, windows)[data.warmup :]
         if name in ABSOLUTE:
             part = (0.5 * ((mean - target) / ABSOLUTE[name]) ** 2).mean()
         else:
-            spread = spreads[name][:, data.warmup :]
+            spread = spreads[name][data.warmup :]
             part = likelihood(mean, spread, target, target.abs().mean() + 1e-3).mean()
         parts[name] = part.item()
         total = total + WEIGHT.get(name, 1.0) * part
     requests = data.services
     if generator is not None:
         requests = requests[..., torch.randint(requests.shape[-1], (SAMPLED,), generator=generator)]
-    quantiles = (knots * means["service"].detach()[..., None])[:, data.warmup :]
-    pinball = pinball_loss(quantiles, requests, unit).mean()
+    pinball = pinball_loss(knots[data.warmup :], requests, means["service"].detach()[data.warmup :]).mean()
     parts["quantiles"] = pinball.item()
     return total + QUANTILES * pinball, parts
 
@@ -266,9 +264,9 @@ def likelihood(mean: Tensor, spread: Tensor, target: Tensor, scale: Tensor) -> T
     return fitted + torch.log(spread / scale) + 0.5 * z**2
 
 
-def pinball_loss(quantiles: Tensor, requests: Tensor, unit: float) -> Tensor:
-    """Of ``quantiles`` (members, T, rows, KNOTS) on ``requests`` (T, rows, count), ms: (members, T, rows)."""
-    above = (requests[None, ..., None, :] - quantiles[..., None]) / unit
+def pinball_loss(knots: Tensor, requests: Tensor, mean: Tensor) -> Tensor:
+    """Of quantiles over their mean (T, rows, KNOTS) on ``requests`` (T, rows, count), ms, over ``mean``: (T, rows)."""
+    above = requests[..., None, :] / mean[..., None, None] - knots[..., None]
     levels = torch.as_tensor(LEVELS.clip(*ENDS), dtype=above.dtype)[:, None]
     # The nearer to an end, the rarer is what moves a quantile: weighed up, the ends are learned as fast as the middle.
     weight = (0.25 / (levels[:, 0] * (1.0 - levels[:, 0]))).clamp(max=40.0)
@@ -276,30 +274,30 @@ def pinball_loss(quantiles: Tensor, requests: Tensor, unit: float) -> Tensor:
 
 
 def _reported(mean: Tensor, name: str, windows: int) -> Tensor:
-    """As the log reports it: over the window, or over the interval. (members, T, lanes) or with the grid behind."""
+    """As the log reports it: over the window, or over the interval. (T, lanes) or with the grid behind."""
     if name not in WINDOWED:
         return mean
-    if mean.dim() == 3:
+    if mean.dim() == 2:
         return window(mean, windows)
     return torch.stack([window(mean[..., k], windows) for k in range(mean.shape[-1])], -1)
 
 
-def _residuals(net: Ensemble, data: Dataset, profile: Profile) -> NDArray[np.float64]:
-    """Residuals of the ensemble's mean over a window, over its spreads: (T, lanes, noise.FIELDS)."""
+def _residuals(net: Networks, data: Dataset, profile: Profile) -> NDArray[np.float64]:
+    """Residuals of the means over a window, over its spreads: (T, lanes, noise.FIELDS)."""
     windows = profile.interval.window // profile.interval.requests
     parts = []
     for first in range(0, data.lanes, 64):
         part = data.take(np.arange(first, min(first + 64, data.lanes)))
         with torch.no_grad():
-            means, spreads, _ = outputs(together(net(part.x, part.rung)), part.estimates)
+            means, spreads, _ = outputs(net(part.x, part.rung), part.estimates)
         columns = {}
         for name, target in part.targets.items():
             if name in ABSOLUTE:
                 continue
-            error = target - _reported(means[name], name, windows)[0, part.warmup :]
+            error = target - _reported(means[name], name, windows)[part.warmup :]
             if name not in WINDOWED:
                 error = window(error, windows)
-            z = error / spreads[name][0, part.warmup :]
+            z = error / spreads[name][part.warmup :]
             if name == "predicted":
                 for at, where in (("low", 1), ("middle", 4), ("high", 7)):
                     columns[f"predicted_{at}"] = z[..., where]
@@ -309,8 +307,20 @@ def _residuals(net: Ensemble, data: Dataset, profile: Profile) -> NDArray[np.flo
     return np.concatenate(parts, axis=1).astype(np.float64)
 
 
-def _disagreement(net: Ensemble, data: Dataset) -> NDArray[np.float64]:
-    """Largest less least of what the members say of the service time, (T, lanes); a fourth of it is relative."""
+def _said(net: Networks, data: Dataset) -> dict[str, Tensor]:
+    """What the networks say of the fields that are often zero: (T, lanes) each."""
     with torch.no_grad():
-        said = net(data.x, data.rung).caches[:, data.warmup :, :, CACHE_FIELDS.index("service")]
-    return (said.amax(0) - said.amin(0)).numpy().astype(np.float64)
+        means, _, _ = outputs(net(data.x, data.rung), data.estimates)
+    return {name: means[name][data.warmup :] for name in HURDLED}
+
+
+def fit_hurdle(said: Mapping[str, Tensor], logged: Mapping[str, Tensor]) -> NDArray[np.float32]:
+    """Below which value each of ``HURDLED`` stands for zero, so that as few as can be are taken for the other."""
+    found = []
+    for name in HURDLED:
+        mean, zero = said[name].flatten().numpy(), (logged[name].flatten() == 0.0).numpy()
+        order = np.argsort(mean)
+        right = np.concatenate([[0], np.cumsum(np.where(zero[order], 1, -1))])  # with the first k taken for zero
+        k = int(right.argmax())
+        found.append(0.0 if k == 0 else mean[order[k - 1]] if k == len(mean) else mean[order[k - 1 : k + 1]].mean())
+    return np.array(found, np.float32)

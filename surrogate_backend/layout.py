@@ -20,6 +20,7 @@ CACHE_FIELDS = (
 )
 USER_SPREADS = (*USER_FIELDS, "predicted")
 CACHE_SPREADS = CACHE_FIELDS[:8]
+HURDLED = CACHE_FIELDS[8:]  # mostly exactly zero in the log, and so below a threshold
 # Quantiles of an interval's service times, as a share of their mean; close at the ends, on which P99 rests.
 LEVELS = np.array([0, 0.3, 1.5, 5, 10, 16, 24, 32, 40, 48, 54, 58, 61, 62.6, 63.5, 64]) / 64
 KNOTS = len(LEVELS)
@@ -28,6 +29,9 @@ KNOT_WEIGHT = np.convolve(np.diff(LEVELS), [0.5, 0.5])  # the mean of a piecewis
 USER_OUTPUTS = len(USER_FIELDS) + CURVE + len(USER_SPREADS)
 CACHE_OUTPUTS = len(CACHE_FIELDS) + KNOTS + len(CACHE_SPREADS)
 RUNGS = ("modelled", "measured")
+# Of the rows of a page that EMB gives up, those that are moved elsewhere, where EMB has no empty slots; else none is
+# (modelled rung of cpu-small, bursts and mixed paths under splits drawn anew every twelve intervals, 2026-11-29).
+MOVED_SHARE = 0.12
 GAIN_MS, BACKLOG_ROWS, REFILL_ROWS = 0.01, 500.0, 250.0  # units of the outputs that no estimate stands behind
 LEAST_SPREAD = 0.003
 # Interpolation of the simulated curve from the splits that the fluid follows to the grid, linear: (splits, grid).
@@ -36,12 +40,22 @@ INTERPOLATE = np.stack([np.interp(ALPHA_GRID, FOLLOWED, row) for row in np.eye(l
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Widths: members of the ensemble, hidden state of the users' and of the caches' network, and their layers."""
+    """Widths: hidden state of the users' and of the caches' network, and their layers."""
 
-    members: int = 3
     user_hidden: int = 8
-    hidden: int = 12
-    layer: int = 12
+    hidden: int = 16
+    layer: int = 20
+
+
+def moved_page_ms(profile: Profile) -> float:
+    """What moves of rows take for each page that EMB gives up, where EMB is full."""
+    return MOVED_SHARE * profile.rows_per_page * profile.cost.per_moved_row_ms
+
+
+def delay_ratio(profile: Profile) -> float:
+    """How much longer transfers take while background traffic has its share of the link."""
+    share = min(profile.link.background_share, 0.999)
+    return share / (1.0 - share)
 
 
 def check_profile(profile: Profile) -> None:

@@ -1,6 +1,6 @@
-"""The networks of the surrogate, in torch: what they read, what they say, and how an ensemble of them is stored.
+"""The networks of the surrogate, in torch: what they read and what they say.
 
-Each member has two small gated linear recurrences (minGRU: Feng et al., "Were RNNs All We Needed?", 2024), whose gates
+They are two small gated linear recurrences (minGRU: Feng et al., "Were RNNs All We Needed?", 2024), whose gates
 depend on the inputs alone. The users' network sees the workload and nothing that depends on alpha; the caches' network
 sees the split and the users' hidden state besides. Neither is fed its own outputs: what an interval reported does not
 change the next one. Both correct the fluid's estimates (fluid.py) by factors and odds.
@@ -77,54 +77,50 @@ def growth(x: Tensor) -> Tensor:
 
 
 class _Linear(nn.Module):
-    """One linear layer a member: (members, rows, width in) -> (members, rows, width out)."""
+    """A linear layer, its weights as the kernels have them: (rows, width in) -> (rows, width out)."""
 
-    def __init__(self, members: int, width: int, out: int, gain: float = 1.0):
+    def __init__(self, width: int, out: int, gain: float = 1.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(members, width, out) * gain / np.sqrt(width))
-        self.bias = nn.Parameter(torch.zeros(members, 1, out))
+        self.weight = nn.Parameter(torch.randn(width, out) * gain / np.sqrt(width))
+        self.bias = nn.Parameter(torch.zeros(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+        return torch.addmm(self.bias, x, self.weight)
 
 
 class _Recurrence(nn.Module):
-    """Encoder and minGRU: inputs (members, T * lanes, width) -> encoding, hidden state."""
+    """Encoder and minGRU: inputs (T * lanes, width) -> encoding, hidden state."""
 
-    def __init__(self, members: int, width: int, encoder: int, hidden: int):
+    def __init__(self, width: int, encoder: int, hidden: int):
         super().__init__()
         self.hidden = hidden
-        self.encode = _Linear(members, width, encoder, 1.5)
-        self.gate = _Linear(members, encoder, 2 * hidden)
+        self.encode = _Linear(width, encoder, 1.5)
+        self.gate = _Linear(encoder, 2 * hidden)
         with torch.no_grad():  # memories from one interval to some hundred
-            self.gate.bias[:, :, :hidden] = -torch.linspace(0.0, 12.0, hidden)
+            self.gate.bias[:hidden] = -torch.linspace(0.0, 12.0, hidden)
 
     def forward(self, x: Tensor, intervals: int, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """kept: (T, lanes, 1), 0 where the hidden state is forgotten before an interval, else 1."""
         encoded = softsign(self.encode(x))
         both = self.gate(encoded)
         z = 0.5 + 0.5 * softsign(both[..., : self.hidden])
-        members, rows, _ = both.shape
-
-        def by_time(x: Tensor) -> Tensor:
-            return x.view(members, intervals, rows // intervals, -1).transpose(0, 1).contiguous()
-
-        keep = by_time(1.0 - z)
+        shape = (intervals, len(x) // intervals, self.hidden)
+        keep = (1.0 - z).view(shape)
         if kept is not None:
-            keep = keep * kept[:, None]
-        h = _Scan.apply(keep, by_time(z * both[..., self.hidden :]))
-        return encoded, softsign(h.transpose(0, 1).reshape(members, rows, -1))
+            keep = keep * kept
+        h = _Scan.apply(keep, (z * both[..., self.hidden :]).view(shape))
+        return encoded, softsign(h.view(len(x), self.hidden))
 
 
 class Raw(NamedTuple):
-    """What the networks say before it is applied to the estimates: (members, T, lanes, USER_ or CACHE_OUTPUTS)."""
+    """What the networks say before it is applied to the estimates: (T, lanes, USER_ or CACHE_OUTPUTS)."""
 
     users: Tensor
     caches: Tensor
 
 
-class Ensemble(nn.Module):
-    """All members, side by side.
+class Networks(nn.Module):
+    """Both of them.
 
     Args:
         users, caches, caches_out: inputs of either network (the users' come first), and the caches' outputs.
@@ -140,49 +136,43 @@ class Ensemble(nn.Module):
         super().__init__()
         self._users = users
         s = self.sizes = sizes
-        self.users = _Recurrence(s.members, users, s.layer, s.user_hidden)
-        self.users_head = _Linear(s.members, s.layer + s.user_hidden, s.layer)
-        self.users_out = _Linear(s.members, s.layer, USER_OUTPUTS, 0.3)
-        self.caches = _Recurrence(s.members, caches + s.user_hidden, s.layer, s.hidden)
-        self.caches_head = _Linear(s.members, s.layer + s.hidden, s.layer)
-        self.caches_out = _Linear(s.members, s.layer, caches_out, 0.3)
+        self.users = _Recurrence(users, s.layer, s.user_hidden)
+        self.users_head = _Linear(s.layer + s.user_hidden, s.layer)
+        self.users_out = _Linear(s.layer, USER_OUTPUTS, 0.3)
+        self.caches = _Recurrence(caches + s.user_hidden, s.layer, s.hidden)
+        self.caches_head = _Linear(s.layer + s.hidden, s.layer)
+        self.caches_out = _Linear(s.layer, caches_out, 0.3)
         # What a rung has of its own: a shift of the last layer, and a change of the outputs' weights.
-        self.rung = nn.Parameter(torch.zeros(s.members, len(RUNGS), s.layer))
-        self.rung_out = nn.Parameter(torch.zeros(s.members, len(RUNGS), s.layer + 1, caches_out))
+        self.rung = nn.Parameter(torch.zeros(len(RUNGS), s.layer))
+        self.rung_out = nn.Parameter(torch.zeros(len(RUNGS), s.layer + 1, caches_out))
 
     def forward(self, x: Tensor, rung: Tensor, kept: Tensor | None = None) -> Raw:
         """x: (T, lanes, inputs); rung: (lanes,), index into RUNGS; kept: see ``_Recurrence``."""
         intervals, lanes, _ = x.shape
-        members = self.sizes.members
-        flat = x.reshape(1, intervals * lanes, -1).expand(members, -1, -1)
+        flat = x.reshape(intervals * lanes, -1)
         encoded, hidden = self.users(flat[..., : self._users], intervals, kept)
         users = self.users_out(softsign(self.users_head(torch.cat([encoded, hidden], -1))))
         encoded, own = self.caches(torch.cat([flat, hidden], -1), intervals, kept)
-        of_rung = self.rung[:, rung].repeat(1, intervals, 1)
+        of_rung = self.rung[rung].repeat(intervals, 1)
         head = softsign(self.caches_head(torch.cat([encoded, own], -1)) + of_rung)
         caches = self.caches_out(head)
         for k in range(len(RUNGS)):
-            is_rung = (rung == k).float().repeat(intervals)[None, :, None]
-            caches = caches + is_rung * torch.baddbmm(self.rung_out[:, k, -1:], head, self.rung_out[:, k, :-1])
-        shape = (members, intervals, lanes, -1)
+            is_rung = (rung == k).float().repeat(intervals)[:, None]
+            caches = caches + is_rung * torch.addmm(self.rung_out[k, -1:], head, self.rung_out[k, :-1])
+        shape = (intervals, lanes, -1)
         return Raw(users.view(shape), caches.view(shape))
-
-
-def together(raw: Raw) -> Raw:
-    """What the ensemble says as one: the members' mean, before it is applied to the estimates."""
-    return Raw(*(part.mean(0, keepdim=True) for part in raw))
 
 
 def outputs(raw: Raw, estimates: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Means of an interval's fields, their spreads, and the quantiles of its service times.
 
     Args:
-        raw: of the ensemble.
+        raw: of the networks.
         estimates: (T, lanes, ESTIMATES) of the fluid.
 
     Returns:
-        means by field, (members, T, lanes) or with the grid behind: ms, tokens, rows, rates; spreads, absolute; and
-        quantiles over their mean, (members, T, lanes, KNOTS).
+        means by field, (T, lanes) or with the grid behind: ms, tokens, rows, rates; spreads, absolute; and
+        quantiles over their mean, (T, lanes, KNOTS).
     """
     f, users, caches = estimates, raw.users, raw.caches
     curve = torch.stack([f[..., fluid.PER_SPLIT + k * fluid.SPLIT_WIDTH] for k in range(1, fluid.SPLITS)], -1)

@@ -26,7 +26,7 @@ from surrogate_backend.clusters.layout import DRAWN, KIND, size_scale
 from surrogate_backend.kernels import fluid, inputs, networks
 from surrogate_backend.kernels.functions import LANES, F, aligned
 from surrogate_backend.kernels.requests import make_keys
-from surrogate_backend.layout import RUNGS
+from surrogate_backend.layout import RUNGS, delay_ratio, moved_page_ms
 
 _ARRIVAL = INDEX["arrival_rate_rps"]
 _BEYOND = 1.5  # times the largest cluster that was logged: what lies beyond is not known
@@ -47,7 +47,7 @@ class ClusterSurrogate:
     """A learned model of what an interval of a cluster reports.
 
     Deterministic; a lane is bit-identical whatever lanes run beside it. ``Telemetry.extrapolating`` says where it was
-    asked for workloads, splits or more nodes than it was fitted to, or where the ensemble's members disagree.
+    asked for workloads, splits or more nodes than it was fitted to.
 
     Args:
         profile: that the checkpoint was fitted to.
@@ -163,17 +163,17 @@ class ClusterSurrogate:
         context = self._context.update(splits, alive, rule, self._routing.weights)
         self._routers[:, RULE], self._routers[:, BOUND] = rule, self._routing.bound
         self._routers[:, LOAD] = self._routing.weights[:, WEIGHTS.index("load")]
-        values, flags = np.zeros((self._units, WIDTH)), np.empty(self._units, np.bool_)
+        values = np.zeros((self._units, WIDTH))
         spills, rerouted, given_up = np.zeros((3, lanes), np.int64)
         step.step(
             self._known, self._state, self._room, state.values, state.gaps_s, state.poisson, targets, alive.reshape(-1),
             context.reshape(-1, CONTEXT), self._routers, nodes, self._requests,
-            int(self._routing.rule == "consistent-hash"), F(size_scale(nodes)), values, flags, spills, rerouted,
+            int(self._routing.rule == "consistent-hash"), F(size_scale(nodes)), values, spills, rerouted,
             given_up,
         )  # fmt: skip
         requests = self._count()
         traffic = RoutedTraffic(requests, alive.copy(), spills, rerouted, given_up)
-        flagged = flags.reshape(self._shape) | self._outside(state.values, splits)
+        flagged = self._outside(state.values, splits)
         return _Served(values.reshape(lanes, nodes, WIDTH), flagged, traffic, self._state)
 
     @property
@@ -223,7 +223,7 @@ def _known(
     figures = (
         *(profile.row_ms, profile.row_bytes, profile.link.latency_ms, profile.pool.page_bytes),
         *(profile.pool.page_moves_per_interval, profile.slo_ms, model.max_history, profile.interval.requests),
-        tensors["threshold"][0],
+        *(delay_ratio(profile), moved_page_ms(profile)),
     )
     return step.Known(
         *constants(profile, cluster),
@@ -233,6 +233,7 @@ def _known(
         slow=tensors["noise.slow"].ravel(),
         persistence=tensors["noise.persistence"],
         attraction=np.stack([tensors[f"attraction.{rule}"] for rule in DRAWN]),
+        hurdle=tensors["hurdle"],
         figures=np.array(figures, F),
         pages=pages,
     )

@@ -36,8 +36,8 @@ from surrogate_backend.data import cluster_dataset
 from surrogate_backend.data.cluster_dataset import Dataset
 from surrogate_backend.data.cluster_log import LoggedCluster, read_clusters
 from surrogate_backend.data.dataset import WINDOWED
-from surrogate_backend.layout import CACHE_FIELDS, CACHE_OUTPUTS
-from surrogate_backend.network import Ensemble, growth, outputs, together
+from surrogate_backend.layout import CACHE_OUTPUTS, HURDLED
+from surrogate_backend.network import Networks, growth, outputs
 from surrogate_backend.noise import FIELDS, fit_noise
 
 SETTINGS = fit.Settings(steps=1800, batch=6)
@@ -78,7 +78,7 @@ def fit_clusters(
     fit.check_length(episodes[0].intervals, profile.interval.window // profile.interval.requests)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    net = Ensemble(SIZES, USERS, NODES, OUTPUTS)
+    net = Networks(SIZES, USERS, NODES, OUTPUTS)
     history = fit.train(net, training, held_out, profile, settings, out, progress, losses)
     tensors = {f"net.{name}": value.detach().numpy() for name, value in net.state_dict().items()}
     tensors |= _noise(net, training, kept, pairs, profile)
@@ -102,9 +102,6 @@ def fit_clusters(
             "date": datetime.date.today().isoformat(),
         },
     }
-    with torch.no_grad():
-        said = net(held_out.x, held_out.row_rung, held_out.kept).caches[:, held_out.warmup :]
-    apart = said[..., CACHE_FIELDS.index("service")][:, held_out.kept[held_out.warmup :, :, 0] > 0]
     values = np.concatenate([e.workload for e in episodes])
     alpha = np.concatenate([e.telemetry["alpha"][e.alive] for e in episodes])
     tensors |= {
@@ -112,14 +109,14 @@ def fit_clusters(
         "range.high": values.max(0).astype(np.float32),
         "range.alpha": np.array([alpha.min(), alpha.max()], np.float32),
         "range.nodes": np.array([sizes[0], sizes[-1]], np.float32),
-        "threshold": np.array([np.quantile((apart.amax(0) - apart.amin(0)).numpy(), 0.999)], np.float32),
+        "hurdle": _hurdle(net, training),
     }
     checkpoint.save(out, checkpoint.Checkpoint(tensors, card))
     return card
 
 
 def losses(
-    net: Ensemble, data: Dataset, profile: Profile, generator: torch.Generator | None
+    net: Networks, data: Dataset, profile: Profile, generator: torch.Generator | None
 ) -> tuple[Tensor, dict[str, float]]:
     """As fit.losses, of the nodes that were given requests, each by how many; and the preference's."""
     raw = net(data.x, data.row_rung, data.kept)
@@ -128,7 +125,7 @@ def losses(
     now, over_window = data.requests[data.warmup :], _window(data.requests, windows)[data.warmup :]
     alive = data.kept[data.warmup :, :, 0]
     for name, target in data.targets.items():
-        mean = reported(means[name], data.requests, name, windows)[:, data.warmup :]
+        mean = reported(means[name], data.requests, name, windows)[data.warmup :]
         weight = alive if name in fit.ABSOLUTE else over_window if name in WINDOWED else now
         if target.dim() == 3:
             weight = weight[..., None]
@@ -136,25 +133,24 @@ def losses(
             each = 0.5 * ((mean - target) / fit.ABSOLUTE[name]) ** 2
         else:
             scale = (target.abs() * weight).mean() / weight.mean() + 1e-3
-            each = fit.likelihood(mean, _spread(spreads[name], target)[:, data.warmup :], target, scale)
+            each = fit.likelihood(mean, _spread(spreads[name], target)[data.warmup :], target, scale)
         part = (each * weight).mean() / weight.mean()
         parts[name] = part.item()
         total = total + fit.WEIGHT.get(name, 1.0) * part
-    quantiles = (knots * means["service"].detach()[..., None])[:, data.warmup :]
     sampled = data.services
     if generator is not None:
         sampled = sampled[..., torch.randint(sampled.shape[-1], (fit.SAMPLED,), generator=generator)]
-    pinball = (fit.pinball_loss(quantiles, sampled, profile.slo_ms / 8) * now).mean() / now.mean()
+    pinball = (fit.pinball_loss(knots[data.warmup :], sampled, means["service"].detach()[data.warmup :]) * now).mean() / now.mean()
     parts["quantiles"] = pinball.item()
     total = total + fit.QUANTILES * pinball
-    for name, part in _preference(raw.caches[:, data.warmup :], data).items():
+    for name, part in _preference(raw.caches[data.warmup :], data).items():
         parts[name] = part.item()
         total = total + PREFERENCE * part
     return total, parts
 
 
 def _spread(spread: Tensor, target: Tensor) -> Tensor:
-    return spread if spread.dim() == target.dim() + 1 else spread[..., None]
+    return spread if spread.dim() == target.dim() else spread[..., None]
 
 
 def _window(x: Tensor, intervals: int) -> Tensor:
@@ -166,30 +162,28 @@ def _window(x: Tensor, intervals: int) -> Tensor:
 
 
 def reported(mean: Tensor, requests: Tensor, name: str, windows: int) -> Tensor:
-    """As the log reports it: a window's mean over requests, or the interval's. (members, T, rows) or with the grid."""
+    """As the log reports it: a window's mean over requests, or the interval's. (T, rows) or with the grid."""
     if name not in WINDOWED:
         return mean
-    shape = (len(requests), requests.shape[1], *[1] * (mean.dim() - 3))
-    counts = requests.view(shape)
-    summed = torch.stack([_window(member * counts, windows) for member in mean])
-    return summed / _window(counts, windows).clamp(min=1.0)
+    counts = requests.view(*requests.shape, *[1] * (mean.dim() - 2))
+    return _window(mean * counts, windows) / _window(counts, windows).clamp(min=1.0)
 
 
 def preference(said: Tensor, episode: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """Log share of each node (members, T, rows), and what its episode's nodes say together (members, T, episodes, 3).
+    """Log share of each node (T, rows), and what its episode's nodes say together (T, episodes, 3).
 
     Args:
-        said: (members, T, rows, CACHE_OUTPUTS + ROUTED); alive: (T, rows).
+        said: (T, rows, CACHE_OUTPUTS + ROUTED); alive: (T, rows).
     """
     own = said[..., CACHE_OUTPUTS:]
     count = int(episode.max()) + 1
 
     def over_nodes(x: Tensor) -> Tensor:
-        return x.new_zeros(*x.shape[:2], count, *x.shape[3:]).index_add(2, episode, x)
+        return x.new_zeros(len(x), count, *x.shape[2:]).index_add(1, episode, x)
 
     attraction = torch.where(alive > 0, growth(own[..., ATTRACTION]), torch.zeros(()))
-    share = attraction / over_nodes(attraction).clamp(min=1e-9)[:, :, episode]
-    mask = alive.expand(len(said), *alive.shape)[..., None]
+    share = attraction / over_nodes(attraction).clamp(min=1e-9)[:, episode]
+    mask = alive[..., None]
     together = over_nodes(own[..., [TIED, NEXT, REST]] * mask) / over_nodes(mask).clamp(min=1.0)
     return torch.log(share.clamp(min=1e-9)), together
 
@@ -203,17 +197,16 @@ def _preference(said: Tensor, data: Dataset) -> dict[str, Tensor]:
     said_tied = torch.sigmoid(together[..., 0]).clamp(1e-4, 1 - 1e-4)
     entropy = tied * torch.log(said_tied) + (1.0 - tied) * torch.log(1.0 - said_tied)
     near, far = torch.log(following + LEAST_COST_MS), torch.log((rest - following).clamp(min=0.0) + LEAST_COST_MS)
-    members = len(said)
     return {
-        "attraction": -(log_share * drawn).sum() / members,
-        "tied": -(entropy * scored).sum() / members,
-        "next": (((together[..., 1] - near) ** 2) * scored).sum() / members,
-        "rest": (((together[..., 2] - far) ** 2) * scored).sum() / members,
+        "attraction": -(log_share * drawn).sum(),
+        "tied": -(entropy * scored).sum(),
+        "next": (((together[..., 1] - near) ** 2) * scored).sum(),
+        "rest": (((together[..., 2] - far) ** 2) * scored).sum(),
     }
 
 
 def _noise(
-    net: Ensemble, data: Dataset, episodes: Sequence[LoggedCluster], pairs: Sequence[tuple[int, int]], profile: Profile
+    net: Networks, data: Dataset, episodes: Sequence[LoggedCluster], pairs: Sequence[tuple[int, int]], profile: Profile
 ) -> dict[str, NDArray[np.float32]]:
     """The noise of nodes from episodes that differ by their requests alone (noise.py), and that of their attraction."""
     windows = profile.interval.window // profile.interval.requests
@@ -234,18 +227,26 @@ def _noise(
     }
 
 
-def _residuals(net: Ensemble, data: Dataset, windows: int) -> NDArray[np.float64]:
-    """Of the ensemble's mean over a window, over its spreads: (T, rows, noise.FIELDS)."""
+def _hurdle(net: Networks, data: Dataset) -> NDArray[np.float32]:
     with torch.no_grad():
-        means, spreads, _ = outputs(together(net(data.x, data.row_rung, data.kept)), data.estimates)
+        means, _, _ = outputs(net(data.x, data.row_rung, data.kept), data.estimates)
+    alive = data.kept[data.warmup :, :, 0] > 0
+    said = {name: means[name][data.warmup :][alive] for name in HURDLED}
+    return fit.fit_hurdle(said, {name: data.targets[name][alive] for name in HURDLED})
+
+
+def _residuals(net: Networks, data: Dataset, windows: int) -> NDArray[np.float64]:
+    """Of the means over a window, over its spreads: (T, rows, noise.FIELDS)."""
+    with torch.no_grad():
+        means, spreads, _ = outputs(net(data.x, data.row_rung, data.kept), data.estimates)
     counts, columns = data.requests[data.warmup :], dict[str, Tensor]()
     for name, target in data.targets.items():
         if name in fit.ABSOLUTE:
             continue
-        error = target - reported(means[name], data.requests, name, windows)[0, data.warmup :]
+        error = target - reported(means[name], data.requests, name, windows)[data.warmup :]
         if name not in WINDOWED:
             error = _window(error * counts, windows) / _window(counts, windows).clamp(min=1.0)
-        z = error / _spread(spreads[name], target)[0, data.warmup :]
+        z = error / _spread(spreads[name], target)[data.warmup :]
         if name == "predicted":
             columns |= {f"predicted_{at}": z[..., k] for at, k in (("low", 1), ("middle", 4), ("high", 7))}
         else:
@@ -253,13 +254,13 @@ def _residuals(net: Ensemble, data: Dataset, windows: int) -> NDArray[np.float64
     return torch.stack([columns[name] for name in FIELDS], -1).numpy().astype(np.float64)
 
 
-def _deviations(net: Ensemble, data: Dataset) -> NDArray[np.float64]:
+def _deviations(net: Networks, data: Dataset) -> NDArray[np.float64]:
     """How far each node drew more requests than its share, relative to that and to ``size_scale``: (T, rows)."""
     with torch.no_grad():
-        raw = together(net(data.x, data.row_rung, data.kept)).caches[:, data.warmup :]
+        raw = net(data.x, data.row_rung, data.kept).caches[data.warmup :]
         log_share, _ = preference(raw, data.episode, data.kept[data.warmup :, :, 0])
     preferred = data.preferred.numpy().astype(np.float64)
-    expected = np.exp(log_share[0].numpy().astype(np.float64)) * preferred.sum(axis=1, keepdims=True)
+    expected = np.exp(log_share.numpy().astype(np.float64)) * preferred.sum(axis=1, keepdims=True)
     relative = (preferred - expected) / np.maximum(expected, 1.0) / size_scale(preferred.shape[1])
     return np.asarray(np.where(expected > LEAST_DRAWN, relative, np.nan))
 

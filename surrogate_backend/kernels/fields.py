@@ -29,6 +29,7 @@ from surrogate_backend.layout import (
     CACHE_FIELDS,
     CURVE,
     GAIN_MS,
+    HURDLED,
     INTERPOLATE,
     KNOT_WEIGHT,
     KNOTS,
@@ -69,8 +70,11 @@ def _odds(p, x):
 
 
 @kernel
-def predict(y, f, out, n, m):
-    """Means, spreads and quantiles of the fields from the networks' outputs ``y`` and the fluid's estimates ``f``."""
+def predict(y, f, hurdle, out, n, m):
+    """Means, spreads and quantiles of the fields from the networks' outputs ``y`` and the fluid's estimates ``f``.
+
+    hurdle: below which the last of them stand for zero (layout.HURDLED).
+    """
     for k in range(n):
         out[LENGTH * m + k] = f[HISTORY * m + k] * growth(F(0.25) * y[k])
         out[UNIQUE * m + k] = _odds(F(0.5), y[m + k])
@@ -94,6 +98,10 @@ def predict(y, f, out, n, m):
         out[KV_EMPTY * m + k] = _odds(empty, F(2.0) * y[(_C + 9) * m + k])
         out[BACKLOG * m + k] = F(BACKLOG_ROWS) * growth(y[(_C + 10) * m + k] - F(1.0))
         out[REFILLED * m + k] = F(REFILL_ROWS) * growth(y[(_C + 11) * m + k] - F(1.0))
+    for i in range(len(HURDLED)):
+        field = out[(EMB_EMPTY + i) * m :]
+        for k in range(n):
+            field[k] = field[k] if field[k] >= hurdle[i] else F(0.0)
     for i in range(CURVE):
         curve, said = out[(PREDICTED + i) * m :], y[(_U_CURVE + i) * m :]
         for k in range(n):
@@ -204,8 +212,6 @@ def add_noise(keys, t, fast, slow, factors, score, served_ms, requests, max_hist
             curve[k] *= max(F(1.0) + out[_CURVE_SPREAD * m + k] * z[k], F(0.3))
     for k in range(n):
         out[LENGTH * m + k] = min(max(out[LENGTH * m + k], F(1.0)), max_history)
-        out[BACKLOG * m + k] = max(out[BACKLOG * m + k] - F(1.0), F(0.0))
-        out[REFILLED * m + k] = max(out[REFILLED * m + k] - F(1.0), F(0.0))
     for row in (UNIQUE, RETURNING, HIT, EMB_HIT):
         rate = out[row * m :]
         for k in range(n):

@@ -30,20 +30,25 @@ GROUPS = 16  # so many float32 are one vector
 BUCKETS = 16  # of item popularity, geometric
 SPLITS = 1 + len(FOLLOWED)  # the present split, and those of the simulated curve
 
-# State of a lane, float32: mean history by group, share of each group seen before, the cold users' mean history, the
+# State of a lane, float32: mean history by group, share of each group seen by now, the cold users' mean history, the
 # exponents of popularity that hot and cold histories were chosen by; of each cache at each split: T (KV: requests; EMB:
-# look-ups), what T's entries occupy, and how that grows with log T; and look-ups a request at each split.
+# look-ups), what T's entries occupy, and how that grows with log T; look-ups a request at each split; the most
+# hot users that there were; and of each split, how often a hot user of heat 1 came within KV's T.
 LENGTH, SEEN, COLD, HOT_ZIPF, COLD_ZIPF = 0, GROUPS, 2 * GROUPS, 2 * GROUPS + 1, 2 * GROUPS + 2
 KV, EMB = COLD_ZIPF + 1, COLD_ZIPF + 1 + 3 * SPLITS
 LOOKUPS = KV + 6 * SPLITS
-STATE = LOOKUPS + SPLITS
+MOST_HOT = LOOKUPS + SPLITS
+CAME = MOST_HOT + 1
+STATE = CAME + SPLITS
 # Scratch rows of a block: rate, pages and growth by group; popularity by bucket under each exponent; and what adds up.
 _RATE, _SIZE, _NEW_ITEMS = 0, GROUPS, 2 * GROUPS
 _HOT_ITEMS, _COLD_ITEMS, _ROW = _NEW_ITEMS + BUCKETS, _NEW_ITEMS + 2 * BUCKETS, _NEW_ITEMS + 3 * BUCKETS
 _USED, _SLOPE, _HIT, _AGAIN, _APART, _AGE = _ROW, _ROW + 1, _ROW + 2, _ROW + 3, _ROW + 4, _ROW + 5
 _STREAMED, _COLD_RATE, _COLD_SIZE, _LOOK, _BY_NEW = _ROW + 6, _ROW + 7, _ROW + 8, _ROW + 9, _ROW + 10
 _BY_HOT, _BY_COLD, _EMB_AGE, _MISSING = _ROW + 11, _ROW + 12, _ROW + 13, _ROW + 14
-SCRATCH = _ROW + 15
+_KNOWN = _ROW + 15  # share of each group that a visit of this interval finds seen before
+_CAME = _KNOWN + GROUPS
+SCRATCH = _CAME + 1
 
 # Estimates: of the users, tokens looked up a request at the present split, of each split, and quantiles (shape.py).
 HISTORY, COLD_HISTORY, HOT_HISTORY, HOT_PAGES, TOKENS, PER_SPLIT = 0, 1, 2, 3, 4, 5
@@ -108,7 +113,8 @@ def initial_state(values: NDArray[np.float64], m: int = LANES) -> NDArray[np.flo
     state[:, [HOT_ZIPF, COLD_ZIPF]] = values[:, _ZIPF, None]
     for cache in range(KV, LOOKUPS, 3):
         state[:, cache], state[:, cache + 2] = 1.0, 1.0
-    state[:, LOOKUPS:] = 100.0
+    state[:, LOOKUPS:MOST_HOT] = 100.0
+    state[:, MOST_HOT] = values[:, _HOT_USERS]
     return to_blocks(state, m)
 
 
@@ -145,9 +151,14 @@ def _users(s, w, place, scalars, t, f, n, m):
         s[HOT_ZIPF * m + x] += w[_TURNOVER * m + x] * (w[_ZIPF * m + x] - s[HOT_ZIPF * m + x])
     for g in range(GROUPS):
         lengths, seens = s[(LENGTH + g) * m :], s[(SEEN + g) * m :]
-        rates, sizes = t[(_RATE + g) * m :], t[(_SIZE + g) * m :]
+        rates, sizes, known = t[(_RATE + g) * m :], t[(_SIZE + g) * m :], t[(_KNOWN + g) * m :]
         for x in range(n):
-            turnover, delta = w[_TURNOVER * m + x], w[_DELTA * m + x]
+            delta = w[_DELTA * m + x]
+            # Where there are more hot users than ever, those of least heat are new.
+            joined = (F((g + 1) ** 2 / GROUPS**2) - s[MOST_HOT * m + x] / w[_HOT_USERS * m + x]) * F(
+                GROUPS**2 / (2 * g + 1)
+            )
+            turnover = max(w[_TURNOVER * m + x], min(joined, F(1.0)))
             # Heat is Zipf with exponent .5: equal shares of the hot requests go to growing groups.
             members = w[_HOT_USERS * m + x] * F((2 * g + 1) / (GROUPS * GROUPS))
             rate = w[_HOT_SHARE * m + x] * F(1.0 / GROUPS) / members
@@ -155,12 +166,15 @@ def _users(s, w, place, scalars, t, f, n, m):
             length = lengths[x]
             length += turnover * (w[_MEAN_HISTORY * m + x] - length)
             length = min(length + min(delta * visits, _MAX_GROWTH) * _room(length * inverse), ceiling)
-            seen = seens[x] * (F(1.0) - turnover)
-            seen += (F(1.0) - seen) * (F(1.0) - inverse_exp(F(0.5) * visits))
+            # Unseen users decay with their visits: half an interval's of them on average, all of them at its end.
+            unseen, half = F(1.0) - seens[x] * (F(1.0) - turnover), inverse_exp(F(0.5) * visits)
+            known[x], seen = F(1.0) - unseen * half, F(1.0) - unseen * half * half
             size = members * _of(place, SPREAD, x, m) * (length * per_page + F(0.5))
             lengths[x], seens[x], rates[x], sizes[x] = length, seen, rate * _of(place, PER_SPREAD, x, m), size
             t[_HIT * m + x] += length
             t[_AGAIN * m + x] += size
+    for x in range(n):
+        s[MOST_HOT * m + x] = max(s[MOST_HOT * m + x], w[_HOT_USERS * m + x])
     # In four loops: the compiler makes no vectors of one over so many rows.
     for x in range(n):
         delta, arriving, new = w[_DELTA * m + x], w[_MEAN_HISTORY * m + x], w[_NEW * m + x]
@@ -215,11 +229,18 @@ def _aged(age, used, slope, capacity, served):
 def _kv(s, w, k, split, place, scalars, t, f, n, m):
     """The KV cache at split number ``k``, its alphas in row 0 of ``split``."""
     requests, pages = scalars[0], scalars[4]
-    state, emb_age = s[(KV + 3 * k) * m :], s[(EMB + 3 * k) * m :]
+    state, emb_age, came = s[(KV + 3 * k) * m :], s[(EMB + 3 * k) * m :], s[(CAME + k) * m :]
     looked, of_split = s[(LOOKUPS + k) * m :], f[(PER_SPLIT + k * SPLIT_WIDTH) * m :]
     for x in range(n):
         capacity = (F(1.0) - split[x]) * pages * _of(place, MEMORY, x, m)
         age = _aged(state[x], state[m + x], state[2 * m + x], capacity, requests)
+        # Visits within T: those of this interval's requests, and before them at the rate that was. What a request of
+        # this interval meets lies between the two.
+        rate = w[_HOT_SHARE * m + x] / w[_HOT_USERS * m + x] * _of(place, PER_SPREAD, x, m)
+        before, own = came[x] / state[x], min(age, requests)
+        met = own * (F(1.0) - F(0.5) * own / requests)
+        t[_CAME * m + x] = rate * met + before * (age - met)
+        came[x] = rate * own + before * (age - own)
         state[x] = t[_AGE * m + x] = age
         # Of EMB, in requests, as of the last interval.
         t[_EMB_AGE * m + x] = emb_age[x] / looked[x]
@@ -228,22 +249,18 @@ def _kv(s, w, k, split, place, scalars, t, f, n, m):
         t[_SLOPE * m + x] = t[_STREAMED * m + x] * age + t[_COLD_SIZE * m + x] * t[_COLD_RATE * m + x] * age * gone
         t[_MISSING * m + x] = gone
         t[_HIT * m + x] = t[_AGAIN * m + x] = t[_APART * m + x] = F(0.0)
-    used, slope, hit = t[_USED * m :], t[_SLOPE * m :], t[_HIT * m :]
-    all_again, apart, ages, emb_ages = (
-        t[_AGAIN * m :],
-        t[_APART * m :],
-        t[_AGE * m :],
-        t[_EMB_AGE * m :],
-    )
+    used, slope, hit, visits = t[_USED * m :], t[_SLOPE * m :], t[_HIT * m :], t[_CAME * m :]
+    all_again, apart, emb_ages = t[_AGAIN * m :], t[_APART * m :], t[_EMB_AGE * m :]
     for g in range(GROUPS):
         rates, sizes = t[(_RATE + g) * m :], t[(_SIZE + g) * m :]
-        seen, length = s[(SEEN + g) * m :], s[(LENGTH + g) * m :]
+        known, length = t[(_KNOWN + g) * m :], s[(LENGTH + g) * m :]
+        heat = F(GROUPS / (2 * g + 1))
         for x in range(n):
-            rate, size, age = rates[x], sizes[x], ages[x]
-            gone = inverse_exp(rate * age)
+            rate, size, within = rates[x], sizes[x], heat * visits[x]
+            gone = inverse_exp(within)
             used[x] += size * (F(1.0) - gone)
-            slope[x] += size * rate * age * gone
-            found = seen[x] * (F(1.0) - gone)
+            slope[x] += size * within * gone
+            found = min(known[x], F(1.0) - gone)  # of two events, both since a visit, the one that is less far back
             again = length[x] * (F(1.0) - found)
             hit[x] += found
             all_again[x] += again

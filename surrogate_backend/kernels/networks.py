@@ -1,4 +1,4 @@
-"""The ensemble, compiled, for a block of lanes: weights are scalars, lanes are vectors."""
+"""The networks, compiled, for a block of lanes: weights are scalars, lanes are vectors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from surrogate_backend.kernels.functions import F, kernel
 from surrogate_backend.kernels.inputs import CACHES, USERS
-from surrogate_backend.layout import CACHE_FIELDS, CACHE_OUTPUTS, RUNGS, USER_OUTPUTS, Sizes
+from surrogate_backend.layout import CACHE_OUTPUTS, RUNGS, USER_OUTPUTS, Sizes
 
-_SERVICE = CACHE_FIELDS.index("service")
 _LAYERS = (
     *("users.encode", "users.gate", "users_head", "users_out"),
     *("caches.encode", "caches.gate", "caches_head", "caches_out"),
@@ -25,17 +24,16 @@ class Widths(NamedTuple):
     Attributes:
         users, inputs: of the users' network's inputs, and of the caches' without the users' hidden state.
         said: of the caches' network's outputs.
-        members, user_hidden, hidden, layer: see layout.Sizes.
-        weights: of one member, in all.
-        outputs: of ``run_networks``; the last two are the least and the largest that members say of the service time.
-        state: hidden states of all members, the users' and then the caches'.
+        user_hidden, hidden, layer: see layout.Sizes.
+        weights: in all.
+        outputs: of ``run_networks``.
+        state: hidden states, the users' and then the caches'.
         scratch: rows.
     """
 
     users: int
     inputs: int
     said: int
-    members: int
     user_hidden: int
     hidden: int
     layer: int
@@ -48,21 +46,18 @@ class Widths(NamedTuple):
 def widths(users: int, caches: int, caches_out: int, sizes: Sizes) -> Widths:
     """Of networks with so many inputs and outputs."""
     u, i, s = (-(-count // 4) * 4 for count in (users, caches, caches_out))
-    members, own, hidden, layer = sizes.members, sizes.user_hidden, sizes.hidden, sizes.layer
+    own, hidden, layer = sizes.user_hidden, sizes.hidden, sizes.layer
     rows_units = (
         *((u, layer), (layer, 2 * own), (layer + own, layer), (layer, USER_OUTPUTS)),
         *((i + own, layer), (layer, 2 * hidden), (layer + hidden, layer), (layer, s)),
     )
     weights = sum((rows + 1) * units for rows, units in rows_units)
     scratch = 2 * layer + 3 * max(own, hidden) + own
-    return Widths(
-        u, i, s, members, own, hidden, layer, weights, USER_OUTPUTS + s + 2, members * (own + hidden), scratch
-    )
+    return Widths(u, i, s, own, hidden, layer, weights, USER_OUTPUTS + s, own + hidden, scratch)
 
 
 WIDTHS = widths(USERS, CACHES, CACHE_OUTPUTS, Sizes())
 INPUTS, OUTPUTS, WEIGHTS, STATE, SCRATCH = WIDTHS.inputs, WIDTHS.outputs, WIDTHS.weights, WIDTHS.state, WIDTHS.scratch
-MEMBERS = WIDTHS.members
 
 
 def pack(
@@ -73,32 +68,28 @@ def pack(
     caches_out: int = CACHE_OUTPUTS,
     sizes: Sizes = Sizes(),  # noqa: B008  # frozen
 ) -> NDArray[np.float32]:
-    """The weights of a checkpoint (``net.*``) for one rung, flat, member after member; outputs are their mean.
+    """The weights of a checkpoint (``net.*``) for one rung, flat.
 
     Args:
         users, caches, caches_out, sizes: see ``widths``.
     """
-    filled, members = widths(users, caches, caches_out, sizes), []
-    for m in range(sizes.members):
-        parts = []
-        for name in _LAYERS:
-            weight, bias = tensors[f"net.{name}.weight"][m], tensors[f"net.{name}.bias"][m]
-            if name == "caches_head":
-                bias = bias + tensors["net.rung"][m, RUNGS.index(rung)]
-            elif name == "users.encode":
-                weight = np.pad(weight, ((0, filled.users - users), (0, 0)))
-            elif name == "caches.encode":
-                weight = np.insert(weight, [caches] * (filled.inputs - caches), 0.0, axis=0)
-            elif name == "caches_out":
-                own = tensors["net.rung_out"][m, RUNGS.index(rung)]
-                both = weight + own[:-1], bias + own[-1:]
-                weight, bias = (np.pad(part, ((0, 0), (0, filled.said - caches_out))) for part in both)
-            scale = sizes.members if name.endswith("out") else 1
-            parts += [weight.ravel() / scale, bias.ravel() / scale]
-        members.append(np.concatenate(parts))
-    flat = np.stack(members).astype(F)
-    assert flat.shape == (sizes.members, filled.weights)
-    return flat.ravel()
+    filled, parts = widths(users, caches, caches_out, sizes), []
+    for name in _LAYERS:
+        weight, bias = tensors[f"net.{name}.weight"], tensors[f"net.{name}.bias"]
+        if name == "caches_head":
+            bias = bias + tensors["net.rung"][RUNGS.index(rung)]
+        elif name == "users.encode":
+            weight = np.pad(weight, ((0, filled.users - users), (0, 0)))
+        elif name == "caches.encode":
+            weight = np.insert(weight, [caches] * (filled.inputs - caches), 0.0, axis=0)
+        elif name == "caches_out":
+            own = tensors["net.rung_out"][RUNGS.index(rung)]
+            missing = filled.said - caches_out
+            weight, bias = np.pad(weight + own[:-1], ((0, 0), (0, missing))), np.pad(bias + own[-1], (0, missing))
+        parts += [weight.ravel(), bias]
+    flat = np.concatenate(parts).astype(F)
+    assert flat.shape == (filled.weights,)
+    return flat
 
 
 @kernel
@@ -145,18 +136,6 @@ def _add(w, at, inputs, units, x, first, y, row, n, m):
 
 
 @kernel
-def _add_bias(w, at, units, y, row, n, m):
-    y, w = y[row * m :], w[at:]
-    if m == 1:
-        for j in range(units):
-            y[j] += w[j]
-        return
-    for j in range(units):
-        for k in range(n):
-            y[j * m + k] += w[j]
-
-
-@kernel
 def _copy(x, y, row, rows, n, m):
     x, y = x[row * m :], y[row * m :]
     if m == 1:
@@ -194,13 +173,13 @@ def _recur(t, gates_at, hidden, first, units, to, n, m):
 
 
 @kernel
-def run_networks(weights, x, hidden, t, v, out, widths, n, m):
+def run_networks(w, x, hidden, t, v, out, widths, n, m):
     """One interval of ``n`` lanes of a block: moves ``hidden`` (STATE rows) on and fills ``out`` (outputs rows).
 
-    weights: of ``pack``; x: inputs, filled up with rows of 0; t and v: scratch rows; widths: a constant of the
+    w: of ``pack``; x: inputs, filled up with rows of 0; t and v: scratch rows; widths: a constant of the
     caller, which is compiled in.
     """
-    users, inputs, said_rows, outputs = widths.users, widths.inputs, widths.said, widths.outputs
+    users, inputs, said_rows = widths.users, widths.inputs, widths.said
     layer, own, caches = widths.layer, widths.user_hidden, widths.hidden
     # One layer's weights behind the other's, each (inputs + 1, units), the last row the bias.
     u_gate = (users + 1) * layer
@@ -215,48 +194,31 @@ def run_networks(weights, x, hidden, t, v, out, widths, n, m):
     g = layer + max(caches, own)
     p = g + 2 * max(caches, own)
     s = p + layer
-    for j in range(USER_OUTPUTS + said_rows):
-        for k in range(n):
-            out[j * m + k] = F(0.0)
-    for k in range(n):
-        out[(outputs - 2) * m + k], out[(outputs - 1) * m + k] = F(1e9), F(-1e9)
-    for member in range(widths.members):
-        w = weights[member * widths.weights : (member + 1) * widths.weights]
-        _bias(w, users * layer, layer, t, e, n, m)
-        _add(w, 0, users, layer, x, 0, t, e, n, m)
-        _softsign(t, e, layer, n, m)
-        _bias(w, u_gate + layer * 2 * own, 2 * own, v, g, n, m)
-        _add(w, u_gate, layer, 2 * own, t, e, v, g, n, m)
-        _recur(v, g, hidden, member * own, own, s, n, m)
-        _bias(w, u_head + (layer + own) * layer, layer, v, p, n, m)
-        _add(w, u_head, layer, layer, t, e, v, p, n, m)
-        _copy(v, t, s, own, n, m)
-        _add(w, u_head + layer * layer, own, layer, t, s, v, p, n, m)
-        _softsign(v, p, layer, n, m)
-        _add(w, u_out, layer, USER_OUTPUTS, v, p, out, 0, n, m)
-        _add_bias(w, u_out + layer * USER_OUTPUTS, USER_OUTPUTS, out, 0, n, m)
+    _bias(w, users * layer, layer, t, e, n, m)
+    _add(w, 0, users, layer, x, 0, t, e, n, m)
+    _softsign(t, e, layer, n, m)
+    _bias(w, u_gate + layer * 2 * own, 2 * own, v, g, n, m)
+    _add(w, u_gate, layer, 2 * own, t, e, v, g, n, m)
+    _recur(v, g, hidden, 0, own, s, n, m)
+    _bias(w, u_head + (layer + own) * layer, layer, v, p, n, m)
+    _add(w, u_head, layer, layer, t, e, v, p, n, m)
+    _copy(v, t, s, own, n, m)
+    _add(w, u_head + layer * layer, own, layer, t, s, v, p, n, m)
+    _softsign(v, p, layer, n, m)
+    _bias(w, u_out + layer * USER_OUTPUTS, USER_OUTPUTS, out, 0, n, m)
+    _add(w, u_out, layer, USER_OUTPUTS, v, p, out, 0, n, m)
 
-        _bias(w, c_encode + (inputs + own) * layer, layer, v, e, n, m)
-        _add(w, c_encode, inputs, layer, x, 0, v, e, n, m)
-        _add(w, c_encode + inputs * layer, own, layer, t, s, v, e, n, m)
-        _softsign(v, e, layer, n, m)
-        _bias(w, c_gate + layer * 2 * caches, 2 * caches, t, g, n, m)
-        _add(w, c_gate, layer, 2 * caches, v, e, t, g, n, m)
-        _recur(t, g, hidden, widths.members * own + member * caches, caches, h, n, m)
-        _bias(w, c_head + (layer + caches) * layer, layer, t, e, n, m)
-        _add(w, c_head, layer, layer, v, e, t, e, n, m)
-        _copy(t, v, h, caches, n, m)
-        _add(w, c_head + layer * layer, caches, layer, v, h, t, e, n, m)
-        _softsign(t, e, layer, n, m)
-        alone, encoded = v[g * m :], t[e * m :]  # what this member alone says of the service time
-        for k in range(n):
-            alone[k] = w[c_out + layer * said_rows + _SERVICE]
-        for j in range(layer):
-            for k in range(n):
-                alone[k] += encoded[j * m + k] * w[c_out + j * said_rows + _SERVICE]
-        low, high = out[(outputs - 2) * m :], out[(outputs - 1) * m :]
-        for k in range(n):
-            said = alone[k] * F(widths.members)
-            low[k], high[k] = min(low[k], said), max(high[k], said)
-        _add(w, c_out, layer, said_rows, t, e, out, USER_OUTPUTS, n, m)
-        _add_bias(w, c_out + layer * said_rows, said_rows, out, USER_OUTPUTS, n, m)
+    _bias(w, c_encode + (inputs + own) * layer, layer, v, e, n, m)
+    _add(w, c_encode, inputs, layer, x, 0, v, e, n, m)
+    _add(w, c_encode + inputs * layer, own, layer, t, s, v, e, n, m)
+    _softsign(v, e, layer, n, m)
+    _bias(w, c_gate + layer * 2 * caches, 2 * caches, t, g, n, m)
+    _add(w, c_gate, layer, 2 * caches, v, e, t, g, n, m)
+    _recur(t, g, hidden, own, caches, h, n, m)
+    _bias(w, c_head + (layer + caches) * layer, layer, t, e, n, m)
+    _add(w, c_head, layer, layer, v, e, t, e, n, m)
+    _copy(t, v, h, caches, n, m)
+    _add(w, c_head + layer * layer, caches, layer, v, h, t, e, n, m)
+    _softsign(t, e, layer, n, m)
+    _bias(w, c_out + layer * said_rows, said_rows, out, USER_OUTPUTS, n, m)
+    _add(w, c_out, layer, said_rows, t, e, out, USER_OUTPUTS, n, m)

@@ -19,7 +19,7 @@ from helm_gym.workload.state import INDEX, PARAMETERS
 from surrogate_backend.kernels import fields, fluid, inputs, networks
 from surrogate_backend.kernels.functions import LANES, F, aligned, inverse_exp, kernel
 from surrogate_backend.kernels.requests import TOP, median, serve_requests, top_quantile
-from surrogate_backend.layout import FOLLOWED, KNOTS
+from surrogate_backend.layout import FOLLOWED, HURDLED, KNOTS, delay_ratio, moved_page_ms
 
 MAX_REQUESTS, MAX_INTERVALS, MAX_WINDOW = 64, 8, 201  # P99 of a longer window needs more than TOP values
 _P = len(PARAMETERS)
@@ -60,7 +60,8 @@ class _Scalars(NamedTuple):
     """What single numbers are known of the profile and the log; ``OWN`` says where each stands in the constants."""
 
     persistence: float
-    threshold: float
+    delay_ratio: float
+    moved_page_ms: float
     least_alpha: float
     largest_alpha: float
     slo_ms: float
@@ -74,8 +75,9 @@ class _Scalars(NamedTuple):
 OWN = _Scalars(*range(_OWN, _OWN + len(_Scalars._fields)))
 _LOW = _OWN + len(_Scalars._fields)
 _HIGH = _LOW + _P
-_WEIGHTS = _HIGH + _P
-CONSTANTS = _WEIGHTS + networks.MEMBERS * networks.WEIGHTS
+_HURDLE = _HIGH + _P
+_WEIGHTS = _HURDLE + len(HURDLED)
+CONSTANTS = _WEIGHTS + networks.WEIGHTS
 
 # Scratch rows of a block.
 _W, _SPLITS = 0, _P
@@ -105,7 +107,8 @@ def pack(profile: Profile, tensors: Mapping[str, NDArray[Any]], rung: str) -> ND
     alphas = tensors["range.alpha"]
     own = _Scalars(
         persistence=tensors["noise.persistence"][0],
-        threshold=tensors["threshold"][0],
+        delay_ratio=delay_ratio(profile),
+        moved_page_ms=moved_page_ms(profile),
         least_alpha=alphas[0],
         largest_alpha=alphas[1],
         slo_ms=profile.slo_ms,
@@ -123,6 +126,7 @@ def pack(profile: Profile, tensors: Mapping[str, NDArray[Any]], rung: str) -> ND
         np.array(own, F),
         low,
         high,
+        tensors["hurdle"],
         networks.pack(tensors, rung),
     ]
     flat = np.concatenate(parts).astype(F)
@@ -165,7 +169,7 @@ def make_state(values: NDArray[np.float64], keys: NDArray[np.uint32], pages: NDA
 @kernel
 def _record(c, own, f, w, requests, n, m):
     """Puts the fields of an interval beside what its requests came to, in its place of the ring."""
-    row_ms, latency_ms = c[OWN.row_ms], c[OWN.latency_ms]
+    row_ms, latency_ms, delayed = c[OWN.row_ms], c[OWN.latency_ms], c[OWN.delay_ratio]
     for k in range(n):
         again = min(f[fields.AGAIN * m + k], f[fields.LENGTH * m + k])
         looked = again + w[_DELTA * m + k] + w[_CANDIDATES * m + k]
@@ -174,6 +178,7 @@ def _record(c, own, f, w, requests, n, m):
         own[_LOOKED * m + k] = looked
         own[_AGAIN * m + k] = again
         waited = requests * (misses * row_ms + latency_ms * (F(1.0) - inverse_exp(misses)))
+        waited += min(waited * delayed, f[fields.BACKLOG * m + k] * row_ms)  # delayed by refills
         own[_MOVING * m + k] = min(waited, F(0.95) * own[_SERVED * m + k])
         own[_LENGTH * m + k] = f[fields.LENGTH * m + k]
         own[_UNIQUE * m + k] = f[fields.UNIQUE * m + k]
@@ -254,12 +259,10 @@ def _report(c, ring, filled, own, requests, f, total, v, n, m):
 
 
 @kernel
-def _flag(c, w, splits, y, out, block, n, m):
+def _flag(c, w, splits, out, block, n, m):
     """Says of each lane whether it was asked for what the networks do not know."""
     for k in range(n):
-        apart = y[(networks.OUTPUTS - 1) * m + k] - y[(networks.OUTPUTS - 2) * m + k]
-        outside = apart > F(2.0) * c[OWN.threshold]
-        outside = outside or splits[k] < c[OWN.least_alpha] - F(0.02) or splits[k] > c[OWN.largest_alpha] + F(0.02)
+        outside = splits[k] < c[OWN.least_alpha] - F(0.02) or splits[k] > c[OWN.largest_alpha] + F(0.02)
         for p in range(_P):
             outside = outside or w[p * m + k] < c[_LOW + p] or w[p * m + k] > c[_HIGH + p]
         out[block * m + k, 0] = outside
@@ -308,18 +311,22 @@ def _serve_block(
     fluid.fluid_step(s[_FLUID * m :], w, splits, None, scalars, powers, inside, t, f, n, m)
     inputs.network_inputs(w, splits, moved, f, rest, x, inputs.USERS, n, m)
     networks.run_networks(weights, x, s[_HIDDEN * m :], t, u, y, networks.WIDTHS, n, m)
-    fields.predict(y, f, out_f, n, m)
+    fields.predict(y, f, c[_HURDLE:_WEIGHTS], out_f, n, m)
     fields.draw_level(counts, clock, fast, slow, c[OWN.persistence], s[_FACTORS * m :], F(requests), level, out_f, n, m)
     if not poisson:
         for r in range(requests):
             for k in range(n):
                 gap_rows[r * m + k] = F(gaps[base + k, r])
+    lag = s[_LAG * m :]
+    for k in range(n):  # pages that EMB gave up have held the server up, unless it had room for their rows
+        given = max(-moved[k], F(0.0)) * budget
+        lag[k] += given * c[OWN.moved_page_ms] if out_f[fields.EMB_EMPTY * m + k] == F(0.0) else F(0.0)
     here = np.int64(clock[0]) % window
     filled = min(np.int64(clock[0]) + 1, window)
     ring = s[_RING * m :]
     own = ring[here * RING * m :]
     serve_requests(
-        counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * m :], level, s[_LAG * m :], c[OWN.slo_ms],
+        counts, clock, gap_rows, poisson, rate, out_f[fields.KNOT * m :], level, lag, c[OWN.slo_ms],
         requests, q, score, service, sojourn, own, n, m,
     )  # fmt: skip
     for k in range(n):
@@ -328,7 +335,7 @@ def _serve_block(
     fields.add_noise(counts, clock, fast, slow, s[_FACTORS * m :], score, own, F(requests), F(max_history), out_f, n, m)
     _record(c, own, out_f, w, F(requests), n, m)
     _report(c, ring, filled, own, requests, out_f, t, tele, n, m)
-    _flag(c, w, splits, y, flags, block, n, m)
+    _flag(c, w, splits, flags, block, n, m)
     for k in range(n):
         clock[k] += np.uint32(1)
         for column in range(WIDTH):

@@ -27,7 +27,7 @@ ATTRACTION, TIED, NEXT, REST = range(4)  # outputs of the router's preference, b
 ROUTED = 4
 LEAST_COST_MS = 0.02  # added to NEXT and REST before their logarithms are taken
 OUTPUTS = CACHE_OUTPUTS + ROUTED
-SIZES = Sizes(members=2, user_hidden=12, hidden=24, layer=24)
+SIZES = Sizes(user_hidden=12, hidden=28, layer=32)
 LARGEST = 64  # nodes; more look the same to the network, for by then every node has users of few interests
 _RATE = INDEX["arrival_rate_rps"]
 _HASHED, _AGAINST = RULES.index("consistent-hash"), 0.1

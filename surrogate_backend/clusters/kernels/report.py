@@ -27,8 +27,8 @@ CURVE = GAIN + 4
 GRID = len(ALPHA_GRID)
 SPAN = CURVE + GRID  # ms; of a lost node 0
 RING = SPAN + 1
-# What is known of the profile: row (ms), row (B), link latency (ms).
-ROW_MS, ROW_BYTES, LATENCY_MS = 0, 1, 2
+# What is known of the profile: row (ms), row (B), link latency (ms); layout.delay_ratio.
+ROW_MS, ROW_BYTES, LATENCY_MS, DELAY = 0, 1, 2, 8
 
 
 @kernel
@@ -43,7 +43,9 @@ def record(f, k, m, delta, candidates, known, own):
     own[HITS], own[MISSED] = count * f[fields.HIT * m + k], count * misses
     own[LOOKED], own[AGAIN], own[LENGTH] = count * looked, count * again, count * length
     own[UNIQUE], own[RETURNING] = count * f[fields.UNIQUE * m + k], count * f[fields.RETURNING * m + k]
-    own[MOVING] = min(count * waited, F(0.95) * own[SERVED])
+    waited *= count
+    waited += min(waited * known[DELAY], f[fields.BACKLOG * m + k] * known[ROW_MS])  # delayed by refills
+    own[MOVING] = min(waited, F(0.95) * own[SERVED])
     for i in range(4):
         own[GAIN + i] = count * f[(fields.GAINS + i) * m + k]
     for i in range(GRID):

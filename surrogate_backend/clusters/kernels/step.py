@@ -74,7 +74,8 @@ class Known(NamedTuple):
         weights: networks.pack; fast, slow, persistence: noise.
         attraction: (2, 2), standard deviation and persistence of what draws requests to nodes, scored and hashed.
         figures: float32, row (ms), row (B), link latency (ms), page (B), page budget, SLO (ms), longest history,
-            requests of an interval, threshold of disagreement.
+            requests of an interval, layout.delay_ratio, layout.moved_page_ms.
+        hurdle: see fields.predict.
         pages: (nodes,), of each node's pool.
     """
 
@@ -87,6 +88,7 @@ class Known(NamedTuple):
     slow: NDArray[np.float32]
     persistence: NDArray[np.float32]
     attraction: NDArray[np.float32]
+    hurdle: NDArray[np.float32]
     figures: NDArray[np.float32]
     pages: NDArray[np.int64]
 
@@ -170,7 +172,7 @@ def _move(known, state, values, targets, unit, lane, node, w, splits, moved, k, 
 
 
 @kernel
-def predict_block(known, state, room, values, targets, alive, context, nodes, hashes, scale, block, n, out, flags):
+def predict_block(known, state, room, values, targets, alive, context, nodes, hashes, scale, block, n, out):
     """What the networks say of the nodes in a block, before their requests: fields, level and attraction."""
     base, s = block * M, state.rows[block]
     scratch, f, y, fields_ = room.block, room.estimates, room.said[block], room.fields[block]
@@ -189,7 +191,7 @@ def predict_block(known, state, room, values, targets, alive, context, nodes, ha
     chill_lost(s, alive, base, n, M)
     node_inputs(w, splits, moved, context, base, f, known.scalars, known.rest, x, n, M)
     networks.run_networks(known.weights, x, s[_HIDDEN * M :], t, v, y, WIDTHS, n, M)
-    fields.predict(y, f, fields_, n, M)
+    fields.predict(y, f, known.hurdle, fields_, n, M)
     keys, times = state.node_keys[block], room.ordered[0, :M].view(np.uint32)
     for k in range(n):
         times[k] = np.uint32(state.clock[(base + k) // nodes, 0])
@@ -206,8 +208,8 @@ def predict_block(known, state, room, values, targets, alive, context, nodes, ha
         log = np.log(F(1.0) + spread * spread)  # of the log-normal whose relative deviation is ``spread``
         own = y[(_ROUTED + ATTRACTION) * M + k] + np.sqrt(log) * state.drawn[unit]
         room.attraction[unit] = growth(own)
-        apart = y[(WIDTHS.outputs - 1) * M + k] - y[(WIDTHS.outputs - 2) * M + k]
-        flags[unit] = apart > F(2.0) * known.figures[8]
+        if fields_[fields.EMB_EMPTY * M + k] == F(0.0):  # else it has room for the rows of pages that it gives up
+            state.free_ms[unit] += max(-moved[k], F(0.0)) * known.figures[4] * known.figures[9]
 
 
 @kernel
@@ -327,19 +329,19 @@ def report_block(known, state, room, values, alive, nodes, block, n, out):
 @kernel
 def step(
     known, state, room, values, gaps_s, poisson, targets, alive, context, routers, nodes, requests, hashes, scale,
-    out, flags, spills, rerouted, given_up,
+    out, spills, rerouted, given_up,
 ):  # fmt: skip
     """Serves one interval of all lanes.
 
     values: (lanes, parameters); gaps_s: (lanes, requests), unless ``poisson``; targets: (units,), EMB's pages; alive:
     (units,); context: (units, CONTEXT); routers: (lanes, ROUTER), rule, weight of waiting and bound; requests: of a
-    lane; hashes: 1 under consistent hashing, else 0; scale: layout.size_scale. Fills out: (units, WIDTH), flags:
-    (units,), spills, rerouted, given_up: (lanes,).
+    lane; hashes: 1 under consistent hashing, else 0; scale: layout.size_scale. Fills out: (units, WIDTH),
+    spills, rerouted, given_up: (lanes,).
     """
     units = out.shape[0]
     for block in range(state.rows.shape[0]):
         n = min(M, units - block * M)
-        predict_block(known, state, room, values, targets, alive, context, nodes, hashes, scale, block, n, out, flags)
+        predict_block(known, state, room, values, targets, alive, context, nodes, hashes, scale, block, n, out)
     for lane in range(values.shape[0]):
         serve(
             known, state, room, values, gaps_s, poisson, alive, routers, nodes, requests, lane, spills, rerouted,
