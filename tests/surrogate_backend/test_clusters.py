@@ -36,7 +36,7 @@ from surrogate_backend.fit import fit
 from surrogate_backend.kernels import networks
 from surrogate_backend.kernels.functions import LANES, kernel
 from surrogate_backend.layout import CACHE_OUTPUTS, RUNGS, USER_OUTPUTS
-from surrogate_backend.network import Ensemble, together
+from surrogate_backend.network import Networks
 
 INTERVALS = 12
 PROFILE = load("cpu-small")
@@ -232,7 +232,7 @@ def _run(weights, x, hidden, t, v, y, n):
 
 def test_compiled_networks_are_those_of_torch() -> None:
     shipped, nodes, intervals = checkpoint.load(checkpoint.find(None, PROFILE, KIND), PROFILE), 3, 16
-    net = Ensemble(SIZES, USERS, NODES, OUTPUTS)
+    net = Networks(SIZES, USERS, NODES, OUTPUTS)
     net.load_state_dict({k[4:]: torch.tensor(v) for k, v in shipped.tensors.items() if k.startswith("net.")})
     path = make_path("mixed", PROFILE, [0], intervals)
     alpha = np.linspace(0.2, 0.8, intervals)[:, None] * np.ones((1, nodes))
@@ -241,7 +241,7 @@ def test_compiled_networks_are_those_of_torch() -> None:
         np.zeros(intervals, np.int64), np.ones((intervals, 3)),
     )  # fmt: skip
     with torch.no_grad():
-        said = together(net(torch.tensor(x), torch.full((nodes,), RUNGS.index("modelled"))))
+        said = net(torch.tensor(x), torch.full((nodes,), RUNGS.index("modelled")))
     width = steps.WIDTHS
     fed = np.zeros((intervals, width.inputs, LANES), np.float32)
     fed[:, :NODES, :nodes] = x.transpose(0, 2, 1)
@@ -250,8 +250,8 @@ def test_compiled_networks_are_those_of_torch() -> None:
     weights = networks.pack(shipped.tensors, "modelled", USERS, NODES, OUTPUTS, SIZES)
     _run(weights, fed.reshape(intervals, -1), np.zeros(width.state * LANES, np.float32), *scratch, y, nodes)
     rows = y.reshape(intervals, -1, LANES)[:, :, :nodes].transpose(0, 2, 1)
-    np.testing.assert_allclose(rows[..., :USER_OUTPUTS], said.users[0].numpy(), atol=1e-4)
-    np.testing.assert_allclose(rows[..., USER_OUTPUTS : USER_OUTPUTS + OUTPUTS], said.caches[0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(rows[..., :USER_OUTPUTS], said.users.numpy(), atol=1e-4)
+    np.testing.assert_allclose(rows[..., USER_OUTPUTS : USER_OUTPUTS + OUTPUTS], said.caches.numpy(), atol=1e-4)
     assert OUTPUTS == CACHE_OUTPUTS + 4
 
 

@@ -12,8 +12,8 @@ from surrogate_backend import checkpoint
 from surrogate_backend.kernels import fields, networks, requests
 from surrogate_backend.kernels.functions import LANES, kernel
 from surrogate_backend.kernels.inputs import follow
-from surrogate_backend.layout import CACHE_OUTPUTS, RUNGS, USER_OUTPUTS, Sizes
-from surrogate_backend.network import Ensemble, outputs, together
+from surrogate_backend.layout import CACHE_OUTPUTS, HURDLED, RUNGS, USER_OUTPUTS, Sizes
+from surrogate_backend.network import Networks, outputs
 from surrogate_backend.noise import FIELDS, fit_noise
 
 T, COUNT = 24, 3
@@ -25,22 +25,22 @@ def profile() -> Profile:
 
 
 @kernel
-def _run(weights, x, hidden, t, v, y, f, out, n):
+def _run(weights, x, hidden, t, v, y, f, hurdle, out, n):
     for k in range(x.shape[0]):
         networks.run_networks(weights, x[k], hidden, t, v, y[k], networks.WIDTHS, n, LANES)
-        fields.predict(y[k], f[k], out[k], n, LANES)
+        fields.predict(y[k], f[k], hurdle, out[k], n, LANES)
 
 
 @pytest.mark.parametrize("rung", RUNGS)
 def test_compiled_networks_and_fields_are_those_of_torch(profile: Profile, rung: str) -> None:
     shipped = checkpoint.load(checkpoint.find(None, profile), profile)
-    net = Ensemble(Sizes())
+    net = Networks(Sizes())
     net.load_state_dict({k[4:]: torch.tensor(v) for k, v in shipped.tensors.items() if k.startswith("net.")})
     path = make_path("mixed", profile, list(range(COUNT)), T)
     alpha = np.linspace(0.2, 0.8, T) * np.ones((COUNT, 1))
     x, estimates = follow(profile, path.values, alpha, np.zeros((COUNT, T)))
     with torch.no_grad():
-        said = together(net(torch.tensor(x.swapaxes(0, 1)), torch.full((COUNT,), RUNGS.index(rung))))
+        said = net(torch.tensor(x.swapaxes(0, 1)), torch.full((COUNT,), RUNGS.index(rung)))
         means, spreads, knots = outputs(said, torch.tensor(estimates.swapaxes(0, 1)))
 
     def rows(array: np.ndarray) -> np.ndarray:
@@ -52,29 +52,31 @@ def test_compiled_networks_and_fields_are_those_of_torch(profile: Profile, rung:
     out = np.zeros((T, fields.FIELDS * LANES), np.float32)
     hidden = np.zeros(networks.STATE * LANES, np.float32)
     fed = np.pad(rows(x), ((0, 0), (0, (networks.INPUTS - x.shape[2]) * LANES)))
-    _run(networks.pack(shipped.tensors, rung), fed, hidden, *scratch, y, rows(estimates), out, COUNT)
+    _run(networks.pack(shipped.tensors, rung), fed, hidden, *scratch, y, rows(estimates), shipped.tensors["hurdle"], out, COUNT)
 
     def lanes(array: np.ndarray, row: int) -> np.ndarray:
         return array.reshape(T, -1, LANES)[:, row, :COUNT]
 
     for j in range(USER_OUTPUTS):
-        np.testing.assert_allclose(lanes(y, j), said.users[0, :, :, j], atol=2e-5)
+        np.testing.assert_allclose(lanes(y, j), said.users[..., j], atol=2e-5)
     for j in range(CACHE_OUTPUTS):
-        np.testing.assert_allclose(lanes(y, USER_OUTPUTS + j), said.caches[0, :, :, j], atol=2e-5)
+        np.testing.assert_allclose(lanes(y, USER_OUTPUTS + j), said.caches[..., j], atol=2e-5)
     named = {
         "history": fields.LENGTH, "unique": fields.UNIQUE, "returning": fields.RETURNING, "service": fields.TIME,
         "kv_hit": fields.HIT, "emb_hit": fields.EMB_HIT, "recomputed": fields.AGAIN, "emb_gain": fields.GAINS,
         "kv_loss": fields.GAINS + 3, "emb_empty": fields.EMB_EMPTY, "kv_empty": fields.KV_EMPTY,
         "backlog": fields.BACKLOG, "refilled": fields.REFILLED,
     }  # fmt: skip
+    for name, below in zip(HURDLED, shipped.tensors["hurdle"], strict=True):
+        means[name] = torch.where(means[name] >= float(below), means[name], 0.0)
     for name, row in named.items():
-        np.testing.assert_allclose(lanes(out, row), means[name][0], rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(lanes(out, row), means[name], rtol=1e-4, atol=1e-6, err_msg=name)
         if name in spreads:
-            np.testing.assert_allclose(lanes(out, fields.SPREADS + row), spreads[name][0], rtol=1e-3, err_msg=name)
+            np.testing.assert_allclose(lanes(out, fields.SPREADS + row), spreads[name], rtol=1e-3, err_msg=name)
     for k in range(9):
-        np.testing.assert_allclose(lanes(out, fields.PREDICTED + k), means["predicted"][0, ..., k], rtol=1e-4)
+        np.testing.assert_allclose(lanes(out, fields.PREDICTED + k), means["predicted"][..., k], rtol=1e-4)
     for k in range(knots.shape[-1]):
-        np.testing.assert_allclose(lanes(out, fields.KNOT + k), knots[0, ..., k], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(lanes(out, fields.KNOT + k), knots[..., k], rtol=1e-3, atol=1e-5)
 
 
 @kernel

@@ -95,8 +95,10 @@ def chill_lost(s, alive, first, n, m):
         if not alive[first + k]:
             for cache in range(fluid.KV, fluid.LOOKUPS, 3):
                 s[cache * m + k], s[(cache + 1) * m + k], s[(cache + 2) * m + k] = F(1.0), F(0.0), F(1.0)
-            for row in range(fluid.LOOKUPS, fluid.STATE):
+            for row in range(fluid.LOOKUPS, fluid.MOST_HOT):
                 s[row * m + k] = F(100.0)
+            for row in range(fluid.CAME, fluid.STATE):
+                s[row * m + k] = F(0.0)
 
 
 @kernel
