@@ -41,7 +41,7 @@ def fidelity(
     \b
     Examples:
       helm-gym fidelity runs/surrogate logs/test --html fidelity.html
-      helm-gym fidelity cpu-small-v1 logs/test --json
+      helm-gym fidelity cpu-small-v2 logs/test --json
     """
     from helm_gym import profile as profiles
 

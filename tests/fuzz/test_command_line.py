@@ -58,7 +58,7 @@ GOOD: dict[str, tuple[str, ...]] = {  # by a parameter's name
     ),
     "agent": tuple(trainable.agents()),
     "figure": tuple(FIGURES),
-    "checkpoint": ("cpu-small-v1", "cpu-small-clusters-v1"),
+    "checkpoint": ("cpu-small-v2", "cpu-small-clusters-v2"),
     "run": ("runs/ppo", "runs/pid", "runs/router"),
     "cluster": ("1", "2", "cluster.yaml"),
     "seeds": ("1", "0-1", "3,5", "7,"),

@@ -105,7 +105,7 @@ KINDS = (
     ),
     Kind(
         "checkpoint",
-        lambda: _read(ROOT / "surrogate_backend/checkpoints/cpu-small-v1", "checkpoint"),
+        lambda: _read(ROOT / "surrogate_backend/checkpoints/cpu-small-v2", "checkpoint"),
         (("fidelity", "checkpoint", "logs", "--quiet"),),
         good=False,  # a log of the profile takes minutes
     ),

@@ -384,14 +384,14 @@ def test_fidelity_shows_figures_beside_their_floor(tmp_path: pathlib.Path, monke
     }
     monkeypatch.setattr("helm_gym.cli.fidelity.open_by_name", fakes.__getitem__)
     page = tmp_path / "deep" / "page.html"
-    table = helm("fidelity", "cpu-small-v1", "logs/test", "--html", page, "--quiet")
+    table = helm("fidelity", "cpu-small-v2", "logs/test", "--html", page, "--quiet")
     assert (table.exit_code, table.stderr) == (0, "")
     assert re.search(r"service_mean_mape +4\.31 +4\.52 +%", table.stdout) and "logs/test, measured rung" in table.stdout
     assert "kendall_tau_mean: No setting of the log has controllers." in table.stdout
     assert page.read_text() == "a page" and asked == [
-        (pathlib.Path("shipped/cpu-small-v1"), pathlib.Path("logs/test"), "cpu-small")
+        (pathlib.Path("shipped/cpu-small-v2"), pathlib.Path("logs/test"), "cpu-small")
     ]
-    assert strict_json(helm("fidelity", "cpu-small-v1", "logs/test", "--json", "--quiet").stdout) == figures
+    assert strict_json(helm("fidelity", "cpu-small-v2", "logs/test", "--json", "--quiet").stdout) == figures
 
 
 def test_progress_says_how_fast_it_goes_and_what_is_left(

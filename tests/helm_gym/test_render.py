@@ -125,7 +125,7 @@ def test_text_of_a_cluster_lists_its_nodes_and_shows_which_was_lost_when() -> No
     assert [line[:8].strip() for line in nodes] == ["node 0", "node 1", "node 2"]
     assert len({len(line) for line in nodes}) == 1 and nodes[0].split()[2] == f"{info['alpha'][0]:.2f}"
     assert [line.count(LOST) for line in nodes] == [0, 2 * len(OF_NODE), 0]
-    assert [line[:12] for line in lines[5:7]] == ["mean latency", "P99 latency "] and lines[7].startswith("SLO 15.0 ms")
+    assert [line[:12] for line in lines[5:7]] == ["mean latency", "P99 latency "] and lines[7].startswith("SLO 5.5 ms")
 
 
 def test_text_of_a_large_cluster_stays_a_page() -> None:

@@ -90,7 +90,7 @@ def test_it_says_where_it_extrapolates(profile):
 def test_a_checkpoint_of_another_profile_or_a_broken_one_is_refused(profile, tmp_path: pathlib.Path):
     other = dataclasses.replace(profile, name="other", slo_ms=20.0)
     with pytest.raises(InvalidInputError, match="another profile"):
-        SurrogateBackend(other, checkpoint=checkpoint.find("cpu-small-v1", other))
+        SurrogateBackend(other, checkpoint=checkpoint.find("cpu-small-v2", other))
     with pytest.raises(InvalidInputError, match="No surrogate is shipped"):
         SurrogateBackend(other)
     shipped = checkpoint.find(None, profile)

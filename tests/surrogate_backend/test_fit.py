@@ -70,7 +70,7 @@ def test_a_surrogate_of_ones_own_is_taken_wherever_a_backend_has_a_name(
     settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
     done = CliRunner().invoke(app, [*arguments, *settings])
     assert done.exit_code == 0, done.output
-    with pytest.raises(UnknownNameError, match="did you mean 'cpu-small-v1'"):
+    with pytest.raises(UnknownNameError, match="did you mean 'cpu-small-v2'"):
         open_backend("surrogate:cpu-small-v2", profile)
 
 
