@@ -195,9 +195,9 @@ def test_huge_values_are_not_written_out(tmp_path, data):
 
 
 def test_a_date_may_stand_without_quotes(tmp_path, data):
-    text = yaml.safe_dump(data).replace("'2026-11-24'", "2026-11-24")
+    text = yaml.safe_dump(data).replace("'2026-11-29'", "2026-11-29")
     (tmp_path / "mine.yaml").write_text(text)
-    assert "2026-11-24\n" in text and profiles.load(tmp_path / "mine.yaml").cost.date == "2026-11-24"
+    assert "2026-11-29\n" in text and profiles.load(tmp_path / "mine.yaml").cost.date == "2026-11-29"
 
 
 def test_only_files_are_read_and_only_so_far(tmp_path):

@@ -120,7 +120,7 @@ def test_fig15_says_what_four_hours_are(tmp_path: pathlib.Path) -> None:
     assert made["intervals"] == 48 and made["intervals_of_four_hours"] == pytest.approx(
         14_400 / made["interval_s"], rel=0.01
     )
-    assert 0.05 < made["interval_s"] < 1.0  # 50 requests at some hundreds a second
+    assert 0.02 < made["interval_s"] < 1.0  # 50 requests at some hundreds or thousands a second
     follows = made["policies"]["miss-ratio-curve"]
     assert 0 < follows["gap"]["value"] < 0.5 and -1 <= follows["correlation"]["value"] <= 1
     assert "The window is scaled" in (tmp_path / "fig15.md").read_text(encoding="utf-8")

@@ -153,7 +153,7 @@ def test_load_balances_when_all_come_at_once():
 def test_a_faster_node_gets_more(rule, weights):
     lane = Lane(nodes=2, speed=[3.0, 1.0])
     fast, slow = np.bincount(lane.route(list(range(100)), rule, weights, gap_s=0.0))
-    assert fast > 2 * slow
+    assert fast > 1.5 * slow  # only computing is faster, and not the link
 
 
 def test_equals_are_taken_by_turns():

@@ -71,7 +71,7 @@ def test_a_surrogate_of_ones_own_is_taken_wherever_a_backend_has_a_name(
     done = CliRunner().invoke(app, [*arguments, *settings])
     assert done.exit_code == 0, done.output
     with pytest.raises(UnknownNameError, match="did you mean 'cpu-small-v2'"):
-        open_backend("surrogate:cpu-small-v2", profile)
+        open_backend("surrogate:cpu-small-v9", profile)
 
 
 def test_the_same_seed_fits_the_same(profile: Profile, log: pathlib.Path, tmp_path: pathlib.Path) -> None:
