@@ -24,7 +24,7 @@ FLOORS = (
     ("policy", "backend", "control_loop"),
     ("training",),
     ("policies", "play", "envs"),
-    ("evaluation",),
+    ("evaluation", "deploy"),
     ("benchmarks", "paper", "warm"),
     ("cli",),
 )
