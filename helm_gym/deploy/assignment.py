@@ -29,7 +29,6 @@ class Assignment:
         self.candidate: Installed | None = None
         self.trial: Trial | None = None
         self._settings, self._window = settings, window
-        self._starts: dict[int, float | None] = {}  # node on trial -> the split at which it went into it
         self._shelf: dict[int, tuple[str, Runner, float]] = {}  # node -> identity, use and time of its last policy
 
     @property
@@ -44,7 +43,6 @@ class Assignment:
             if node.installed is not due:
                 self._give(k, due)
         self.trial = Trial(self.nodes, canaries, self._settings, self._window) if canaries else None
-        self._starts = {k: self._starts.get(k, self.nodes[k].target) for k in canaries}
 
     def _give(self, k: int, installed: Installed) -> None:
         """Has a node follow a policy; its adaptation state goes on where it is of the same one and young enough."""
@@ -71,6 +69,8 @@ class Assignment:
             node = self.nodes[k]
             if node.mode == "off":
                 node.look_away()
+            if mode == "canary" and node.mode != "canary":
+                node.entered = node.target
             if mode in ("canary", "active"):
                 node.restoring = None
             node.mode = mode
@@ -96,7 +96,7 @@ class Assignment:
             active = any(node.mode == "active" for node in self.nodes)
             for k in canaries:
                 self.nodes[k].mode = "active" if active else "shadow"
-                self.nodes[k].restoring = None if active else self._starts.get(k)
+                self.nodes[k].restoring = None if active else self.nodes[k].entered
             self.candidate = None
         elif self.former is not None:
             self.current, self.former = self.former, self.current

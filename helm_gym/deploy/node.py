@@ -54,6 +54,7 @@ class Node:
         target: the split that it was last told, or that its telemetry said; None before the first.
         level: who decides.
         p99_ms: of the last decisions, by which nodes are compared.
+        entered: the split at which it went on trial.
         restoring: the split that a node that acted in a trial returns to; None where it need not.
     """
 
@@ -68,6 +69,7 @@ class Node:
         self.killed = False
         self.fell: Level | None = None  # who has just failed too often, until it is told
         self.target: float | None = None
+        self.entered: float | None = None
         self.restoring: float | None = None
         self.decisions = 0
         self.interventions: collections.Counter[str] = collections.Counter()
@@ -156,6 +158,8 @@ class Node:
         if self.target is None or abs(present - self.target) * self._pages > 0.5 + 1e-6:
             if not 0.0 <= present <= 1.0:
                 return "telemetry_not_finite" if present != present else "invalid"
+            if self.target is None:
+                self.entered = present
             self.target = present  # whoever moved it: changes go on from where the node is
         if requests == 0 or (requests is None and row[AT.interval_service_ms] == 0.0 == row[AT.interval_sojourn_ms]):
             return "idle"

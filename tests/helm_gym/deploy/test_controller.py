@@ -316,7 +316,7 @@ def test_what_is_no_policy_for_a_node_is_refused(tmp_path: pathlib.Path) -> None
 @given(
     st.lists(
         st.tuples(
-            st.floats(allow_nan=True, allow_infinity=True),
+            st.floats(width=32),
             st.sampled_from(["fine", "idle", "absent", "nan", "stale"]),
         ),
         max_size=30,
