@@ -11,7 +11,8 @@ docs/deploy.md has the whole of it.
 """
 
 from helm_gym.deploy.controller import Controller
+from helm_gym.deploy.counters import Counters
 from helm_gym.deploy.node import Decision
 from helm_gym.deploy.settings import ControlSettings
 
-__all__ = ["ControlSettings", "Controller", "Decision"]
+__all__ = ["ControlSettings", "Controller", "Counters", "Decision"]

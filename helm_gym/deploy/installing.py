@@ -26,6 +26,7 @@ from helm_gym.text import shown
 
 _OWN = ("agents", "baselines")  # packages whose policies run in line
 _WARM = 30
+_F32 = np.dtype(np.float32)  # compared by identity, which costs least
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,7 +197,7 @@ def sound(action: Any, following: Any, state: Floats) -> tuple[float, Floats]:
     Raises:
         UnsoundError: another shape, no numbers, or a NaN or infinity among them.
     """
-    if type(following) is not np.ndarray or following.dtype != np.float32 or not following.flags.c_contiguous:
+    if type(following) is not np.ndarray or following.dtype is not _F32 or not following.flags.c_contiguous:
         try:
             following = np.ascontiguousarray(following, np.float32)
         except (TypeError, ValueError):
