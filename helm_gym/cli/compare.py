@@ -17,15 +17,17 @@ def compare(
     ],
     task: Annotated[str, typer.Option(help="Whose requests are sent (`helm-gym tasks`).")] = "burst-v0",
     profile: Profile = "cpu-small",
-    seconds: Annotated[float, typer.Option(min=1, help="Of load, for each policy in each turn.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=1, max=86_400, help="Of load, for each policy in each turn.")] = 60.0,
     warm_s: Annotated[float, typer.Option(min=0, help="Seconds at its start that do not count.")] = 10.0,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Requests/s on average; the task's by default.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, help="Requests/s on average; the task's own by default.")
+    ] = None,
     turns: Annotated[int, typer.Option(min=1, max=100, help="Seeds; in each every policy serves once.")] = 3,
     nodes: Annotated[int, typer.Option(min=1, max=64, help="Of each service.")] = 1,
     loadgen_s: Annotated[
-        float, typer.Option(min=0, help="Seconds of LoadGen's Server scenario behind each load; 0: none.")
+        float, typer.Option(min=0, max=86_400, help="Seconds of LoadGen's Server scenario behind each load; 0: none.")
     ] = 0.0,
-    p99_ms: Annotated[float, typer.Option(min=0.001, help="LoadGen's limit of P99.")] = 80.0,
+    p99_ms: Annotated[float, typer.Option(min=0.001, max=1e6, help="LoadGen's limit of P99.")] = 80.0,
     evaluated: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Also rank the policies by evaluation, and compare.")
     ] = True,

@@ -16,11 +16,11 @@ def load(
     url: Annotated[str, typer.Argument(metavar="URL", help="The service's address: http://HOST:PORT.")],
     task: Annotated[str, typer.Option(help="Whose requests are sent (`helm-gym tasks`).")] = "burst-v0",
     profile: Profile = "cpu-small",
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long requests are sent.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=86_400, help="How long requests are sent.")] = 60.0,
     rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Requests/s on average; the task's own by default.")
+        float | None, typer.Option(min=0.001, max=1e6, help="Requests/s on average; the task's own by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of users, items and arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of users, items and arrivals.")] = 0,
     nodes: Annotated[int, typer.Option(min=1, max=64, help="Of the service: so many times the users.")] = 1,
     warm_s: Annotated[float, typer.Option(min=0, help="Seconds at the start that do not count.")] = 0.0,
     trace: Annotated[
@@ -32,8 +32,8 @@ def load(
     accuracy: Annotated[
         bool, typer.Option("--accuracy", help="With --loadgen: compare all scores with offline ones.")
     ] = False,
-    p99_ms: Annotated[float, typer.Option(min=0.001, help="With --loadgen: the limit of P99.")] = 80.0,
-    samples: Annotated[int, typer.Option(min=1, help="With --loadgen: different requests.")] = 2000,
+    p99_ms: Annotated[float, typer.Option(min=0.001, max=1e6, help="With --loadgen: the limit of P99.")] = 80.0,
+    samples: Annotated[int, typer.Option(min=1, max=100_000, help="With --loadgen: different requests.")] = 2000,
     logs: Annotated[pathlib.Path | None, typer.Option(help="With --loadgen: a folder for LoadGen's own logs.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -64,6 +64,7 @@ def load(
         raise InvalidInputError(f"--warm-s {warm_s:g} leaves nothing of {seconds:g} seconds; lower it.")
     if (accuracy or logs is not None) and not loadgen:
         raise InvalidInputError("--accuracy and --logs are LoadGen's; add --loadgen.")
+    open_loop.check_service(url)
     recorded = None if trace is None else read_trace(trace)
     progress = Progress(quiet)
     if loadgen:

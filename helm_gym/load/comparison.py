@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from helm_gym import evaluation
+from helm_gym import evaluation, registry
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.evaluation.statistics import Figure, bootstrap
 from helm_gym.load import loadgen as mlperf
@@ -32,10 +32,14 @@ from helm_gym.load.client import Client
 from helm_gym.load.stream import Stream
 from helm_gym.profile import Profile
 from helm_gym.tasks import Task
+from helm_gym.workload.regimes import make_path
+from helm_gym.workload.state import INDEX, WorkloadPath
+from helm_gym.workload.traces import Trace
 
 _START_S = 180.0
 _END_S = 60.0
 _RESAMPLES = 2000
+_LEAST_HORIZON = 20  # intervals that are evaluated
 
 
 class Start(Protocol):
@@ -158,7 +162,7 @@ def compare(
         "policies": rows,
     }
     named = [policy for policy in plan.policies if "=http" not in policy]
-    if plan.offline and len(named) == count:
+    if plan.offline and plan.nodes == 1 and len(named) == count:
         told["rank"] = _ranks(plan, measured, rows)
     return told
 
@@ -223,12 +227,32 @@ def _ratio(ours: NDArray[np.float64], theirs: NDArray[np.float64], axis: int = -
     return np.asarray(ours.mean(axis=axis) / theirs.mean(axis=axis))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Slowed:
+    """A regime whose arrivals are further apart."""
+
+    regime: str
+    by: float
+
+    def draw(self, profile: Profile, seeds: Sequence[int], intervals: int, trace: Trace | None) -> WorkloadPath:
+        path = make_path(self.regime, profile, seeds, intervals, trace)
+        path.values[:, :, INDEX["arrival_rate_rps"]] /= self.by
+        return path
+
+
 def _ranks(plan: Plan, measured: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Kendall's tau between latencies live and as evaluated, with the interval over turns and seeds."""
-    size = plan.profile.interval.requests
-    horizon = max(20, round(len(Stream(plan.task, plan.profile, 0, plan.seconds, plan.rate)) / size))
+    """Kendall's tau between latencies live and as evaluated at the same rate, with its interval over turns."""
+    stream = Stream(plan.task, plan.profile, 0, plan.seconds, plan.rate)
+    horizon = max(_LEAST_HORIZON, round(len(stream) / plan.profile.interval.requests))
+    slowed = f"{plan.task.regime}, slowed"
+    registry.register("regime", slowed, _Slowed(plan.task.regime, stream.slowness))
     scores = evaluation.evaluate(
-        list(plan.policies), plan.task, profile=plan.profile, seeds=plan.turns, horizon=horizon, references=False
+        list(plan.policies),
+        dataclasses.replace(plan.task, regime=slowed),
+        profile=plan.profile,
+        seeds=plan.turns,
+        horizon=horizon,
+        references=False,
     )
     evaluated = {row["name"]: row for row in scores.figures["policies"]}
     told: dict[str, Any] = {"rung": "modelled", "horizon": horizon}

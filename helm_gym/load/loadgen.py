@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from helm_gym.errors import HelmError, IncompatibleError, InvalidInputError
+from helm_gym.errors import IncompatibleError, InvalidInputError
 from helm_gym.load.client import Client
-from helm_gym.load.open_loop import RANK
+from helm_gym.load.open_loop import RANK, check_service
 from helm_gym.load.stream import Request
 from helm_gym.profile import Profile
 
@@ -79,14 +79,14 @@ def run(
 
     Raises:
         IncompatibleError: LoadGen is not installed.
-        HelmError: the service does not answer.
+        HelmError: the service does not answer, or takes no requests.
     """
     generator = _loadgen()
+    check_service(url)
     with contextlib.ExitStack() as stack:
         folder = logs or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         system = stack.enter_context(_System(generator, url, samples, keep=scenario.accuracy))
-        system.check()
         expected = len(samples) if scenario.accuracy else round(scenario.rate * scenario.seconds)
         ended = threading.Event()
 
@@ -148,13 +148,6 @@ class _System:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
         self._loop.close()
-
-    def check(self) -> None:
-        """Raises HelmError where the service does not take requests."""
-        answer = asyncio.run_coroutine_threadsafe(self._client.send("GET", "/readyz"), self._loop).result()
-        if answer.status != 200:
-            told = answer.body.decode(errors="replace").strip()[:100]
-            raise HelmError(f"The service at {self._client.url} takes no requests ({told}); start `helm-gym serve`.")
 
     def issue(self, queries: Sequence[Any]) -> None:
         """LoadGen's: called in its thread at each query's time; must return at once."""

@@ -150,7 +150,7 @@ async def run(
     Raises:
         HelmError: the service does not answer at the start.
     """
-    before = await _ready(client)
+    before = await check(client)
     ahead, tasks = _Ahead(requests), set[asyncio.Task[None]]()
     rows: list[tuple[float, float, int, int]] = []
     late: list[float] = []
@@ -214,13 +214,30 @@ async def run(
     )
 
 
-async def _ready(client: Client) -> tuple[float, float] | None:
+async def check(client: Client) -> tuple[float, float] | None:
+    """Row look-ups so far, as ``Outcome.embedding``.
+
+    Raises:
+        HelmError: nothing answers there, or it takes no requests.
+    """
     answer = await client.send("GET", "/readyz")
     if answer.status == 0:
         raise HelmError(f"Nothing answers at {client.url} ({answer.body.decode()}); start `helm-gym serve`.")
-    if answer.status == 503:
-        raise HelmError(f"The service at {client.url} is not ready; wait until /readyz says so.")
+    if answer.status != 200:
+        told = answer.body.decode(errors="replace").strip()[:80]
+        raise HelmError(f"{client.url} takes no requests ({answer.status}, {told}); wait until /readyz says 200.")
     return await _row_counts(client)
+
+
+def check_service(url: str) -> None:
+    """``check``, before anything is drawn."""
+
+    async def ask() -> None:
+        client = Client(url, timeout_s=5.0)
+        await check(client)
+        client.close()
+
+    asyncio.run(ask())
 
 
 async def _row_counts(client: Client) -> tuple[float, float] | None:

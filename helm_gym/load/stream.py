@@ -19,7 +19,7 @@ from helm_gym.workload.sampling import make_requests, make_traffic, sample_inter
 from helm_gym.workload.state import WorkloadPath
 from helm_gym.workload.traces import Trace
 
-MAX_REQUESTS = 50_000_000
+MAX_REQUESTS = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,6 +102,11 @@ class Stream:
     def _own_rate(self, path: WorkloadPath) -> float:
         """Requests a second of all nodes, over the whole of a path."""
         return self._nodes / float((1.0 / path.parameter("arrival_rate_rps")[0]).mean())
+
+    @property
+    def slowness(self) -> float:
+        """By which arrivals are further apart than the task's own."""
+        return self._slower
 
     def __len__(self) -> int:
         """How many there will be, about."""
