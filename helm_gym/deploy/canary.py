@@ -65,7 +65,7 @@ class Trial:
         self._nodes, self._settings, self._window = nodes, settings, window
         self.evidence = {name: Evidence() for name in FIGURES}
         self._skipped = 0
-        self._since = [node.decisions for node in nodes]
+        self._since = [node.heard for node in nodes]
         self._errors, self._requests = np.zeros(len(nodes)), np.zeros(len(nodes))
         self._memory = np.full(len(nodes), np.nan)
         self._usual = self._usual_difference()
@@ -94,7 +94,7 @@ class Trial:
         self._errors[node] += errors
         if memory_bytes is not None:
             self._memory[node] = memory_bytes
-        ready = [self._nodes[k].decisions - self._since[k] >= self._window for k in range(len(self._nodes))]
+        ready = [self._nodes[k].heard - self._since[k] >= self._window for k in range(len(self._nodes))]
         others = [k for k in self.others if ready[k]]
         if not others or not all(ready[k] for k in self.canaries):
             return None
@@ -116,7 +116,7 @@ class Trial:
         if all(np.isfinite(side).all() for side in memory):
             against["memory"] = memory[0].mean() > memory[1].mean() * (1.0 + margin)
         for k in (*self.canaries, *others):
-            self._since[k] = self._nodes[k].decisions
+            self._since[k] = self._nodes[k].heard
             self._errors[k] = self._requests[k] = 0.0
         if self._skipped < SETTLING:
             self._skipped += 1

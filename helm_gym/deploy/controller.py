@@ -8,7 +8,7 @@ import pathlib
 import threading
 import time
 import weakref
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,8 +118,10 @@ class Controller:
             memory_bytes: that the node takes, for trials.
 
         Raises:
-            IndexError: no such node.
+            InvalidInputError: no such node.
         """
+        if not 0 <= node < len(self._nodes):
+            self._refuse_node(node)
         of = self._nodes[node]
         decision = of.decide(telemetry, time.monotonic() if now_s is None else now_s, measured_s, requests)
         if of.fell is not None:
@@ -146,6 +148,9 @@ class Controller:
             self._policies.roll_back()  # the watchdog writes it down: this is a node's thread
         self._note(f"The trial on nodes {list(trial.canaries)} was rolled back: {why}.")
 
+    def _refuse_node(self, node: int) -> NoReturn:
+        raise InvalidInputError(f"There is no node {node}; there are {len(self._nodes)}, from 0 on.")
+
     def mode(self, node: int) -> Mode:
         """``off``, ``shadow``, ``canary`` or ``active``."""
         return self._nodes[node].mode
@@ -161,7 +166,7 @@ class Controller:
         """
         wanted = check_mode(mode)
         if node is not None and not 0 <= node < len(self._nodes):
-            raise InvalidInputError(f"There is no node {node}; there are {len(self._nodes)}.")
+            self._refuse_node(node)
         with self._lock:
             self._policies.set_mode(wanted, range(len(self._nodes)) if node is None else [node])
         self.save()

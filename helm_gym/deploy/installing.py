@@ -82,7 +82,9 @@ def install(given: str | pathlib.Path | Policy, layout: ObservationLayout) -> In
 
 
 def _install_name(name: str, layout: ObservationLayout) -> Installed:
-    entry = registry.find("policy", name)  # a run folder has no name: what is deployed of it is its ONNX file
+    if pathlib.Path(name).is_dir():
+        raise InvalidInputError(f"'{name[-200:]}' is a folder; `helm-gym export` makes an .onnx file of a run.")
+    entry = registry.find("policy", name)
     policy = open_policy(name, layout)
     _refuse_oracle(policy)
     own = entry.module.partition(".")[0] in _OWN

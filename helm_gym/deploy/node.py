@@ -53,7 +53,8 @@ class Node:
     Attributes:
         target: the split that it was last told, or that its telemetry said; None before the first.
         level: who decides.
-        p99_ms: of the last decisions, by which nodes are compared.
+        heard: intervals with requests, of which it had telemetry.
+        p99_ms: of the last of them, by which nodes are compared.
         entered: the split at which it went on trial.
         restoring: the split that a node that acted in a trial returns to; None where it need not.
     """
@@ -71,7 +72,7 @@ class Node:
         self.target: float | None = None
         self.entered: float | None = None
         self.restoring: float | None = None
-        self.decisions = 0
+        self.decisions = self.heard = 0
         self.interventions: collections.Counter[str] = collections.Counter()
         self.history: collections.deque[Record] = collections.deque(maxlen=settings.history)
         self.p99_ms: collections.deque[float] = collections.deque(maxlen=RECORDED)
@@ -113,13 +114,14 @@ class Node:
     ) -> Decision:
         """See ``Controller.decide``."""
         self.decisions += 1
-        trouble = self._sense(telemetry, now_s, measured_s, requests)
+        mode = self.mode  # which another thread may change meanwhile
+        trouble = self._sense(telemetry, now_s, measured_s, requests, mode)
         target = self.target
         if target is None:  # nothing was ever known of it
             static = self._settings.static_alpha
             target = static if static == static else (self.guard.low + self.guard.high) / 2.0
         step_s, shadow, reason = 0.0, None, None
-        if self.mode == "off":
+        if mode == "off":
             reached = self._restored(target)
         else:
             wanted, reason, step_s = self._choose(target, trouble)
@@ -128,17 +130,19 @@ class Node:
                 reason = limited
             if reason is not None:
                 self.interventions[reason] += 1
-            if self.mode == "shadow":
+            if mode == "shadow":
                 shadow, reached = reached, self._restored(target)
             else:
                 self.guard.moved(target, reached, now_s)
         if self.target is not None:
             self.target = reached
         decision = Decision(reached, reason, step_s, shadow)
-        self.history.append(Record(self.decisions, now_s, self.mode, decision))
+        self.history.append(Record(self.decisions, now_s, mode, decision))
         return decision
 
-    def _sense(self, telemetry: Any, now_s: float, measured_s: float | None, requests: int | None) -> str | None:
+    def _sense(
+        self, telemetry: Any, now_s: float, measured_s: float | None, requests: int | None, mode: Mode
+    ) -> str | None:
         """Takes telemetry in; what is wrong with it, or that it is idle."""
         if telemetry is None:
             return "absent"
@@ -164,7 +168,8 @@ class Node:
         if requests == 0 or (requests is None and row[AT.interval_service_ms] == 0.0 == row[AT.interval_sojourn_ms]):
             return "idle"
         self.p99_ms.append(float(row[AT.sojourn_p99_ms]))
-        if self.mode == "off":
+        self.heard += 1
+        if mode == "off":
             return None
         control_interval.observe(self._row, self._per_scale, self._memory, self._seen)
         return None if control_interval.finite(0.0, self._seen[0]) else "telemetry_not_finite"

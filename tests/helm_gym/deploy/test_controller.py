@@ -306,6 +306,12 @@ def test_what_is_no_policy_for_a_node_is_refused(tmp_path: pathlib.Path) -> None
         Controller(PROFILE, "oracle")
     with pytest.raises(InvalidInputError, match="cannot be read"):
         Controller(PROFILE, tmp_path / "none.onnx")
+    with pytest.raises(InvalidInputError, match=r"`helm-gym export` makes an .onnx file of a run"):
+        Controller(PROFILE, str(SHIPPED / "pid" / "cpu-small"))
+    with Controller(PROFILE, "pid") as controller:
+        for node in (-1, 1):
+            with pytest.raises(InvalidInputError, match="no node"):
+                controller.decide(node, row())
     with pytest.raises(InvalidInputError, match="is no mode"):
         Controller(PROFILE, "pid", mode="on")
     with pytest.raises(InvalidInputError, match="is no policy"):

@@ -294,6 +294,20 @@ def test_nodes_that_always_differed_are_compared_by_the_change() -> None:
         assert controller.mode(0) == "canary"
 
 
+def test_an_idle_node_on_trial_is_not_judged_by_its_last_reading_again_and_again() -> None:
+    with Controller(PROFILE, PID, nodes=2, mode="shadow", settings=PATIENT) as controller:
+        plants = [Plant(controller, node) for node in range(2)]
+        controller.set_mode("canary", 0)
+        serve(plants[:1], 4, lambda plant: 4000.0)
+        serve(plants[1:], 4, lambda plant: 40.0)
+        for _ in range(100):
+            plants[0].step({"sojourn_p99_ms": 4000.0}, requests=0)
+            plants[1].step({"sojourn_p99_ms": 40.0})
+        assert controller.mode(0) == "canary"
+        serve(plants, 60, lambda plant: 4000.0 if plant.node == 0 else 40.0)
+        assert controller.mode(0) == "shadow"
+
+
 def test_nobody_to_compare_with_is_refused() -> None:
     with Controller(PROFILE, PID, nodes=2, settings=PATIENT) as controller:
         with pytest.raises(InvalidInputError, match="compare those on trial"):
