@@ -95,32 +95,41 @@ class Pid:
 
 
 def _graph(layout: ObservationLayout, settings: Settings) -> onnx.ModelProto:
-    """``Pid.act``, line by line."""
+    """``Pid.act``.
+
+    An operator takes onnxruntime half a microsecond, whatever it does: what is linear is two products of matrices.
+    """
     from helm_gym.policies.onnx_graph import Graph
 
     s, pool, max_step = settings, layout.profile.pool, layout.profile.max_step
     graph = Graph("pid", layout, state=4)
     op, constant = graph.op, graph.constant
 
-    def scaled(value: str, factor: float) -> str:
-        return op("Mul", value, constant(factor))
+    signs = {"emb_gain": 1.0, "emb_loss": 1.0, "kv_gain": -1.0, "kv_loss": -1.0}
+    seen = np.zeros((layout.width, 3))
+    for name, sign in signs.items():
+        seen[layout.column(name)] = sign, 1.0, 0.0
+    seen[layout.column("target_alpha"), 2] = 1.0
+    difference, stake, present = graph.parts(graph.linear("obs", seen, (0.0, s.floor, 0.0)), 1, 1, 1)
+    error = op("Div", difference, stake)
 
-    emb_gain, emb_loss, kv_gain, kv_loss, present = (graph.column(n) for n in (*_MARGINALS, "target_alpha"))
-    emb, kv = op("Add", emb_gain, emb_loss), op("Add", kv_gain, kv_loss)
-    error = op("Div", op("Sub", emb, kv), op("Add", op("Add", emb, kv), constant(s.floor)))
-
-    integral, last, slope, started = (graph.columns("state", k, k + 1) for k in range(4))
-    started = op("Greater", started, constant(0.0))
-    last = op("Where", started, last, error)
-    slope = op("Add", slope, scaled(op("Sub", op("Sub", error, last), slope), s.slope_filter))
-    fast = op("Add", scaled(error, s.kp), scaled(slope, s.kd))
-    integral = op("Add", op("Where", started, integral, op("Sub", present, fast)), scaled(error, s.ki))
-
-    wanted, step = op("Add", integral, fast), constant(max_step)
-    reached = op("Min", op("Max", wanted, op("Sub", present, step)), op("Add", present, step))
-    reached = graph.clip(reached, pool.min_alpha, pool.max_alpha)
-    following = graph.concatenate(op("Add", integral, op("Sub", reached, wanted)), error, slope, graph.fill(1.0))
-    return graph.model(graph.towards(reached), following)
+    # What follows from the error, the state and the present target: the first decision's output, the fast part of it
+    # and the slope, the same of a later one, and what the output is held within.
+    known = graph.concatenate(error, "state", present)
+    new = s.slope_filter
+    slope = np.array([new, 0.0, -new, 1.0 - new, 0.0, 0.0])
+    e, integral, started, target = (np.eye(6)[k] for k in (0, 1, 4, 5))
+    fast = s.kp * e + s.kd * slope
+    first = [target + s.ki * e, s.kp * e, 0 * e]
+    later = [integral + s.ki * e + fast, fast, slope]
+    weights = np.stack([*first, *later, started, target, target, e, 0 * e], axis=1)
+    offsets = [0.0] * 7 + [-max_step, max_step, 0.0, 1.0]
+    first_, later_, gate, low, high, error_, one = graph.parts(graph.linear(known, weights, offsets), 3, 3, *[1] * 5)
+    chosen = op("Where", op("Greater", gate, constant(0.0)), later_, first_)
+    wanted, fast_, slope_ = graph.parts(chosen, 1, 1, 1)
+    reached = graph.clip(op("Min", op("Max", wanted, low), high), pool.min_alpha, pool.max_alpha)
+    following = graph.concatenate(op("Sub", reached, fast_), error_, slope_, one)
+    return graph.model(graph.towards(reached, present), following)
 
 
 PID = settings_only_agent("pid", Settings, Pid, _graph)
