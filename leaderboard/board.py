@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from helm_gym.errors import HelmError, InvalidInputError
+from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from leaderboard.evaluating import Season
 from leaderboard.records import ago, seconds
 from leaderboard.store import Store
@@ -23,6 +23,7 @@ from leaderboard.submissions import (
     PLAYED,
     POLICY,
     REFERENCE,
+    UNFINISHED,
     Submission,
     check_name,
     check_reference,
@@ -31,7 +32,7 @@ from leaderboard.submissions import (
     check_write_up,
     state_record,
 )
-from leaderboard.tables import LEASES, STATES, SUBMISSIONS, TOKENS
+from leaderboard.tables import LEASES, SEASON_ENTRIES, STATES, SUBMISSIONS, TOKENS
 
 BOARD_ACCOUNT = "helm-gym"  # whose the reference entries are
 LOCAL_ACCOUNT = "local"  # whoever uses a board that requires no tokens
@@ -86,10 +87,30 @@ class Board:
             name, first.profile, lambda number, key: dataclasses.replace(first, season=number).body(key)
         )
 
-    def season(self, connection: sa.Connection) -> Season:
+    def season(self, connection: sa.Connection, number: int | None = None) -> Season:
+        """The season of that number, or the newest one; see ``Store.season``."""
         board = self.store.first_record()
         assert board is not None
-        return Season.of(self.store.season(connection), board.body["profile"])
+        return Season.of(self.store.season(connection, number), board.body["profile"])
+
+    def facts(self, season: int | None = None, task: str | None = None) -> dict[str, Any]:
+        """What anybody may know of the board, of one season, the newest where none is given, and of all its seasons.
+
+        Raises:
+            NotFoundError: there is no such season, or it has no such task.
+        """
+        board = self.store.first_record()
+        assert board is not None
+        keys = ("season", "key_hash", "key", "tasks", "development", "hidden", "confirmation", "horizon")
+        with self.store.reading() as connection:
+            seasons = self.store.seasons(connection)
+        told = [{key: each[key] for key in (*keys, "opened", "closed")} for each in seasons]
+        chosen = next((each for each in told if season in (None, each["season"])), None)
+        if chosen is None:
+            raise NotFoundError(f"This board has no season {season}.")
+        if task is not None and task not in chosen["tasks"]:
+            raise NotFoundError(str(UnknownNameError("task of this board", task, chosen["tasks"])))
+        return {key: board.body[key] for key in ("name", "public_key", "profile")} | chosen | {"seasons": told}
 
     # Accounts
 
@@ -181,7 +202,8 @@ class Board:
         counted = sa.or_(SUBMISSIONS.c.state.not_in(("failed", "cancelled")), SUBMISSIONS.c.reason.startswith(PLAYED))
         count = sa.select(sa.func.count()).select_from(SUBMISSIONS)
         today = connection.execute(count.where(own, SUBMISSIONS.c.received >= since, counted)).scalar_one()
-        waiting = connection.execute(count.where(own, SUBMISSIONS.c.state.not_in(FINAL))).scalar_one()
+        open_ones = SUBMISSIONS.c.state.in_(UNFINISHED), sa.not_(stood_before())
+        waiting = connection.execute(count.where(own, *open_ones)).scalar_one()
         if today >= self.quota.a_day:
             raise RefusedSubmissionError(
                 "quota", f"Account '{account}' has had {today} evaluations in 24 hours, which is all it may; wait."
@@ -225,20 +247,26 @@ class Board:
             return _told(found) | {"timeline": timeline, "work": self._work(connection, found)}
 
     def entries(
-        self, account: str | None = None, first: int = 0, count: int | None = None, final: bool | None = None
+        self,
+        account: str | None = None,
+        first: int = 0,
+        count: int | None = None,
+        final: bool | None = None,
+        oldest_first: bool = False,
     ) -> list[dict[str, Any]]:
-        """Submissions, the newest first.
+        """Submissions, the newest first unless told otherwise.
 
         Args:
             account: whose; everybody's where not given.
             first, count: how many are left out, and how many are told at most.
             final: only those that are finished, or that are not.
         """
-        asked = sa.select(SUBMISSIONS).order_by(SUBMISSIONS.c.seq.desc()).offset(first).limit(count)
+        order = SUBMISSIONS.c.seq if oldest_first else SUBMISSIONS.c.seq.desc()
+        asked = sa.select(SUBMISSIONS).order_by(order).offset(first).limit(count)
         if account is not None:
             asked = asked.where(SUBMISSIONS.c.account == account)
         if final is not None:
-            asked = asked.where(SUBMISSIONS.c.state.in_(FINAL) if final else SUBMISSIONS.c.state.not_in(FINAL))
+            asked = asked.where(SUBMISSIONS.c.state.in_(FINAL if final else UNFINISHED))
         with self.store.reading() as connection:
             return [_told(row) for row in connection.execute(asked).mappings()]
 
@@ -272,12 +300,11 @@ class Board:
         if lease is not None:
             told = {"stage": lease.stage, "done": lease.done, "total": lease.total}
             return told | {"heartbeat_age_s": _age_s(lease.heartbeat)}
-        # The board's own entries come behind everybody's.
-        own = found["track"] == REFERENCE
-        earlier = SUBMISSIONS.c.seq < found["seq"]
-        others = SUBMISSIONS.c.track != REFERENCE
-        ahead = sa.or_(others, earlier) if own else sa.and_(others, earlier)
-        waiting = sa.select(sa.func.count()).select_from(SUBMISSIONS).where(SUBMISSIONS.c.state.not_in(FINAL), ahead)
+        # The board's own entries come behind everybody's, and so do those of the season before.
+        last = connection.execute(sa.select(comes_last()).where(SUBMISSIONS.c.id == found["id"])).scalar_one()
+        earlier, first = SUBMISSIONS.c.seq < found["seq"], sa.not_(comes_last())
+        ahead = sa.or_(first, earlier) if last else sa.and_(first, earlier)
+        waiting = sa.select(sa.func.count()).select_from(SUBMISSIONS).where(SUBMISSIONS.c.state.in_(UNFINISHED), ahead)
         before = connection.execute(waiting).scalar_one()
         typical = self._typical_s(connection)
         return {"place": before + 1, "expected_s": None if typical is None else round(typical * (before + 1))}
@@ -292,6 +319,16 @@ class Board:
         newest = connection.execute(done.order_by(STATES.c.seq.desc()).limit(10)).all()
         took = [seconds(row.time) - seconds(row.start) for row in newest if row.start is not None]
         return sorted(took)[len(took) // 2] if took else None
+
+
+def stood_before() -> sa.ColumnElement[bool]:
+    """Whether a submission stands on the board of a season that is closed."""
+    return SUBMISSIONS.c.id.in_(sa.select(SEASON_ENTRIES.c.submission))
+
+
+def comes_last() -> sa.ColumnElement[bool]:
+    """Whether a submission's evaluation waits for those of new ones: the board's own, and those of a season before."""
+    return sa.or_(SUBMISSIONS.c.track == REFERENCE, stood_before())
 
 
 def job_of(submission: str) -> str:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import sqlalchemy as sa
-from pydantic_core import from_json
 
 from helm_gym import profile as profiles
 from helm_gym.control_loop import draw_path
@@ -30,8 +28,6 @@ from helm_gym.provenance import describe_machine, versions
 from helm_gym.tasks import Task, find_task
 from helm_gym.telemetry import ALPHA_GRID
 from leaderboard.records import canonical
-from leaderboard.submissions import METHOD, POLICY, REFERENCE
-from leaderboard.tables import SCORES, SUBMISSIONS
 
 DEVELOPMENT, HIDDEN, CONFIRMATION = "development", "hidden", "confirmation"
 PROVISIONAL, RANKING, MEASURED = "surrogate", "modelled", "measured"
@@ -93,6 +89,10 @@ class Season:
         if split == DEVELOPMENT:
             return find_task(task).seeds[: self.development]
         return hidden_seeds(key, task, split, self.hidden if split == HIDDEN else self.confirmation)
+
+    def of_those(self, tasks: Sequence[str]) -> tuple[str, ...]:
+        """Which of an entry's tasks the season has."""
+        return tuple(task for task in self.tasks if task in tasks)
 
     def layout(self) -> ObservationLayout:
         return ObservationLayout(profiles.load(self.profile))
@@ -198,55 +198,6 @@ def references(season: Season, task: str, seeds: Sequence[int], rungs: Sequence[
 
 def _statics(profile: Profile) -> list[float]:
     return [float(a) for a in ALPHA_GRID if profile.pool.min_alpha <= a + 1e-9 and a - 1e-9 <= profile.pool.max_alpha]
-
-
-def vectors(connection: sa.Connection, season: int, task: str, split: str, rung: str, track: str) -> dict[str, Values]:
-    """What ranks, by episode, (episodes,), of every entry that takes part in a task's board, the oldest first."""
-    return vectors_of((RANKED_BY,), connection, season, task, split, rung, track)[0]
-
-
-def vectors_of(
-    metrics: Sequence[str],
-    connection: sa.Connection,
-    season: int,
-    task: str,
-    split: str,
-    rung: str,
-    track: str,
-    states: Sequence[str] = ("queued", "running", "verified"),
-) -> list[dict[str, Values]]:
-    """Figures by episode, (episodes,), of every entry in one of these states, the oldest first; a table a metric.
-
-    Those of the track ``method`` have the mean over their members, episode by episode, once all are there; the tracks
-    ``policy`` and ``reference`` share their boards.
-    """
-    tracks = (METHOD,) if track == METHOD else (POLICY, REFERENCE)
-    asked = (
-        sa.select(SCORES.c.submission, SCORES.c.body, SUBMISSIONS.c.body.label("given"))
-        .join(SUBMISSIONS, SUBMISSIONS.c.id == SCORES.c.submission)
-        .where(
-            SCORES.c.season == season,
-            SCORES.c.task == task,
-            SCORES.c.split == split,
-            SCORES.c.rung == rung,
-            SUBMISSIONS.c.track.in_(tracks),
-            SUBMISSIONS.c.state.in_(states),
-        )
-        .order_by(SUBMISSIONS.c.seq, SCORES.c.member)
-    )
-    found: dict[str, list[Values]] = {}
-    needed: dict[str, int] = {}
-    for row in connection.execute(asked):
-        episodes = from_json(row.body)["episodes"]
-        figures = np.array([[episode[metric] for episode in episodes] for metric in metrics], np.float64)
-        found.setdefault(row.submission, []).append(figures)
-        needed[row.submission] = len(from_json(row.given)["files"]) if track == METHOD else 1
-    whole = {
-        name: parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
-        for name, parts in found.items()
-        if len(parts) == needed[name]
-    }
-    return [{name: figures[place] for name, figures in whole.items()} for place in range(len(metrics))]
 
 
 def values_of(episodes: Sequence[Mapping[str, float]], metric: str = RANKED_BY) -> Values:

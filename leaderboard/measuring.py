@@ -37,7 +37,9 @@ def measure(
     """
     with board.store.reading() as connection:
         season = board.season(connection)
-        key_hash = board.store.season(connection)["key_hash"]
+        told = board.store.season(connection)
+    if told["closed"]:
+        raise InvalidInputError(f"Season {season.season} is closed and stays as it is; open the next one.")
     if task not in season.tasks:
         raise InvalidInputError(f"Task '{task}' is not on this board; it has {', '.join(season.tasks)}.")
     chosen = [row["entry"] for row in Standings(board).table(task)["rows"][:top]]
@@ -46,7 +48,7 @@ def measure(
     with board.store.reading() as connection:
         found = connection.execute(sa.select(SUBMISSIONS.c.id, SUBMISSIONS.c.body).where(SUBMISSIONS.c.id.in_(chosen)))
         bodies = {row.id: json.loads(row.body) for row in found}
-    episodes = season.seeds(task, HIDDEN, board.store.season_key(season.season, key_hash))[:seeds]
+    episodes = season.seeds(task, HIDDEN, board.store.season_key(season.season, told["key_hash"]))[:seeds]
     with contextlib.ExitStack() as opened:
         policies = []
         for entry in chosen:

@@ -18,6 +18,7 @@ from typing import Any
 
 from helm_gym import files
 from helm_gym.errors import InvalidInputError
+from helm_gym.observation import ObservationLayout
 from helm_gym.policies.onnx_check.rules import MAX_FILE_BYTES
 from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
@@ -50,29 +51,18 @@ def published_lines(store: Store) -> Iterator[str]:
             yield record.line()
 
 
-def close_season(board: Board) -> str:
-    """Ends the season: its key becomes public, and with it every hidden episode. Returns the key."""
-    with board.store.writing() as connection:
-        season = board.store.season(connection)
-        if season["closed"]:
-            raise InvalidInputError(f"Season {season['season']} is closed already.")
-        key = board.store.season_key(season["season"], season["key_hash"]).hex()
-        board.store.append_within(connection, [("season-closed", {"season": season["season"], "key": key})])
-    return key
-
-
 def publish(board: Board, folder: pathlib.Path) -> int:
     """Writes the whole board as a static site; returns how many files.
 
     Raises:
         InvalidInputError: the folder cannot be written.
     """
-    from leaderboard.pages import Pages
+    from leaderboard.pages import Pages, read_style
     from leaderboard.standings import Standings
 
     standings = Standings(board)
     pages = Pages(board, standings, live=False)
-    facts = pages.facts()
+    facts = board.facts()
     written = 0
 
     def write(name: str, content: str | bytes) -> None:
@@ -80,12 +70,17 @@ def publish(board: Board, folder: pathlib.Path) -> int:
         files.write(folder / name, content)
         written += 1
 
-    write("style.css", pages.style())
+    write("style.css", read_style())
     for name, text in (("index", pages.index()), ("submit", pages.submit()), ("rules", pages.rules())):
         write(f"{name}.html", text)
-    for task in facts["tasks"]:
-        write(f"tasks/{task}.html", pages.task(task))
-        write(f"methods/{task}.html", pages.task(task, track=METHOD))
+    former = [told["season"] for told in facts["seasons"][1:]]
+    for season in former:
+        write(f"seasons/{season}/index.html", pages.index(season))
+    for number in (None, *former):
+        folder_of = "" if number is None else f"seasons/{number}/"
+        for task in board.facts(number)["tasks"]:
+            write(f"{folder_of}tasks/{task}.html", pages.task(task, season=number))
+            write(f"{folder_of}methods/{task}.html", pages.task(task, track=METHOD, season=number))
     for row in board.entries():
         write(f"entries/{row['id']}.html", pages.entry(row["id"]))
         for digest in row["files"]:
@@ -93,7 +88,10 @@ def publish(board: Board, folder: pathlib.Path) -> int:
     for record in board.store.log():
         if record.kind in _SECRET and record.body["where"].get("log"):
             write(f"episodes/{record.body['where']['log']}.json", board.store.get(record.body["where"]["log"]))
-    tables = {task: standings.table(task) for task in facts["tasks"]}
+    tables = {
+        str(told["season"]): {task: standings.table(task, season=told["season"]) for task in told["tasks"]}
+        for told in facts["seasons"]
+    }
     write("board.json", canonical(facts | {"tables": tables}))
     write(LOG, "".join(f"{line}\n" for line in published_lines(board.store)))
     write(".nojekyll", "")  # for hosts that would leave files out
@@ -123,21 +121,24 @@ class Published:
                 return dict(record.body)
         raise InvalidInputError(f"The published board has no entry '{entry}'; its pages name them.")
 
-    def season(self) -> tuple[Season, bytes | None]:
-        """The newest season, and its key where it is closed."""
-        board = self.records[0].body
-        body = [record.body for record in self.records if record.kind == "season"][-1]
-        key = next(
-            (
-                bytes.fromhex(record.body["key"])
-                for record in self.records
-                if record.kind == "season-closed" and record.body["season"] == body["season"]
-            ),
-            None,
-        )
-        if key is not None and hashlib.sha256(key).hexdigest() != body["key_hash"]:
-            raise InvalidInputError("The season's key is not the one whose hash was published when it opened.")
-        return Season.of(body, board["profile"]), key
+    def seasons(self) -> dict[int, tuple[Season, bytes | None]]:
+        """Each season by its number, and its key where it is closed.
+
+        Raises:
+            InvalidInputError: a key is not the one whose hash was published when the season opened.
+        """
+        found: dict[int, tuple[Season, bytes | None]] = {}
+        hashes: dict[int, str] = {}
+        for record in self.records:
+            if record.kind == "season":
+                season = Season.of(record.body, self.records[0].body["profile"])
+                found[season.season], hashes[season.season] = (season, None), record.body["key_hash"]
+            if record.kind == "season-closed":
+                number, key = record.body["season"], bytes.fromhex(record.body["key"])
+                if hashlib.sha256(key).hexdigest() != hashes[number]:
+                    raise InvalidInputError(f"The key of season {number} is not the one whose hash was published.")
+                found[number] = found[number][0], key
+        return found
 
 
 @contextlib.contextmanager
@@ -189,11 +190,13 @@ class Row:
     """One task's episodes of an entry, recomputed.
 
     Attributes:
+        season: by its number.
         same: whether each figure of each episode is the same to the last bit.
         largest: difference of mean latency (ms).
         where: on what it was obtained there.
     """
 
+    season: int
     task: str
     split: str
     rung: str
@@ -216,17 +219,20 @@ def verify(published: Published, entry: str, unconfined: bool = False, tick: Tic
 
 def _verify(published: Published, entry: str, unconfined: bool, tick: Tick | None) -> Iterator[Row]:
     body = published.submission(entry)
-    season, key = published.season()
+    seasons = published.seasons()
     scores = [r.body for r in published.records if r.kind == "scores" and r.body["submission"] == entry]
     for row in scores:
-        _check_place(row, season, body)
+        _check_place(row, seasons, body)
     if not scores:
         raise InvalidInputError(f"Entry '{entry}' has no scores that could be recomputed yet.")
     for member in sorted({row["member"] for row in scores}):
-        with _opened(published, body, member, season, unconfined) as policy:
+        with _opened(published, body, member, seasons[1][0].layout(), unconfined) as policy:
             for row in scores:
                 if row["member"] != member or row["rung"] == MEASURED:
                     continue
+                season, key = seasons[row["season"]]
+                if key is None and row["split"] != DEVELOPMENT:
+                    raise InvalidInputError(f"The log tells hidden episodes of season {season.season} and not its key.")
                 seeds = season.seeds(row["task"], row["split"], key or b"")
                 run = evaluating.run(season, row["task"], seeds, row["rung"], [policy], tick)
                 found = evaluating.episodes_of(run, run.policies[0])
@@ -234,22 +240,26 @@ def _verify(published: Published, entry: str, unconfined: bool, tick: Tick | Non
                     abs(a["mean_latency_ms"] - b["mean_latency_ms"])
                     for a, b in zip(found, row["episodes"], strict=True)
                 )
-                place = {name: row[name] for name in ("task", "split", "rung", "member", "where")}
+                place = {name: row[name] for name in ("season", "task", "split", "rung", "member", "where")}
                 yield Row(**place, same=found == row["episodes"], largest=far)
 
 
-def _check_place(row: Mapping[str, Any], season: Season, body: Mapping[str, Any]) -> None:
+def _check_place(
+    row: Mapping[str, Any], seasons: Mapping[int, tuple[Season, bytes | None]], body: Mapping[str, Any]
+) -> None:
     """Raises InvalidInputError where a stranger's record says what none of ours does: a name may be a module's."""
+    season, _ = seasons.get(row["season"], (None, None))
+    if season is None:
+        raise InvalidInputError(f"A record of scores has a season of {shown(row['season'])}, which no board writes.")
     known = {
-        "season": [season.season],
         "task": season.tasks,
         "split": (DEVELOPMENT, HIDDEN, CONFIRMATION),
         "rung": (PROVISIONAL, RANKING, MEASURED),
         "member": range(max(1, len(body["files"]))),
     }
-    for key, values in known.items():
-        if row[key] not in values:
-            raise InvalidInputError(f"A record of scores has a {key} of {shown(row[key])}, which no board writes.")
+    for name, values in known.items():
+        if row[name] not in values:
+            raise InvalidInputError(f"A record of scores has a {name} of {shown(row[name])}, which no board writes.")
     count = {DEVELOPMENT: season.development, HIDDEN: season.hidden, CONFIRMATION: season.confirmation}[row["split"]]
     there = len(evaluating.values_of(row["episodes"]))
     if (there != count and row["rung"] != MEASURED) or not isinstance(row["where"]["machine"], str):
@@ -258,9 +268,8 @@ def _check_place(row: Mapping[str, Any], season: Season, body: Mapping[str, Any]
 
 @contextlib.contextmanager
 def _opened(
-    published: Published, body: dict[str, Any], member: int, season: Season, unconfined: bool
+    published: Published, body: dict[str, Any], member: int, layout: ObservationLayout, unconfined: bool
 ) -> Iterator[Policy]:
-    layout = season.layout()
     if body["reference"]:
         yield open_policy(check_reference(body["reference"]), layout)
         return

@@ -59,12 +59,15 @@ class Store:
         self.public_key = records.public_key_of(self.signing_key)
         self.engine = _open_engine(url or f"sqlite:///{(folder / DATABASE).absolute()}")
         with _told():
+            there = sa.inspect(self.engine).get_table_names()
             METADATA.create_all(self.engine)
         first = self.first_record()
         if first is not None and first.body["public_key"] != self.public_key:
             raise InvalidInputError(
                 f"The database's log is signed by another key than {folder / KEYS}'s; put its own keys there."
             )
+        if first is not None and not {table.name for table in PROJECTED} <= set(there):
+            self.rebuild()  # an older version had fewer tables
 
     def close(self) -> None:
         self.engine.dispose()
@@ -199,13 +202,24 @@ class Store:
 
     # Seasons
 
-    def season(self, connection: sa.Connection) -> dict[str, Any]:
-        """The season's record body, of the newest one, with its ``key`` once that is published."""
-        row = connection.execute(sa.select(SEASONS).order_by(SEASONS.c.season.desc()).limit(1)).one()
-        return json.loads(row.body) | {"key": row.key, "opened": row.opened, "closed": row.closed}
+    def seasons(self, connection: sa.Connection) -> list[dict[str, Any]]:
+        """Each season's record body, the newest first, with its ``key`` once that is published."""
+        found = connection.execute(sa.select(SEASONS).order_by(SEASONS.c.season.desc()))
+        return [json.loads(row.body) | {"key": row.key, "opened": row.opened, "closed": row.closed} for row in found]
+
+    def season(self, connection: sa.Connection, number: int | None = None) -> dict[str, Any]:
+        """The season of that number, or the newest one.
+
+        Raises:
+            InvalidInputError: there is none of that number.
+        """
+        for season in self.seasons(connection):
+            if number in (None, season["season"]):
+                return season
+        raise InvalidInputError(f"This board has no season {number}.")
 
     def season_key(self, season: int, key_hash: str | None = None) -> bytes:
-        """What the season's hidden seeds are made with. It leaves this folder when the season is closed.
+        """What the season's hidden seeds are made with. It is published when the season is closed.
 
         Args:
             key_hash: that the season's record names; a key is made where none is given and none is there.

@@ -23,13 +23,13 @@ from leaderboard.leases import CHECK, EVALUATE, LEASE_S, Job, Lease, LeaseLostEr
 from leaderboard.sandbox import Limits, PolicyFault, SandboxedPolicy
 from leaderboard.sandbox.confine import end_with_parent
 from leaderboard.store import Store, StoreError
-from leaderboard.submissions import BY_PLATFORM, BY_POLICY, PLAYED, state_record
+from leaderboard.submissions import BY_PLATFORM, BY_POLICY, PLAYED, UNFINISHED, state_record
 from leaderboard.tables import SCORES, SUBMISSIONS
 
 _IDLE_S = 0.5
 # In this order: a score within seconds, what ranks, what its author may see everything of, and what confirms a lead
 STAGES = ((HIDDEN, PROVISIONAL), (HIDDEN, RANKING), (DEVELOPMENT, RANKING), (CONFIRMATION, RANKING))
-SCALED = ((HIDDEN, (PROVISIONAL, RANKING)), (DEVELOPMENT, (RANKING,)))  # which references a season needs
+SCALED_RUNGS = {HIDDEN: (PROVISIONAL, RANKING), DEVELOPMENT: (RANKING,)}
 
 
 class Worker:
@@ -55,13 +55,15 @@ class Worker:
     ):
         self.board, self.store = board, board.store
         self.limits, self.unconfined, self.submissions = limits or Limits(), unconfined, submissions
-        self.name, self.lease_s = worker_name(), lease_s
+        self.name, self.lease_s, self.references = worker_name(), lease_s, references
+        self._enter()
+
+    def _enter(self, number: int | None = None) -> None:
+        """Takes a season's tasks and key; the newest one's where no number is given."""
         with self.store.reading() as connection:
-            self.season: Season = board.season(connection)
-            key_hash = self.store.season(connection)["key_hash"]
+            self.season: Season = self.board.season(connection, number)
+            key_hash = self.store.season(connection, number)["key_hash"]
         self._key = self.store.season_key(self.season.season, key_hash)
-        places = [(split, task) for split, _ in SCALED for task in self.season.tasks] if references else []
-        self._splits = [(self.season.season, task, split) for split, task in places]
 
     def run(self) -> None:
         """Works for ever."""
@@ -76,7 +78,7 @@ class Worker:
 
     def step(self) -> bool:
         """Does one job; False where there is none."""
-        job = claim(self.store, self.name, self._splits, self.lease_s, submissions=self.submissions)
+        job = claim(self.store, self.name, self.references, self.lease_s, submissions=self.submissions)
         if job is None:
             return False
         lease = Lease(self.store, self.name, job, self.lease_s)
@@ -92,6 +94,7 @@ class Worker:
         return True
 
     def _do(self, job: Job, lease: Lease) -> None:
+        self._enter(job.season)
         if job.kind == CHECK:
             self._check(lease)
         elif job.kind == EVALUATE:
@@ -144,7 +147,7 @@ class Worker:
             for member, content in enumerate(self._contents(body)):
                 with self._opened(content, body) as policy:
                     for split, rung in STAGES:
-                        for task in body["tasks"]:
+                        for task in self.season.of_those(body["tasks"]):
                             if self._score(lease, found, policy, member, task, split, rung) and makes_way(
                                 self.store, lease.job
                             ):
@@ -192,12 +195,12 @@ class Worker:
         return True
 
     def _superseded(self, row: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
-        """An account's earlier entries of the same name and track: the new one takes their place."""
+        """An account's earlier entries of the same name and track, finished or not: the new one takes their place."""
         same = (
             SUBMISSIONS.c.account == row["account"],
             SUBMISSIONS.c.name == row["name"],
             SUBMISSIONS.c.track == row["track"],
-            SUBMISSIONS.c.state == "verified",
+            SUBMISSIONS.c.state.in_(("verified", *UNFINISHED)),
             SUBMISSIONS.c.seq < row["seq"],
         )
         with self.store.reading() as connection:
@@ -207,7 +210,7 @@ class Worker:
     # References
 
     def _scale(self, job: Job, lease: Lease) -> None:
-        rungs = dict(SCALED)[job.split]
+        rungs = SCALED_RUNGS[job.split]
 
         def tick(label: str, done: int, total: int) -> None:
             lease.tick(f"{job.task}, {job.split} episodes: {label}", done, total)

@@ -184,10 +184,10 @@ def test_a_dead_worker_s_job_is_begun_again_and_what_it_has_done_stays(board: Bo
     entry = board.submit("ada", [HONEST], "mean")
     worker = Worker(board, references=False)
     assert worker.step()
-    job = claim(board.store, "dead", [])
+    job = claim(board.store, "dead", references=False)
     assert job is not None and job.kind == leases.EVALUATE
-    assert claim(board.store, "other", []) is None  # its lease still runs
-    late = claim(board.store, "other", [], now=time.time() + leases.LEASE_S + 1)
+    assert claim(board.store, "other", references=False) is None  # its lease still runs
+    late = claim(board.store, "other", references=False, now=time.time() + leases.LEASE_S + 1)
     assert late is not None and late.name == job.name
     timeline = board.entry(entry)["timeline"]
     assert (timeline[-1]["reason"], timeline[-1]["fault"]) == ("worker-lost", "platform")
@@ -202,12 +202,14 @@ def test_a_worker_that_is_known_to_have_ended_is_not_waited_for(board: Board) ->
     place = name.partition(f"/{os.getpid()}/")[0]
     with subprocess.Popen(["sleep", "20"]) as alive:
         there = f"{place}/{alive.pid}/x"
-        assert claim(board.store, there, []) is not None
-        assert claim(board.store, name, []) is None
+        assert claim(board.store, there, references=False) is not None
+        assert claim(board.store, name, references=False) is None
         alive.kill()
-    job = claim(board.store, name, [])
+    job = claim(board.store, name, references=False)
     assert job is not None and job.kind == leases.CHECK
-    assert claim(board.store, f"elsewhere/{alive.pid}/x", []) is None  # of this process nothing is known to be wrong
+    assert (
+        claim(board.store, f"elsewhere/{alive.pid}/x", references=False) is None
+    )  # of this process nothing is known to be wrong
 
 
 def test_what_ends_every_worker_is_given_up_and_is_the_platform_s_fault(board: Board) -> None:
@@ -215,8 +217,8 @@ def test_what_ends_every_worker_is_given_up_and_is_the_platform_s_fault(board: B
     now = time.time()
     for number in range(leases.MAX_RUNS):
         now += leases.LEASE_S + 1
-        assert claim(board.store, f"w{number}", [], now=now) is not None
-    assert claim(board.store, "last", [], now=now + leases.LEASE_S + 1) is None
+        assert claim(board.store, f"w{number}", references=False, now=now) is not None
+    assert claim(board.store, "last", references=False, now=now + leases.LEASE_S + 1) is None
     found = board.entry(entry)
     assert (found["state"], found["reason"], found["fault"]) == ("failed", "gave-up", "platform")
 
@@ -225,15 +227,15 @@ def test_checks_come_first_then_submissions_then_references_then_the_board_s_own
     reference = board.add_reference("pid")
     assert Worker(board, references=False).step()
     entry = board.submit("ada", [HONEST], "mean")
-    splits = [(1, TASK, HIDDEN)]
-    order = [claim(board.store, "w", splits) for _ in range(4)]
+    order = [claim(board.store, "w") for _ in range(5)]
     assert [job.name for job in order if job] == [
         f"submission:{entry}",
         f"references:1:{TASK}:hidden",
+        f"references:1:{TASK}:development",
         f"submission:{reference}",
     ]
     assert board.entry(entry)["work"]["heartbeat_age_s"] < 20
-    (scaling,) = board.scaling()
+    scaling, _ = board.scaling()
     assert scaling["stage"] == "references" and scaling["heartbeat_age_s"] < 20
     assert "static splits and oracle" in Pages(board, Standings(board)).index()
 
@@ -244,13 +246,13 @@ def test_the_board_s_own_entries_make_way_for_submissions_and_these_for_checks(b
     assert worker.step()
     late = board.submit("ada", [HONEST], "mean")
     assert worker.step() and board.entry(late)["state"] == "queued"
-    reference = leases.Job("", leases.EVALUATE, {"track": "reference"})
-    submitted = leases.Job("", leases.EVALUATE, {"track": "policy"})
+    reference = leases.Job("", leases.EVALUATE, 1, {"comes_last": True})
+    submitted = leases.Job("", leases.EVALUATE, 1, {"comes_last": False})
     assert leases.makes_way(board.store, reference) and not leases.makes_way(board.store, submitted)
     later = board.submit("ada", [constant(0.1)], "constant")
     assert leases.makes_way(board.store, submitted)  # a check takes a second
-    assert (check := claim(board.store, "w", [])) and check.name == f"submission:{later}"
-    assert (job := claim(board.store, "other", [])) and job.name == f"submission:{late}"
+    assert (check := claim(board.store, "w", references=False)) and check.name == f"submission:{later}"
+    assert (job := claim(board.store, "other", references=False)) and job.name == f"submission:{late}"
     assert not leases.makes_way(board.store, reference)  # somebody works on both
     assert states(board, own) == ["received", "checking", "queued"]
 
