@@ -279,7 +279,7 @@ def _add_pages(app: fastapi.FastAPI, board: Board, views: _Views) -> None:
         return await views.page(Pages.compare, first, second, season)
 
     @app.get("/style.css", include_in_schema=False)
-    def style() -> Response:
+    async def style() -> Response:
         return Response(read_style(), media_type="text/css", headers={"Cache-Control": "max-age=300"})
 
     @app.get("/files/{digest}.onnx", include_in_schema=False)

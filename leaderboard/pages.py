@@ -39,6 +39,7 @@ def _number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
+@functools.cache
 def read_style() -> str:
     """The style sheet of all pages."""
     return (importlib.resources.files("leaderboard") / "templates/style.css").read_text(encoding="utf-8")

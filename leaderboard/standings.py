@@ -108,10 +108,11 @@ class Standings:
         number = chosen.season
         with self.board.store.reading() as connection:
             references = {rung: _references(connection, number, task, rung) for rung in (RANKING, PROVISIONAL)}
-            stamp = self._figures.changed(number, task), number in now.closed, *map(bool, references.values())
-            place = number, track, task
+            closed = number in now.closed
+            changed = 0 if closed else self._figures.changed(number, task)
+            stamp, place = (changed, closed, *map(bool, references.values())), (number, track, task)
             if place not in self._kept or self._kept[place][0] != stamp:
-                made = self._make(connection, chosen, number in now.closed, task, track, references)
+                made = self._make(connection, chosen, closed, task, track, references)
                 self._kept[place] = stamp, made
         return self._kept[place][1]
 
