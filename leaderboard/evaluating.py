@@ -12,28 +12,21 @@ from typing import Any
 import numpy as np
 
 from helm_gym import profile as profiles
-from helm_gym.control_loop import draw_path
 from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation import protocol
-from helm_gym.evaluation.gains import static_name
-from helm_gym.evaluation.optimum import GRID, cut_optimum, offline_optimum
 from helm_gym.evaluation.results import Episodes, Evaluation, Values
 from helm_gym.evaluation.summary import by_seed
 from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant
-from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
-from helm_gym.profile import Profile
 from helm_gym.provenance import describe_machine, versions
 from helm_gym.tasks import Task, find_task
-from helm_gym.telemetry import ALPHA_GRID
 from leaderboard.records import canonical
 
 DEVELOPMENT, HIDDEN, CONFIRMATION = "development", "hidden", "confirmation"
 PROVISIONAL, RANKING, MEASURED = "surrogate", "modelled", "measured"
 METRICS = ("mean_latency_ms", "p99_ms", "slo_satisfaction", "mean_alpha", "moved_bytes")
 RANKED_BY = "mean_latency_ms"
-ORACLE = "oracle"
 BOARD_TASKS = ("steady-v0", "trend-v0", "burst-v0", "mixed-v0")
 
 _MOST = 10_000  # seeds of a kind, and intervals of an episode
@@ -152,52 +145,6 @@ def log_of(evaluation: Evaluation, episodes: Episodes) -> bytes:
         "latency_ms": np.round(latency, 4).tolist(),
     }
     return canonical(kept).encode()
-
-
-@dataclasses.dataclass(frozen=True)
-class References:
-    """What scores are counted from.
-
-    Attributes:
-        episodes: by rung, by reference, each episode's figures.
-        alpha_star: (episodes, intervals) of the scored intervals.
-        where: on what they were obtained.
-    """
-
-    episodes: dict[str, dict[str, list[dict[str, float]]]]
-    alpha_star: list[list[float]]
-    where: dict[str, Any]
-
-    def log(self) -> bytes:
-        return canonical({"alpha_star": self.alpha_star}).encode()
-
-
-def references(season: Season, task: str, seeds: Sequence[int], rungs: Sequence[str], tick: Tick | None) -> References:
-    """The static splits and the oracle on these episodes, the offline optimum looked for once for all rungs."""
-    asked, profile, layout = season.task(task), profiles.load(season.profile), season.layout()
-    path = draw_path(asked, profile, seeds, asked.settle + asked.horizon)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if tick is not None:
-            tick("offline optimum", done, len(GRID) * len(seeds) * path.intervals)
-
-    optimum = offline_optimum(asked, profile, path, seeds, advance=advance)
-    names = [*map(static_name, _statics(profile)), ORACLE]
-    found = {}
-    for rung in rungs:
-        there = run(
-            season, task, seeds, rung, [open_policy(n, layout) for n in names], tick, optimum=optimum, path=path
-        )
-        found[rung] = {episodes.policy: episodes_of(there, episodes) for episodes in there.policies}
-    star = cut_optimum(optimum, slice(asked.settle, None)).alpha_star
-    return References(found, np.round(star, 4).tolist(), where())
-
-
-def _statics(profile: Profile) -> list[float]:
-    return [float(a) for a in ALPHA_GRID if profile.pool.min_alpha <= a + 1e-9 and a - 1e-9 <= profile.pool.max_alpha]
 
 
 def values_of(episodes: Sequence[Mapping[str, float]], metric: str = RANKED_BY) -> Values:

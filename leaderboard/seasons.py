@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,7 @@ def _close(board: Board, connection: sa.Connection) -> str:
     # Whoever works on the season's episodes finds that the lease is gone, and writes nothing more.
     lost = LEASES.c.job.in_([job_of(found) for found in running]), LEASES.c.job.startswith(f"{SCALE}:")
     connection.execute(LEASES.delete().where(sa.or_(*lost)))
+    shutil.rmtree(board.store.parts(season["season"]), ignore_errors=True)
     return key
 
 

@@ -2,7 +2,8 @@
 
     board/board.db          SQLite, unless a PostgreSQL URL is given
     board/files/ab/ab12...  submitted files and logs of development episodes
-    board/keys/             the signing key, and the season's key until it is published
+    board/keys/             the signing key, and each season's key
+    board/parts/1/          references of the first season that are not finished
 
 Records and the tables made from them change in one transaction, so that a process that is killed leaves both or none.
 """
@@ -25,7 +26,7 @@ from leaderboard import records
 from leaderboard.records import Record
 from leaderboard.tables import LEASES, METADATA, PROJECTED, RECORDS, SEASONS, project, rows
 
-DATABASE, FILES, KEYS = "board.db", "files", "keys"
+DATABASE, FILES, KEYS, PARTS = "board.db", "files", "keys", "parts"
 MAX_FILE_BYTES = 64 * 2**20  # of a file of the store; a policy has 8 MiB at most
 _WRITES = "leaderboard_writes"
 _LOCK_S = 60
@@ -199,6 +200,10 @@ class Store:
         if len(name) != 64 or set(name) - set("0123456789abcdef"):
             raise InvalidInputError("A file of the store is named by 64 hexadecimal digits.")
         return self.folder / FILES / name[:2] / name
+
+    def parts(self, season: int) -> pathlib.Path:
+        """A folder for unfinished references of a season, which are no record yet."""
+        return self.folder / PARTS / str(season)
 
     # Seasons
 

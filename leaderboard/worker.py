@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from helm_gym.errors import HelmError
 from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
-from leaderboard import checking, evaluating
+from leaderboard import checking, evaluating, scaling
 from leaderboard.board import Board
 from leaderboard.evaluating import CONFIRMATION, DEVELOPMENT, HIDDEN, PROVISIONAL, RANKING, Season
 from leaderboard.leases import CHECK, EVALUATE, LEASE_S, Job, Lease, LeaseLostError, claim, makes_way, worker_name
@@ -216,12 +217,14 @@ class Worker:
             lease.tick(f"{job.task}, {job.split} episodes: {label}", done, total)
 
         seeds = self.season.seeds(job.task, job.split, self._key)
-        found = evaluating.references(self.season, job.task, seeds, rungs, tick)
+        parts = self.store.parts(self.season.season) / f"{job.task}-{job.split}"
+        found = scaling.references(self.season, job.task, seeds, rungs, parts, tick)
         place = {"season": self.season.season, "task": job.task, "split": job.split}
         where = found.where | ({"log": self.store.put(found.log())} if job.split == DEVELOPMENT else {})
         lease.append(
             [("references", place | {"rung": rung, "episodes": found.episodes[rung], "where": where}) for rung in rungs]
         )
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def _safe(text: str) -> str:

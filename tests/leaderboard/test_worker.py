@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
-from leaderboard import evaluating, leases
+from leaderboard import evaluating, leases, scaling
 from leaderboard.board import Board, NotFoundError, RefusedSubmissionError
 from leaderboard.evaluating import HIDDEN, RANKING, hidden_seeds
 from leaderboard.leases import Lease, LeaseLostError, claim
@@ -269,6 +270,32 @@ def test_a_played_score_is_not_played_again(board: Board, monkeypatch: pytest.Mo
     assert states(board, own).count("running") == 5
 
 
+def test_references_go_on_from_the_episodes_that_are_finished(
+    board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """A worker ends in the middle; what it has finished is not played again, and comes out as in one go."""
+    rungs, seeds, parts = (RANKING,), (1, 2, 3), tmp_path / "parts"
+    play = functools.cache(scaling._play)  # seconds of work
+    played: list[Any] = []
+
+    def some(season: Any, task: str, chosen: Any, *rest: Any) -> Any:
+        played.append(tuple(chosen))
+        if len(played) == 4:
+            raise KeyboardInterrupt
+        return play(season, task, chosen, *rest)
+
+    monkeypatch.setattr(scaling, "_play", some)
+    whole = scaling.references(SMALL, TASK, seeds, rungs, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        scaling.references(SMALL, TASK, seeds, rungs, parts)
+    assert scaling.references(SMALL, TASK, seeds, rungs, parts) == whole
+    assert played == [(1, 2), (3,), (1, 2), (3,), (3,)]
+    (parts / "0.json").write_text('{"where": {"versions": "of another version"}}')
+    (parts / "2.json").write_text("{")
+    assert scaling.references(SMALL, TASK, seeds, rungs, parts) == whole
+    assert played[5:] == [(1, 2), (3,)]
+
+
 @pytest.mark.long
 def test_references_scale_the_scores(board: Board) -> None:
     worker = Worker(board, references=True)
@@ -278,6 +305,7 @@ def test_references_scale_the_scores(board: Board) -> None:
     assert set(found) == {("hidden", "surrogate"), ("hidden", "modelled"), ("development", "modelled")}
     assert set(found["hidden", "modelled"]) == {f"static:0.{k}" for k in range(1, 10)} | {"oracle"}
     assert {len(episodes) for episodes in found["hidden", "modelled"].values()} == {SMALL.hidden}
+    assert not any(board.store.parts(1).iterdir())
 
 
 def test_a_newer_version_takes_the_place_of_the_older_one(board: Board) -> None:
