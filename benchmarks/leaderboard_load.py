@@ -22,7 +22,8 @@ import time
 
 import numpy as np
 
-from leaderboard.evaluating import HIDDEN, METRICS, PROVISIONAL, RANKING
+from leaderboard.evaluating import METRICS
+from leaderboard.season import HIDDEN, PROVISIONAL, RANKING
 from leaderboard.serving import open_board
 from leaderboard.submissions import POLICY, Submission, state_record
 
@@ -45,7 +46,7 @@ def fill(folder: pathlib.Path, count: int) -> None:
         for task in season.tasks:
             latency = hard[task] * rng.lognormal(0.0, 0.1) * rng.lognormal(0.0, 0.05, season.hidden)
             episodes = [dict.fromkeys(METRICS, float(value)) for value in latency]
-            place = {"submission": given.id, "season": season.season, "task": task, "split": HIDDEN, "member": 0}
+            place = {"submission": given.id, "season": season.number, "task": task, "split": HIDDEN, "member": 0}
             records += [
                 ("scores", place | {"rung": rung, "episodes": episodes, "where": {}}) for rung in (PROVISIONAL, RANKING)
             ]

@@ -315,7 +315,7 @@ def _file(board: Board, digest: str) -> Response:
 
 
 def _handle_errors(app: fastapi.FastAPI) -> None:
-    def told(request: fastapi.Request, status: int, reason: str, text: str) -> Response:
+    def answer(request: fastapi.Request, status: int, reason: str, text: str) -> Response:
         if request.url.path.startswith("/api/"):
             return JSONResponse({"error": {"reason": reason, "sentence": sentence(text)}}, status)
         return PlainTextResponse(f"{status}: {sentence(text)}\n", status)
@@ -323,20 +323,20 @@ def _handle_errors(app: fastapi.FastAPI) -> None:
     @app.exception_handler(HelmError)
     def helm(request: fastapi.Request, error: HelmError) -> Response:
         if isinstance(error, NotFoundError):
-            return told(request, 404, "not-found", str(error))
+            return answer(request, 404, "not-found", str(error))
         if isinstance(error, RefusedSubmissionError):
-            return told(request, 409 if error.reason in ("final", "closed") else 429, error.reason, str(error))
+            return answer(request, 409 if error.reason in ("final", "closed") else 429, error.reason, str(error))
         if isinstance(error, StoreError):
             full = "full" in str(error) or "No space" in str(error)
-            return told(request, 507 if full else 503, "storage", str(error))
-        return told(request, 422, "invalid", str(error))
+            return answer(request, 507 if full else 503, "storage", str(error))
+        return answer(request, 422, "invalid", str(error))
 
     @app.exception_handler(HTTPException)
     def http(request: fastapi.Request, error: HTTPException) -> Response:
-        return told(request, error.status_code, "token" if error.status_code == 401 else "request", str(error.detail))
+        return answer(request, error.status_code, "token" if error.status_code == 401 else "request", str(error.detail))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: fastapi.Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        return told(request, 422, "invalid", f"{place}: {first['msg']}.")
+        return answer(request, 422, "invalid", f"{place}: {first['msg']}.")

@@ -13,8 +13,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
-from leaderboard.evaluating import Season
-from leaderboard.records import ago, seconds
+from leaderboard.queue import age_s, progress, stood_before
+from leaderboard.records import ago
+from leaderboard.season import Season
 from leaderboard.store import Store
 from leaderboard.submissions import (
     BY_PLATFORM,
@@ -32,7 +33,7 @@ from leaderboard.submissions import (
     check_write_up,
     state_record,
 )
-from leaderboard.tables import LEASES, SEASON_ENTRIES, STATES, SUBMISSIONS, TOKENS
+from leaderboard.tables import LEASES, STATES, SUBMISSIONS, TOKENS
 
 BOARD_ACCOUNT = "helm-gym"  # whose the reference entries are
 LOCAL_ACCOUNT = "local"  # whoever uses a board that requires no tokens
@@ -84,7 +85,7 @@ class Board:
         """Writes a new board's first records; does nothing to one that is there."""
         first = season or Season(1)
         self.store.open_board(
-            name, first.profile, lambda number, key: dataclasses.replace(first, season=number).body(key)
+            name, first.profile, lambda number, key: dataclasses.replace(first, number=number).body(key)
         )
 
     def season(self, connection: sa.Connection, number: int | None = None) -> Season:
@@ -244,7 +245,7 @@ class Board:
                 sa.select(STATES).where(STATES.c.submission == submission).order_by(STATES.c.seq)
             ).mappings()
             timeline = [{k: row[k] for k in ("time", "state", "reason", "fault", "detail")} for row in states]
-            return _told(found) | {"timeline": timeline, "work": self._work(connection, found)}
+            return _public(found) | {"timeline": timeline, "work": progress(connection, found)}
 
     def entries(
         self,
@@ -268,7 +269,7 @@ class Board:
         if final is not None:
             asked = asked.where(SUBMISSIONS.c.state.in_(FINAL if final else UNFINISHED))
         with self.store.reading() as connection:
-            return [_told(row) for row in connection.execute(asked).mappings()]
+            return [_public(row) for row in connection.execute(asked).mappings()]
 
     def is_submitted(self, digest: str) -> bool:
         """Whether a file of this SHA-256, 64 hexadecimal digits, was handed in by somebody."""
@@ -277,13 +278,13 @@ class Board:
             found = connection.execute(sa.select(SUBMISSIONS.c.body).where(SUBMISSIONS.c.body.contains(f'"{digest}"')))
             return any(digest in json.loads(row.body)["files"] for row in found)
 
-    def scaling(self) -> list[dict[str, Any]]:
+    def running_references(self) -> list[dict[str, Any]]:
         """Which references are run at present, and how far they are."""
         with self.store.reading() as connection:
             held = LEASES.c.job.startswith("references:"), LEASES.c.until > time.time()
             found = connection.execute(sa.select(LEASES).where(*held)).all()
         return [
-            {"stage": row.stage, "done": row.done, "total": row.total, "heartbeat_age_s": _age_s(row.heartbeat)}
+            {"stage": row.stage, "done": row.done, "total": row.total, "heartbeat_age_s": age_s(row.heartbeat)}
             for row in found
         ]
 
@@ -292,59 +293,12 @@ class Board:
         count = sa.select(SUBMISSIONS.c.account, sa.func.count()).group_by(SUBMISSIONS.c.account)
         return {row[0]: row[1] for row in connection.execute(count)}
 
-    def _work(self, connection: sa.Connection, found: sa.RowMapping) -> dict[str, Any]:
-        """Where it stands: place in the queue, expected wait, and the newest heartbeat of its worker."""
-        if found["state"] in FINAL:
-            return {}
-        lease = connection.execute(sa.select(LEASES).where(LEASES.c.job == job_of(found["id"]))).first()
-        if lease is not None:
-            told = {"stage": lease.stage, "done": lease.done, "total": lease.total}
-            return told | {"heartbeat_age_s": _age_s(lease.heartbeat)}
-        # The board's own entries come behind everybody's, and so do those of the season before.
-        last = connection.execute(sa.select(comes_last()).where(SUBMISSIONS.c.id == found["id"])).scalar_one()
-        earlier, first = SUBMISSIONS.c.seq < found["seq"], sa.not_(comes_last())
-        ahead = sa.or_(first, earlier) if last else sa.and_(first, earlier)
-        waiting = sa.select(sa.func.count()).select_from(SUBMISSIONS).where(SUBMISSIONS.c.state.in_(UNFINISHED), ahead)
-        before = connection.execute(waiting).scalar_one()
-        typical = self._typical_s(connection)
-        return {"place": before + 1, "expected_s": None if typical is None else round(typical * (before + 1))}
-
-    def _typical_s(self, connection: sa.Connection) -> float | None:
-        """How long evaluations took lately: median of the newest ten, from running to verified."""
-        begun = STATES.alias()
-        start = sa.select(sa.func.max(begun.c.time)).where(
-            begun.c.submission == STATES.c.submission, begun.c.state == "running"
-        )
-        done = sa.select(STATES.c.time, start.scalar_subquery().label("start")).where(STATES.c.state == "verified")
-        newest = connection.execute(done.order_by(STATES.c.seq.desc()).limit(10)).all()
-        took = [seconds(row.time) - seconds(row.start) for row in newest if row.start is not None]
-        return sorted(took)[len(took) // 2] if took else None
-
-
-def stood_before() -> sa.ColumnElement[bool]:
-    """Whether a submission stands on the board of a season that is closed."""
-    return SUBMISSIONS.c.id.in_(sa.select(SEASON_ENTRIES.c.submission))
-
-
-def comes_last() -> sa.ColumnElement[bool]:
-    """Whether a submission's evaluation waits for those of new ones: the board's own, and those of a season before."""
-    return sa.or_(SUBMISSIONS.c.track == REFERENCE, stood_before())
-
-
-def job_of(submission: str) -> str:
-    """The name of its lease."""
-    return f"submission:{submission}"
-
-
-def _age_s(heartbeat: float) -> float:
-    return round(max(0.0, time.time() - heartbeat), 1)
-
 
 def _hash(token: str) -> str:
     return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()
 
 
-def _told(row: sa.RowMapping) -> dict[str, Any]:
+def _public(row: sa.RowMapping) -> dict[str, Any]:
     """A submission as it is shown to anyone."""
     body = json.loads(row["body"])
     checked = None if row["checked"] is None else json.loads(row["checked"])

@@ -9,8 +9,9 @@ import numpy as np
 import sqlalchemy as sa
 from pydantic_core import from_json
 
-from leaderboard.evaluating import DEVELOPMENT, RANKED_BY
+from leaderboard.evaluating import RANKED_BY
 from leaderboard.intervals import Values
+from leaderboard.season import DEVELOPMENT
 from leaderboard.submissions import METHOD, POLICY, REFERENCE
 from leaderboard.tables import SCORES, SEASON_ENTRIES, STATES, SUBMISSIONS
 

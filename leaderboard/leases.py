@@ -18,8 +18,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from helm_gym.errors import HelmError
-from leaderboard.board import comes_last, job_of
-from leaderboard.evaluating import DEVELOPMENT, HIDDEN
+from leaderboard.queue import comes_last, job_of
+from leaderboard.season import DEVELOPMENT, HIDDEN
 from leaderboard.store import Body, Store, StoreError
 from leaderboard.submissions import BY_PLATFORM, FINAL, UNCHECKED, UNFINISHED, state_record
 from leaderboard.tables import LEASES, REFERENCES, SUBMISSIONS
@@ -27,8 +27,8 @@ from leaderboard.tables import LEASES, REFERENCES, SUBMISSIONS
 LEASE_S = 20.0
 _BEATS = 10  # in the time of a lease
 MAX_RUNS = 6  # times that a job is begun; it is given up then, and nobody's fault but the platform's
-CHECK, EVALUATE, SCALE = "check", "evaluate", "references"
-SCALED = (HIDDEN, DEVELOPMENT)  # episodes whose scale the references are
+CHECK, EVALUATE, REFERENCE_JOB = "check", "evaluate", "references"
+REFERENCE_SPLITS = (HIDDEN, DEVELOPMENT)  # episodes whose scale the references are
 
 
 class LeaseLostError(HelmError):
@@ -41,7 +41,7 @@ class Job:
 
     Attributes:
         name: of its lease.
-        kind: ``CHECK``, ``EVALUATE`` or ``SCALE``.
+        kind: ``CHECK``, ``EVALUATE`` or ``REFERENCE_JOB``.
         season: that it is done for; once another one begins, nobody holds its lease any more.
         submission: its row; or task and split of the references to be run.
     """
@@ -103,12 +103,13 @@ def claim(
             kind = CHECK if row["state"] in UNCHECKED else EVALUATE
             job = Job(job_of(row["id"]), kind, number, dict(row))
             jobs.append((job.order, row["seq"], job))
-        needed = [(task, split) for split in SCALED for task in season["tasks"]] if references and not closed else []
+        tasks = season["tasks"] if references and not closed else []
+        needed = [(task, split) for split in REFERENCE_SPLITS for task in tasks]
         places = sa.select(REFERENCES.c.task, REFERENCES.c.split).where(REFERENCES.c.season == number)
         there = {(row.task, row.split) for row in connection.execute(places)}
         for place, (task, split) in enumerate(needed):
             if (task, split) not in there:
-                job = Job(f"{SCALE}:{number}:{task}:{split}", SCALE, number, task=task, split=split)
+                job = Job(f"{REFERENCE_JOB}:{number}:{task}:{split}", REFERENCE_JOB, number, task=task, split=split)
                 jobs.append((job.order, place, job))
         for _, _, job in sorted(jobs, key=lambda found: found[:2]):
             lease = leases.get(job.name)

@@ -23,7 +23,7 @@ from helm_gym.errors import HelmError
 from helm_gym.policies.onnx_check import RULES
 from helm_gym.tasks import find_task
 from leaderboard.board import Board
-from leaderboard.evaluating import DEVELOPMENT, RANKING
+from leaderboard.season import DEVELOPMENT, RANKING
 from leaderboard.standings import Standings
 from leaderboard.submissions import METHOD, POLICY, STATES, TRACKS, WRITE_UP
 from leaderboard.tables import REFERENCES
@@ -87,7 +87,7 @@ class Pages:
             overall=self.standings.overall(),
             tables=[self.standings.table(task) for task in facts["tasks"]],
             active=active,
-            scaling=self.board.scaling() if self.live else [],
+            running_references=self.board.running_references() if self.live else [],
             recent=self.board.entries(count=_RECENT, final=True),
             shown=SHOWN,
         )

@@ -20,9 +20,9 @@ from helm_gym.errors import HelmError, InvalidInputError
 from leaderboard import leases
 from leaderboard.app import make_app
 from leaderboard.board import Board, Quota, RefusedSubmissionError
-from leaderboard.evaluating import BOARD_TASKS, Season
 from leaderboard.rendering import ProcessRenderer
 from leaderboard.sandbox import missing
+from leaderboard.season import BOARD_TASKS, Season
 from leaderboard.store import Store
 from leaderboard.submissions import REFERENCES
 

@@ -20,19 +20,10 @@ from helm_gym.evaluation.statistics import Figure, bootstrap, iqm, paired_differ
 from leaderboard import ranking
 from leaderboard.board import Board
 from leaderboard.episode_figures import TAIL, EpisodeFigures, Place, entries_of
-from leaderboard.evaluating import (
-    CONFIRMATION,
-    DEVELOPMENT,
-    HIDDEN,
-    MEASURED,
-    METRICS,
-    PROVISIONAL,
-    RANKING,
-    Season,
-    values_of,
-)
+from leaderboard.evaluating import METRICS, values_of
 from leaderboard.intervals import Intervals, difference_of_methods, generator
 from leaderboard.ranking import Ranked
+from leaderboard.season import CONFIRMATION, DEVELOPMENT, HIDDEN, MEASURED, PROVISIONAL, RANKING, Season
 from leaderboard.submissions import METHOD, POLICY, UNCHECKED
 from leaderboard.tables import REFERENCES, SCORES, SUBMISSIONS
 
@@ -47,7 +38,7 @@ def rounded(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
-def told(figure: Figure) -> dict[str, float | None]:
+def rounded_figure(figure: Figure) -> dict[str, float | None]:
     return {"value": rounded(figure.value), "low": rounded(figure.low), "high": rounded(figure.high)}
 
 
@@ -105,7 +96,7 @@ class Standings:
             InvalidInputError: there is no season of that number.
         """
         now, chosen = self._look(season)
-        number = chosen.season
+        number = chosen.number
         with self.board.store.reading() as connection:
             references = {rung: _references(connection, number, task, rung) for rung in (RANKING, PROVISIONAL)}
             closed = number in now.closed
@@ -119,8 +110,8 @@ class Standings:
     def overall(self, track: str = POLICY, season: int | None = None) -> dict[str, Any]:
         """The board over all tasks: by mean normalised score, the worst task beside it; kept until a table changes."""
         _, chosen = self._look(season)
-        tables = {task: self.table(task, track, chosen.season) for task in chosen.tasks}
-        place = chosen.season, track
+        tables = {task: self.table(task, track, chosen.number) for task in chosen.tasks}
+        place = chosen.number, track
         made_of, found = self._overall.get(place, ({}, {}))
         if made_of.keys() != tables.keys() or any(made_of[task] is not table for task, table in tables.items()):
             found = _over_all(tables, track)
@@ -130,7 +121,7 @@ class Standings:
     def compare(self, first: str, second: str, season: int | None = None) -> list[dict[str, Any]]:
         """Two entries, task by task: paired difference of latency with its interval, and the test's p."""
         now, chosen = self._look(season)
-        number, found = chosen.season, []
+        number, found = chosen.number, []
         with self.board.store.reading() as connection:
             asked = [entries_of(connection, number, number in now.closed, track) for track in (POLICY, METHOD)]
         both = [(name, members) for some in asked for name, members in some if name in (first, second)]
@@ -155,9 +146,9 @@ class Standings:
                 place = {key: row[key] for key in ("season", "task", "split", "rung", "member")}
                 is_open = row["split"] == DEVELOPMENT
                 figures = {
-                    metric: told(bootstrap((values_of(body["episodes"], metric),), iqm, generator()))
+                    metric: rounded_figure(bootstrap((values_of(body["episodes"], metric),), iqm, generator()))
                     if is_open or metric in _OF_HIDDEN
-                    else told(Figure(math.nan))
+                    else rounded_figure(Figure(math.nan))
                     for metric in METRICS
                 }
                 open_ones = {"episodes": body["episodes"]} if is_open else {}
@@ -175,8 +166,8 @@ class Standings:
         track: str,
         references: Mapping[str, Mapping[str, ranking.Values]],
     ) -> dict[str, Any]:
-        here = Place(season.season, task, HIDDEN, RANKING)
-        asked = entries_of(connection, season.season, closed, track)
+        here = Place(season.number, task, HIDDEN, RANKING)
+        asked = entries_of(connection, season.number, closed, track)
         entries, tails = self._figures.of(here, asked), ranking.iqms(self._figures.of(here, asked, TAIL))
         first = self._figures.of(dataclasses.replace(here, rung=PROVISIONAL), asked)
         fresh = self._figures.of(dataclasses.replace(here, split=CONFIRMATION), asked)
@@ -193,9 +184,9 @@ class Standings:
                 "variants": variants[names[row.entry]["account"]],
                 "best": row.best,
                 "worst": row.worst,
-                "latency": told(row.latency),
+                "latency": rounded_figure(row.latency),
                 "p99": rounded(tails[row.entry]),
-                "score": told(row.score),
+                "score": rounded_figure(row.score),
                 "confirmed": lead if place == 0 else None,
                 "measured": rounded(live[row.entry]) if row.entry in live else None,
             }
@@ -206,7 +197,7 @@ class Standings:
         return {
             "task": task,
             "track": track,
-            "season": season.season,
+            "season": season.number,
             "closed": closed,
             "rung": RANKING,
             "episodes": season.hidden,
@@ -214,7 +205,7 @@ class Standings:
             "rows": rows,
             "provisional": [
                 {"entry": row.entry, **names[row.entry], "rung": PROVISIONAL}
-                | {"latency": told(row.latency), "score": told(row.score)}
+                | {"latency": rounded_figure(row.latency), "score": rounded_figure(row.score)}
                 for row in soon
             ],
         }
@@ -280,7 +271,7 @@ def _compared(first: ranking.Values, second: ranking.Values) -> dict[str, Any]:
     return {
         "first_ms": rounded(means["first"]),
         "second_ms": rounded(means["second"]),
-        "difference": told(difference),
+        "difference": rounded_figure(difference),
         "test": "training seeds" if methods else "episodes",
         "p": rounded(float(p[0])),
         "wins": int((a < b).sum()),

@@ -59,7 +59,7 @@ class Store:
         self.signing_key = records.open_key(folder / KEYS / "signing.key")
         self.public_key = records.public_key_of(self.signing_key)
         self.engine = _open_engine(url or f"sqlite:///{(folder / DATABASE).absolute()}")
-        with _told():
+        with _database_errors():
             there = sa.inspect(self.engine).get_table_names()
             METADATA.create_all(self.engine)
         first = self.first_record()
@@ -77,13 +77,17 @@ class Store:
     def reading(self) -> Iterator[sa.Connection]:
         """One consistent view of the tables."""
         options = {"isolation_level": "REPEATABLE READ"} if self.engine.dialect.name == "postgresql" else {}
-        with _told(), self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with _database_errors(), self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that no other writer runs beside; undone where it raises."""
-        with _told(), self.engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+        with (
+            _database_errors(),
+            self.engine.connect().execution_options(**{_WRITES: True}) as connection,
+            connection.begin(),
+        ):
             if self.engine.dialect.name == "postgresql":
                 connection.execute(sa.text("LOCK TABLE records IN SHARE ROW EXCLUSIVE MODE"))
             yield connection
@@ -287,7 +291,7 @@ def _open_engine(url: str) -> sa.Engine:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _database_errors() -> Iterator[None]:
     """What a database says, in one sentence, without its statements."""
     try:
         yield

@@ -17,12 +17,12 @@ import sqlalchemy as sa
 from helm_gym.errors import HelmError
 from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
-from leaderboard import checking, evaluating, scaling
+from leaderboard import checking, evaluating, references
 from leaderboard.board import Board
-from leaderboard.evaluating import CONFIRMATION, DEVELOPMENT, HIDDEN, PROVISIONAL, RANKING, Season
 from leaderboard.leases import CHECK, EVALUATE, LEASE_S, Job, Lease, LeaseLostError, claim, makes_way, worker_name
 from leaderboard.sandbox import Limits, PolicyFault, SandboxedPolicy
 from leaderboard.sandbox.confine import end_with_parent
+from leaderboard.season import CONFIRMATION, DEVELOPMENT, HIDDEN, PROVISIONAL, RANKING, Season
 from leaderboard.store import Store, StoreError
 from leaderboard.submissions import BY_PLATFORM, BY_POLICY, PLAYED, UNFINISHED, state_record
 from leaderboard.tables import SCORES, SUBMISSIONS
@@ -30,7 +30,7 @@ from leaderboard.tables import SCORES, SUBMISSIONS
 _IDLE_S = 0.5
 # In this order: a score within seconds, what ranks, what its author may see everything of, and what confirms a lead
 STAGES = ((HIDDEN, PROVISIONAL), (HIDDEN, RANKING), (DEVELOPMENT, RANKING), (CONFIRMATION, RANKING))
-SCALED_RUNGS = {HIDDEN: (PROVISIONAL, RANKING), DEVELOPMENT: (RANKING,)}
+REFERENCE_RUNGS = {HIDDEN: (PROVISIONAL, RANKING), DEVELOPMENT: (RANKING,)}
 
 
 class Worker:
@@ -64,7 +64,7 @@ class Worker:
         with self.store.reading() as connection:
             self.season: Season = self.board.season(connection, number)
             key_hash = self.store.season(connection, number)["key_hash"]
-        self._key = self.store.season_key(self.season.season, key_hash)
+        self._key = self.store.season_key(self.season.number, key_hash)
 
     def run(self) -> None:
         """Works for ever."""
@@ -101,7 +101,7 @@ class Worker:
         elif job.kind == EVALUATE:
             self._evaluate(lease)
         else:
-            self._scale(job, lease)
+            self._evaluate_references(job, lease)
 
     def _failed(self, job: Job, lease: Lease, error: Exception) -> None:
         text = str(error) if isinstance(error, HelmError) else f"{type(error).__name__}"
@@ -175,7 +175,7 @@ class Worker:
         self, lease: Lease, submission: str, policy: Policy, member: int, task: str, split: str, rung: str
     ) -> bool:
         """Plays one task's episodes, unless their scores are there from a run before; whether it played."""
-        place = {"submission": submission, "season": self.season.season, "task": task, "split": split, "rung": rung}
+        place = {"submission": submission, "season": self.season.number, "task": task, "split": split, "rung": rung}
         same = (SCORES.c[key] == value for key, value in (place | {"member": member}).items())
         with self.store.reading() as connection:
             if connection.execute(sa.select(SCORES.c.seq).where(*same)).first() is not None:
@@ -210,16 +210,16 @@ class Worker:
 
     # References
 
-    def _scale(self, job: Job, lease: Lease) -> None:
-        rungs = SCALED_RUNGS[job.split]
+    def _evaluate_references(self, job: Job, lease: Lease) -> None:
+        rungs = REFERENCE_RUNGS[job.split]
 
         def tick(label: str, done: int, total: int) -> None:
             lease.tick(f"{job.task}, {job.split} episodes: {label}", done, total)
 
         seeds = self.season.seeds(job.task, job.split, self._key)
-        parts = self.store.parts(self.season.season) / f"{job.task}-{job.split}"
-        found = scaling.references(self.season, job.task, seeds, rungs, parts, tick)
-        place = {"season": self.season.season, "task": job.task, "split": job.split}
+        parts = self.store.parts(self.season.number) / f"{job.task}-{job.split}"
+        found = references.evaluate(self.season, job.task, seeds, rungs, parts, tick)
+        place = {"season": self.season.number, "task": job.task, "split": job.split}
         where = found.where | ({"log": self.store.put(found.log())} if job.split == DEVELOPMENT else {})
         lease.append(
             [("references", place | {"rung": rung, "episodes": found.episodes[rung], "where": where}) for rung in rungs]

@@ -15,7 +15,7 @@ from helm_gym.cli.leaderboard_operator import Unconfined, export, measure, open_
 from helm_gym.errors import HelmError, InvalidInputError
 
 CHECK, CLIENT = "leaderboard.checking:check", "leaderboard.client:Client"
-READ, VERIFY = "leaderboard.publishing:read_published", "leaderboard.publishing:verify"
+READ, VERIFY = "leaderboard.verifying:read_published", "leaderboard.verifying:verify"
 _LOOKS, _LOOK_EVERY_S = 20, 0.25
 _MAX_WRITE_UP = 64 * 2**10
 

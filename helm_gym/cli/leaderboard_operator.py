@@ -13,7 +13,7 @@ from helm_gym.cli.common import Progress, Quiet, check_writable, open_by_name, s
 SERVE, OPEN_BOARD = "leaderboard.serving:serve", "leaderboard.serving:open_board"
 MEASURE = "leaderboard.measuring:measure"
 PUBLISH = "leaderboard.publishing:publish"
-CLOSE, OPEN_SEASON = "leaderboard.seasons:close_season", "leaderboard.seasons:open_season"
+CLOSE, OPEN_SEASON = "leaderboard.season_change:close_season", "leaderboard.season_change:open_season"
 
 Board = Annotated[pathlib.Path, typer.Option("--board", help="The board's folder.")]
 Database = Annotated[str | None, typer.Option(help="postgresql://USER@HOST/DATABASE in place of SQLite.")]
@@ -151,8 +151,8 @@ def open_season(
     opened = open_by_name(OPEN_BOARD)(board, database)
     season = open_by_name(OPEN_SEASON)(opened, task or [], hidden, horizon)
     facts = opened.facts()
-    say(f"Season {season.season} is open; its key has SHA-256 {facts['key_hash']}.")
-    say(f"Season {season.season - 1} is closed; its key is {facts['seasons'][1]['key']}.")
+    say(f"Season {season.number} is open; its key has SHA-256 {facts['key_hash']}.")
+    say(f"Season {season.number - 1} is closed; its key is {facts['seasons'][1]['key']}.")
 
 
 def publish(

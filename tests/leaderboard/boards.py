@@ -8,7 +8,7 @@ import socket
 import numpy as np
 
 from leaderboard.board import Board, Quota
-from leaderboard.evaluating import Season
+from leaderboard.season import Season
 from leaderboard.store import Store
 from tests.helm_gym.hostile import model, node, stamped, weight
 

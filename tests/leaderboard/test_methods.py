@@ -14,8 +14,9 @@ from scipy import stats
 from helm_gym.evaluation.statistics import bootstrap, iqm
 from leaderboard import ranking
 from leaderboard.board import Board
-from leaderboard.evaluating import HIDDEN, METRICS, RANKING, Season
+from leaderboard.evaluating import METRICS
 from leaderboard.intervals import Intervals, difference_of_methods, generator
+from leaderboard.season import HIDDEN, RANKING, Season
 from leaderboard.standings import Standings
 from leaderboard.submissions import METHOD, Submission, state_record
 from tests.leaderboard.boards import TASK, make_board

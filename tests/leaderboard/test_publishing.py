@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from helm_gym.errors import HelmError, InvalidInputError
 from leaderboard import records
 from leaderboard.board import Board, RefusedSubmissionError
-from leaderboard.publishing import LOG, publish, read_published, verify
+from leaderboard.publishing import LOG, publish
 from leaderboard.sandbox import missing
-from leaderboard.seasons import close_season
+from leaderboard.season_change import close_season
+from leaderboard.verifying import read_published, verify
 from leaderboard.worker import Worker
 from tests.leaderboard.boards import HONEST, TASK, make_board
 

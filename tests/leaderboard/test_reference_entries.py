@@ -18,7 +18,7 @@ import pytest
 
 from helm_gym.policies.opening import open_policy
 from leaderboard import evaluating
-from leaderboard.evaluating import BOARD_TASKS, DEVELOPMENT, PROVISIONAL, RANKING, Season
+from leaderboard.season import BOARD_TASKS, DEVELOPMENT, PROVISIONAL, RANKING, Season
 from leaderboard.submissions import REFERENCES
 
 FILE = pathlib.Path(__file__).with_name("reference_entries.json")

@@ -23,12 +23,13 @@ from leaderboard.app import make_app
 from leaderboard.board import Board, NotFoundError, RefusedSubmissionError
 from leaderboard.leases import claim
 from leaderboard.measuring import measure
-from leaderboard.publishing import publish, read_published, verify
+from leaderboard.publishing import publish
 from leaderboard.sandbox import missing
-from leaderboard.seasons import close_season, open_season
+from leaderboard.season_change import close_season, open_season
 from leaderboard.standings import Standings
 from leaderboard.store import Store
 from leaderboard.tables import SEASON_ENTRIES
+from leaderboard.verifying import read_published, verify
 from leaderboard.worker import Worker
 from tests.leaderboard.boards import HONEST, SMALL, TASK, constant, make_board
 
@@ -68,7 +69,7 @@ def test_a_closed_season_stays_as_it_was_and_its_entries_are_evaluated_in_the_ne
     before = Standings(board).table(TASK)
     late = board.submit("ada", [constant(0.4)], "late")
     season = open_season(board)
-    assert season == dataclasses.replace(SMALL, season=2)
+    assert season == dataclasses.replace(SMALL, number=2)
     first, second = reversed(board.facts()["seasons"])
     assert hashlib.sha256(bytes.fromhex(first["key"])).hexdigest() == first["key_hash"] != second["key_hash"]
     assert second["key"] is None and board.store.season_key(2) != board.store.season_key(1)
@@ -255,7 +256,7 @@ def test_a_board_of_a_version_without_seasons_gets_its_table_from_the_log(board:
 CHANGES = """
 import pathlib, sys
 from leaderboard.board import Board
-from leaderboard.seasons import open_season
+from leaderboard.season_change import open_season
 from leaderboard.store import Store
 board = Board(Store(pathlib.Path(sys.argv[1])))
 print("ready", flush=True)

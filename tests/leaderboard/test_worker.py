@@ -16,13 +16,13 @@ import pytest
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
-from leaderboard import evaluating, leases, scaling
+from leaderboard import evaluating, leases, references
 from leaderboard.board import Board, NotFoundError, RefusedSubmissionError
-from leaderboard.evaluating import HIDDEN, RANKING, hidden_seeds
 from leaderboard.leases import Lease, LeaseLostError, claim
 from leaderboard.measuring import measure
 from leaderboard.pages import Pages
 from leaderboard.sandbox import PolicyFault, missing
+from leaderboard.season import HIDDEN, RANKING, hidden_seeds
 from leaderboard.standings import Standings
 from leaderboard.worker import Worker
 from tests.leaderboard.boards import HONEST, SMALL, TASK, constant, make_board, texts
@@ -236,7 +236,7 @@ def test_checks_come_first_then_submissions_then_references_then_the_board_s_own
         f"submission:{reference}",
     ]
     assert board.entry(entry)["work"]["heartbeat_age_s"] < 20
-    scaling, _ = board.scaling()
+    scaling, _ = board.running_references()
     assert scaling["stage"] == "references" and scaling["heartbeat_age_s"] < 20
     assert "static splits and oracle" in Pages(board, Standings(board)).index()
 
@@ -275,7 +275,7 @@ def test_references_go_on_from_the_episodes_that_are_finished(
 ) -> None:
     """A worker ends in the middle; what it has finished is not played again, and comes out as in one go."""
     rungs, seeds, parts = (RANKING,), (1, 2, 3), tmp_path / "parts"
-    play = functools.cache(scaling._play)  # seconds of work
+    play = functools.cache(references._play)  # seconds of work
     played: list[Any] = []
 
     def some(season: Any, task: str, chosen: Any, *rest: Any) -> Any:
@@ -284,15 +284,15 @@ def test_references_go_on_from_the_episodes_that_are_finished(
             raise KeyboardInterrupt
         return play(season, task, chosen, *rest)
 
-    monkeypatch.setattr(scaling, "_play", some)
-    whole = scaling.references(SMALL, TASK, seeds, rungs, tmp_path / "whole")
+    monkeypatch.setattr(references, "_play", some)
+    whole = references.evaluate(SMALL, TASK, seeds, rungs, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        scaling.references(SMALL, TASK, seeds, rungs, parts)
-    assert scaling.references(SMALL, TASK, seeds, rungs, parts) == whole
+        references.evaluate(SMALL, TASK, seeds, rungs, parts)
+    assert references.evaluate(SMALL, TASK, seeds, rungs, parts) == whole
     assert played == [(1, 2), (3,), (1, 2), (3,), (3,)]
     (parts / "0.json").write_text('{"where": {"versions": "of another version"}}')
     (parts / "2.json").write_text("{")
-    assert scaling.references(SMALL, TASK, seeds, rungs, parts) == whole
+    assert references.evaluate(SMALL, TASK, seeds, rungs, parts) == whole
     assert played[5:] == [(1, 2), (3,)]
 
 

@@ -20,8 +20,9 @@ from helm_gym.evaluation.gains import static_name
 from helm_gym.evaluation.optimum import GRID, cut_optimum, offline_optimum
 from helm_gym.policies.opening import open_policy
 from helm_gym.telemetry import ALPHA_GRID
-from leaderboard.evaluating import Season, Tick, episodes_of, run, where
+from leaderboard.evaluating import Tick, episodes_of, run, where
 from leaderboard.records import canonical
+from leaderboard.season import Season
 
 ORACLE = "oracle"
 AT_A_TIME = 2  # episodes; what a kill loses
@@ -48,7 +49,7 @@ class References:
         return canonical({"alpha_star": self.alpha_star}).encode()
 
 
-def references(
+def evaluate(
     season: Season, task: str, seeds: Sequence[int], rungs: Sequence[str], parts: pathlib.Path, tick: Tick | None = None
 ) -> References:
     """The static splits and the oracle on these episodes, the offline optimum looked for once for all rungs.

@@ -15,9 +15,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from helm_gym.errors import InvalidInputError
-from leaderboard.board import BOARD_ACCOUNT, Board, job_of
-from leaderboard.evaluating import BOARD_TASKS, Season
-from leaderboard.leases import SCALE
+from leaderboard.board import BOARD_ACCOUNT, Board
+from leaderboard.leases import REFERENCE_JOB
+from leaderboard.queue import job_of
+from leaderboard.season import BOARD_TASKS, Season
 from leaderboard.store import Body
 from leaderboard.submissions import BY_PLATFORM, REFERENCE, UNFINISHED, Submission, check_tasks, state_record
 from leaderboard.tables import LEASES, SUBMISSIONS
@@ -58,13 +59,13 @@ def open_season(
             _close(board, connection)
         season = dataclasses.replace(
             former,
-            season=former.season + 1,
+            number=former.number + 1,
             tasks=check_tasks(tasks, BOARD_TASKS) if tasks else former.tasks,
             hidden=hidden or former.hidden,
             confirmation=hidden or former.confirmation,
             horizon=horizon or former.horizon,
         )
-        key_hash = hashlib.sha256(board.store.season_key(season.season)).hexdigest()
+        key_hash = hashlib.sha256(board.store.season_key(season.number)).hexdigest()
         records: Records = [("season", season.body(key_hash))]
         carried = sa.select(SUBMISSIONS).where(SUBMISSIONS.c.state.in_(("verified", *UNFINISHED)))
         for row in connection.execute(carried.order_by(SUBMISSIONS.c.seq)).mappings().all():
@@ -84,7 +85,7 @@ def _close(board: Board, connection: sa.Connection) -> str:
     records += [state_record(found, "queued", "season-closed", BY_PLATFORM, waits) for found in running]
     board.store.append_within(connection, records)
     # Whoever works on the season's episodes finds that the lease is gone, and writes nothing more.
-    lost = LEASES.c.job.in_([job_of(found) for found in running]), LEASES.c.job.startswith(f"{SCALE}:")
+    lost = LEASES.c.job.in_([job_of(found) for found in running]), LEASES.c.job.startswith(f"{REFERENCE_JOB}:")
     connection.execute(LEASES.delete().where(sa.or_(*lost)))
     shutil.rmtree(board.store.parts(season["season"]), ignore_errors=True)
     return key
@@ -98,7 +99,7 @@ def _carried(connection: sa.Connection, row: sa.RowMapping, season: Season) -> R
     if not season.of_those(body["tasks"]):
         if row["state"] == "verified":
             return []
-        detail = f"season {season.season} has none of its tasks; submit it again for others"
+        detail = f"season {season.number} has none of its tasks; submit it again for others"
         return [state_record(row["id"], "cancelled", "season-closed", BY_PLATFORM, detail)]
     return [state_record(row["id"], "queued", "new-season")] if row["state"] == "verified" else []
 
