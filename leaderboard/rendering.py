@@ -61,7 +61,7 @@ class ProcessRenderer(Renderer):
 
     def __init__(self, folder: pathlib.Path, url: str | None, tokens: bool, environment: dict[str, str]):
         self._settings = {"folder": str(folder), "url": url, "tokens": tokens, "parent": os.getpid()}
-        self._environment = environment
+        self._environment, self._closed = environment, False
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._thread = ThreadPoolExecutor(1, "pages")
@@ -71,6 +71,7 @@ class ProcessRenderer(Renderer):
         return self._thread.submit(self._ask, make, given)
 
     def close(self) -> None:
+        self._closed = True
         super().close()
         if self._process is not None:
             self._process.kill()
@@ -78,6 +79,8 @@ class ProcessRenderer(Renderer):
 
     def _ask(self, make: Callable[..., T], given: tuple[Any, ...]) -> T:
         for _ in range(2):  # it may be killed at any time
+            if self._closed:
+                break
             if self._process is None or self._process.poll() is not None:
                 self._start()
             assert self._pipe is not None

@@ -56,9 +56,9 @@ class Season:
 
     def body(self, key_hash: str) -> dict[str, Any]:
         """As its record has it."""
-        fields = dataclasses.asdict(self) | {"tasks": list(self.tasks)}
-        del fields["profile"]
-        return fields | {"season": fields.pop("number"), "key_hash": key_hash, "versions": versions()}
+        fields = dataclasses.asdict(self) | {"season": self.number, "tasks": list(self.tasks)}
+        del fields["number"], fields["profile"]
+        return fields | {"key_hash": key_hash, "versions": versions()}
 
     def task(self, name: str) -> Task:
         task = find_task(name)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
+from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.statistics import Figure, bootstrap, iqm, paired_difference
 from leaderboard import ranking
 from leaderboard.board import Board
@@ -42,19 +43,6 @@ def rounded_figure(figure: Figure) -> dict[str, float | None]:
     return {"value": rounded(figure.value), "low": rounded(figure.low), "high": rounded(figure.high)}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Now:
-    """What the database says at a time, but for the scores.
-
-    Attributes:
-        seasons: by number, the newest last.
-        closed: numbers of those that are closed.
-    """
-
-    seasons: Mapping[int, Season]
-    closed: frozenset[int]
-
-
 class Standings:
     """Tables by season, track and task; for one thread.
 
@@ -65,13 +53,13 @@ class Standings:
     def __init__(self, board: Board):
         self.board = board
         self._figures, self._intervals = EpisodeFigures(), Intervals()
-        self._looked, self._now = -math.inf, _Now({}, frozenset())
+        self._looked, self._seasons = -math.inf, dict[int, tuple[Season, bool]]()
         self._kept: dict[tuple[int, str, str], tuple[Any, dict[str, Any]]] = {}
         self._overall: dict[tuple[int, str], tuple[Mapping[str, dict[str, Any]], dict[str, Any]]] = {}
         self._names: dict[str, dict[str, Any]] = {}
 
-    def _look(self, season: int | None = None) -> tuple[_Now, Season]:
-        """What there is, a fifth of a second late at most, and the season of that number or the newest.
+    def _season(self, number: int | None) -> tuple[Season, bool]:
+        """The season of that number, or the newest, and whether it is closed; a fifth of a second late at most.
 
         Raises:
             InvalidInputError: there is none of that number.
@@ -79,15 +67,14 @@ class Standings:
         if time.monotonic() - self._looked > _FRESH_S:
             with self.board.store.reading() as connection:
                 self._figures.update(connection)
-                told = self.board.store.seasons(connection)
-                seasons = {row["season"]: self.board.season(connection, row["season"]) for row in reversed(told)}
-                closed = frozenset(row["season"] for row in told if row["closed"])
-            self._looked, self._now = time.monotonic(), _Now(seasons, closed)
-        number = max(self._now.seasons) if season is None else season
-        if number not in self._now.seasons:
-            with self.board.store.reading() as connection:
-                self.board.store.season(connection, number)  # which says that there is none
-        return self._now, self._now.seasons[number]
+                for row in self.board.store.seasons(connection):
+                    season = self.board.season(connection, row["season"])
+                    self._seasons[season.number] = season, row["closed"] is not None
+            self._looked = time.monotonic()
+        chosen = max(self._seasons) if number is None else number
+        if chosen not in self._seasons:
+            raise InvalidInputError(f"This board has no season {number}.")
+        return self._seasons[chosen]
 
     def table(self, task: str, track: str = POLICY, season: int | None = None) -> dict[str, Any]:
         """One task's table, of the newest season where none is given; kept until a score of it or its entries change.
@@ -95,11 +82,10 @@ class Standings:
         Raises:
             InvalidInputError: there is no season of that number.
         """
-        now, chosen = self._look(season)
+        chosen, closed = self._season(season)
         number = chosen.number
         with self.board.store.reading() as connection:
             references = {rung: _references(connection, number, task, rung) for rung in (RANKING, PROVISIONAL)}
-            closed = number in now.closed
             changed = 0 if closed else self._figures.changed(number, task)
             stamp, place = (changed, closed, *map(bool, references.values())), (number, track, task)
             if place not in self._kept or self._kept[place][0] != stamp:
@@ -109,7 +95,7 @@ class Standings:
 
     def overall(self, track: str = POLICY, season: int | None = None) -> dict[str, Any]:
         """The board over all tasks: by mean normalised score, the worst task beside it; kept until a table changes."""
-        _, chosen = self._look(season)
+        chosen, _ = self._season(season)
         tables = {task: self.table(task, track, chosen.number) for task in chosen.tasks}
         place = chosen.number, track
         made_of, found = self._overall.get(place, ({}, {}))
@@ -120,10 +106,10 @@ class Standings:
 
     def compare(self, first: str, second: str, season: int | None = None) -> list[dict[str, Any]]:
         """Two entries, task by task: paired difference of latency with its interval, and the test's p."""
-        now, chosen = self._look(season)
+        chosen, closed = self._season(season)
         number, found = chosen.number, []
         with self.board.store.reading() as connection:
-            asked = [entries_of(connection, number, number in now.closed, track) for track in (POLICY, METHOD)]
+            asked = [entries_of(connection, number, closed, track) for track in (POLICY, METHOD)]
         both = [(name, members) for some in asked for name, members in some if name in (first, second)]
         for task in chosen.tasks:
             there = self._figures.of(Place(number, task, HIDDEN, RANKING), both)

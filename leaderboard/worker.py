@@ -88,9 +88,7 @@ class Worker:
                 self._do(job, lease)
             except (LeaseLostError, StoreError):
                 raise
-            except (
-                Exception
-            ) as error:  # whatever it is, it is not the policy's fault, and the next job is done all the same
+            except Exception as error:  # not the policy's fault, whatever it is; the next job is done all the same
                 self._failed(job, lease, error)
         return True
 
