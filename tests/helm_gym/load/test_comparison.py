@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from helm_gym.cli.main import app
 from helm_gym.errors import InvalidInputError
-from helm_gym.load import comparison
+from helm_gym.load import comparison, together
 from helm_gym.load.comparison import Plan
 from helm_gym.tasks import find_task
 from tests.helm_gym.load.answering import PROFILE, Service, answering
@@ -52,6 +52,43 @@ def test_every_policy_meets_the_same_requests_and_the_better_one_is_told() -> No
     assert -1 <= told["rank"]["tau_mean_ms"]["low"] <= told["rank"]["tau_mean_ms"]["high"] <= 1
 
 
+def test_side_by_side_every_service_gets_every_request_in_a_rotating_order() -> None:
+    order: list[str] = []
+    services: dict[str, Service] = {}
+
+    @contextlib.contextmanager
+    def start(policy: str) -> Iterator[str]:
+        service = Service(delay_s=DELAYS[policy] / 10)
+        original = service.answer
+        service.answer = lambda asked, number: (order.append(policy), original(asked, number))[1]  # type: ignore[method-assign]
+        services[policy] = service
+        with answering(service):
+            yield service.url
+
+    told = comparison.compare(plan(seconds=3.0, rate=50.0, turns=1, offline=False, together=True), start)
+    names = list(DELAYS)
+    assert order[:9] == [*names, *names[1:], *names[:1], *names[2:], *names[:2]]
+    assert len({json.dumps(service.histories) for service in services.values()}) == 1
+    rows = {row["name"]: row for row in told["policies"]}
+    assert rows["pid"]["requests"] == 100, "a whole block"
+    assert (
+        rows["pid"]["mean_ms"]["value"]
+        < rows["static:0.5"]["mean_ms"]["value"]
+        < rows["static:0.1"]["mean_ms"]["value"]
+    )
+    assert rows["static:0.1"]["mean_ms"]["value"] >= 15.0
+    with pytest.raises(InvalidInputError, match="Fewer than 100 requests"):
+        comparison.compare(plan(seconds=0.5, turns=1, offline=False, together=True), start)
+
+
+def test_a_pause_of_the_machine_counts_as_no_more_than_four_medians() -> None:
+    rows = [[(k * 0.1, 5000.0 if k == 7 else 10.0, 200, 0, False) for k in range(150)] for _ in range(2)]
+    blocks = together._blocks(rows, [[""] * 150] * 2, [None, (1.0, 2.0)])
+    assert [len(of) for of in blocks] == [1, 1]
+    assert blocks[0][0].latency_ms.max() == 40.0
+    assert blocks[1][0].figures(1e6)["emb_hit_rate"] == 0.5
+
+
 def test_tau_is_one_for_the_same_order_and_its_interval_tells_noise() -> None:
     offline = np.arange(6.0)
     clear = comparison._tau(offline[:, None] + np.zeros((6, 5)), offline)
@@ -79,6 +116,8 @@ def test_mistakes_end_in_a_sentence() -> None:
             plan(policies=policies)
     with pytest.raises(InvalidInputError, match="leave nothing"):
         plan(warm_s=5.0)
+    with pytest.raises(InvalidInputError, match="LoadGen needs a service to itself"):
+        plan(together=True, loadgen_s=5.0)
     outcome = CliRunner().invoke(app, ["compare", "pidd", "pid", "--turns", "1", "-q"])
     assert outcome.exit_code == 2
     assert "Traceback" not in outcome.stderr
