@@ -39,7 +39,7 @@ def test_every_policy_meets_the_same_requests_and_the_better_one_is_told() -> No
     told = comparison.compare(plan(), start)
     names = list(DELAYS)
     assert started == [*names, *names[1:], names[0]], "the order changes from turn to turn"
-    assert told_to["pid"] == told_to["static:0.1"] == told_to["static:0.5"]
+    assert told_to["pid"] == told_to["static:0.1"] == told_to["static:0.5"], "the same requests"
     assert told_to["pid"][0] != told_to["pid"][1]
     rows = {row["name"]: row for row in told["policies"]}
     assert rows["static:0.1"]["mean_ms_over_first"]["value"] == 1.0
