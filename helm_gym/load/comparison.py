@@ -38,7 +38,7 @@ from helm_gym.workload.traces import Trace
 
 _START_S = 180.0
 _END_S = 60.0
-_RESAMPLES = 2000
+_RESAMPLES = 1000
 _LEAST_HORIZON = 20  # intervals that are evaluated
 
 
