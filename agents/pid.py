@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from helm_gym.errors import InvalidInputError
+from helm_gym.kernels.jit import kernel
 from helm_gym.observation import ObservationLayout
-from helm_gym.policy import Floats, towards
+from helm_gym.policy import Floats
 from helm_gym.training.search_space import Trial, settings_only_agent
 
 if TYPE_CHECKING:
@@ -69,29 +70,51 @@ class Pid:
         self.layout = layout
         self.settings = settings or Settings()
         self._columns = np.array([layout.column(n) for n in (*_MARGINALS, "target_alpha")])
+        s, pool = self.settings, layout.profile.pool
+        limits = (layout.profile.max_step, pool.min_alpha, pool.max_alpha, pool.pages)
+        self._numbers = tuple(np.float32(x) for x in (s.kp, s.ki, s.kd, s.slope_filter, s.floor, *limits))
 
     def initial_state(self, rows: int) -> Floats:
         return np.zeros((rows, 4), np.float32)
 
     def act(self, observation: Floats, state: Floats) -> tuple[Floats, Floats]:
-        s, pool, max_step = self.settings, self.layout.profile.pool, self.layout.profile.max_step
-        emb_gain, emb_loss, kv_gain, kv_loss, present = observation[:, self._columns].T
-        emb, kv = emb_gain + emb_loss, kv_gain + kv_loss
-        error = (emb - kv) / (emb + kv + s.floor)
+        action, following = np.empty((len(observation), 1), np.float32), np.empty_like(state)
+        _decide(observation, state, self._columns, self._numbers, action, following)
+        return action, following
 
-        integral, last, slope, started = state.T
-        last = np.where(started > 0, last, error)
-        slope = slope + s.slope_filter * (error - last - slope)
-        fast = s.kp * error + s.kd * slope
-        integral = np.where(started > 0, integral, present - fast) + s.ki * error
+
+@kernel
+def _clip(x, low, high):
+    """NaN stays NaN, as with numpy."""
+    x = low if x < low else x
+    return high if x > high else x
+
+
+@kernel
+def _decide(observation, state, columns, numbers, action, following):
+    """``action`` (rows, 1) and ``following`` (rows, 4), all of it float32; numbers: see ``Pid``."""
+    kp, ki, kd, new, floor, max_step, low, high, pages = numbers
+    nought, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+    for row in range(observation.shape[0]):
+        seen, kept = observation[row], state[row]
+        emb, kv = seen[columns[0]] + seen[columns[1]], seen[columns[2]] + seen[columns[3]]
+        present = seen[columns[4]]
+        error = (emb - kv) / (emb + kv + floor)
+
+        started = kept[3] > nought
+        last = kept[1] if started else error
+        slope = kept[2] + new * (error - last - kept[2])
+        fast = kp * error + kd * slope
+        integral = (kept[0] if started else present - fast) + ki * error
 
         wanted = integral + fast
-        # In place of np.clip, which takes about twice as long for one row.
-        reached = np.minimum(np.maximum(wanted, present - max_step), present + max_step)
-        reached = np.minimum(np.maximum(reached, pool.min_alpha), pool.max_alpha)
-        following = np.ones_like(state)
-        following[:, :3] = np.array([integral + reached - wanted, error, slope]).T
-        return towards(self.layout, observation, reached), following
+        reached = _clip(_clip(wanted, present - max_step, present + max_step), low, high)
+        following[row, 0], following[row, 1] = integral + reached - wanted, error
+        following[row, 2], following[row, 3] = slope, one
+
+        change = reached - present  # as policy.towards has it
+        step = (nought if abs(change) * pages <= half else change) / max_step
+        action[row, 0] = _clip(step, -one, one)
 
 
 def _graph(layout: ObservationLayout, settings: Settings) -> onnx.ModelProto:

@@ -24,6 +24,9 @@ def compare(
     ] = None,
     turns: Annotated[int, typer.Option(min=1, max=100, help="Seeds; in each every policy serves once.")] = 3,
     nodes: Annotated[int, typer.Option(min=1, max=64, help="Of each service.")] = 1,
+    together: Annotated[
+        bool, typer.Option("--together", help="All services at once, each request to each: for busy machines.")
+    ] = False,
     loadgen_s: Annotated[
         float, typer.Option(min=0, max=86_400, help="Seconds of LoadGen's Server scenario behind each load; 0: none.")
     ] = 0.0,
@@ -40,6 +43,7 @@ def compare(
     Examples:
       helm-gym compare static:0.6 pid three-layer-ppo --task burst-v0 --turns 3
       helm-gym compare static:0.5 policy.onnx --rate 100 --loadgen-s 15 --p99-ms 80
+      helm-gym compare static:0.1 static:0.5 static:0.9 pid --together --rate 15 --seconds 120
       helm-gym compare old=http://10.0.0.1:8080 new=http://10.0.0.2:8080 --json
     """
     from helm_gym import profile as profiles
@@ -58,6 +62,7 @@ def compare(
         loadgen_s=loadgen_s,
         p99_ms=p99_ms,
         offline=evaluated,
+        together=together,
     )
     start = functools.partial(comparison.serving, profile=profile, nodes=nodes)
     with Progress(quiet).stage("compare") as advance:

@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from helm_gym import files
 from helm_gym.cli import leaderboard
+from helm_gym.cli.advise import advise
 from helm_gym.cli.bench import bench
 from helm_gym.cli.calibrate import calibrate
 from helm_gym.cli.collect import collect
@@ -46,6 +47,7 @@ COMMANDS = (
     fidelity,
     load,
     compare,
+    advise,
     reproduce,
     bench,
     tasks,

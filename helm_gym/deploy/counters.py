@@ -12,7 +12,7 @@ docs/deploy.md says which columns need what, and what stands in them where nothi
 from __future__ import annotations
 
 import collections
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.profile import Profile
 from helm_gym.telemetry import ALPHA_GRID, AT, COLUMN, WIDTH
+from helm_gym.text import shown
 
 _COLUMNS = (
     "arrival_s",
@@ -118,15 +119,9 @@ class Counters:
         """
         self._window.append(self._closed())
         row = np.zeros(WIDTH)
-        row[AT.alpha], row[AT.target_alpha], row[AT.speed] = alpha, target_alpha, 1.0
-        row[AT.pending_pages] = np.rint((target_alpha - alpha) * self._profile.pool.pages)
         self._fill_window(row)
         self._fill_interval(row, self._window[-1])
-        # Nothing known of other splits: none is better, so who follows these curves stays.
-        row[AT.predicted_ms : AT.predicted_ms + len(ALPHA_GRID)] = row[AT.service_mean_ms]
-        for name, value in columns.items():
-            _set(row, name, value)
-        return row
+        return filled(self._profile, row, {"alpha": alpha, "target_alpha": target_alpha, **columns})
 
     def _closed(self) -> _Interval:
         values, users = np.array(self._values).reshape(-1, len(_COLUMNS)), self._users
@@ -177,10 +172,34 @@ class Counters:
         row[AT.compute_ms], row[AT.transfer_ms] = service.sum() - transfer, transfer
 
 
-def _set(row: NDArray[np.float64], name: str, value: float | NDArray[np.float64]) -> None:
+def filled(
+    profile: Profile, row: NDArray[np.float64], columns: Mapping[str, float | Sequence[float] | NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """``row`` (WIDTH,) with these columns by name, and with what stands for those that nobody knows.
+
+    Raises:
+        UnknownNameError: no such column.
+        InvalidInputError: a column of another width, or no numbers.
+    """
+    row[AT.speed] = 1.0
+    for name, value in columns.items():
+        _set(row, name, value)
+    if "pending_pages" not in columns:
+        row[AT.pending_pages] = np.rint((row[AT.target_alpha] - row[AT.alpha]) * profile.pool.pages)
+    if "predicted_ms" not in columns:
+        # Nothing known of other splits: none is better, so who follows these curves stays.
+        row[AT.predicted_ms : AT.predicted_ms + len(ALPHA_GRID)] = row[AT.service_mean_ms]
+    return row
+
+
+def _set(row: NDArray[np.float64], name: str, value: float | Sequence[float] | NDArray[np.float64]) -> None:
     if name not in COLUMN:
         raise UnknownNameError("telemetry column", name, COLUMN)
     width = len(ALPHA_GRID) if name == "predicted_ms" else 1
-    if np.size(value) != width:
-        raise InvalidInputError(f"Column {name} has {np.size(value)} values; {width} are needed.")
-    row[COLUMN[name] : COLUMN[name] + width] = value
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"Column {name} is {shown(value)}; numbers are needed.") from error
+    if numbers.size != width:
+        raise InvalidInputError(f"Column {name} has {numbers.size} values; {width} are needed.")
+    row[COLUMN[name] : COLUMN[name] + width] = numbers.reshape(-1)

@@ -27,7 +27,7 @@ from helm_gym import evaluation, registry
 from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.evaluation.statistics import Figure, bootstrap
 from helm_gym.load import loadgen as mlperf
-from helm_gym.load import open_loop
+from helm_gym.load import open_loop, together
 from helm_gym.load.client import Client
 from helm_gym.load.stream import Stream
 from helm_gym.profile import Profile
@@ -38,7 +38,7 @@ from helm_gym.workload.traces import Trace
 
 _START_S = 180.0
 _END_S = 60.0
-_RESAMPLES = 2000
+_RESAMPLES = 1000
 _LEAST_HORIZON = 20  # intervals that are evaluated
 
 
@@ -59,6 +59,7 @@ class Plan:
         loadgen_s: how long LoadGen's Server scenario lasts behind each load; 0: none is run.
         p99_ms: its limit.
         offline: whether policies are evaluated, too, on the modelled rung.
+        together: whether all services run at once and each request goes to each of them; see ``together``.
     """
 
     policies: tuple[str, ...]
@@ -72,12 +73,15 @@ class Plan:
     loadgen_s: float = 0.0
     p99_ms: float = 80.0
     offline: bool = True
+    together: bool = False
 
     def __post_init__(self) -> None:
         if len(self.policies) < 2 or len(set(self.policies)) < len(self.policies):
             raise InvalidInputError("A comparison is of two or more policies or services, each named once.")
         if self.warm_s >= self.seconds:
             raise InvalidInputError(f"{self.warm_s:g} seconds of warm-up leave nothing of {self.seconds:g}.")
+        if self.together and self.loadgen_s:
+            raise InvalidInputError("LoadGen needs a service to itself; leave --together or --loadgen-s out.")
 
 
 @contextlib.contextmanager
@@ -137,52 +141,97 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> bool:
     return asyncio.run(wait())
 
 
-def compare(
-    plan: Plan, start: Start, tick: Callable[[str, int, int], Any] = lambda what, done, total: None
-) -> dict[str, Any]:
+Tick = Callable[[str, int, int], Any]
+Measured = dict[str, list[dict[str, Any]]]  # policy -> figures, a turn or a block each
+
+
+def compare(plan: Plan, start: Start, tick: Tick = lambda what, done, total: None) -> dict[str, Any]:
     """Serves, measures and ranks; what `helm-gym compare --json` prints.
 
     Raises:
         HelmError: a service that does not start or answer.
     """
-    count, total = len(plan.policies), plan.turns * len(plan.policies)
-    measured: dict[str, list[dict[str, Any]]] = {policy: [] for policy in plan.policies}
-    for turn in range(plan.turns):
-        for place in range(count):
-            policy = plan.policies[(place + turn) % count]
-            tick(f"turn {turn + 1}, {policy}", turn * count + place, total)
-            measured[policy].append(_measure(plan, policy, turn, start))
-    tick("", total, total)
+    measured = (_side_by_side if plan.together else _in_turns)(plan, start, tick)
     rows = [_row(policy, measured[policy], measured[plan.policies[0]]) for policy in plan.policies]
     told: dict[str, Any] = {
         "task": plan.task.name,
         "profile": plan.profile.name,
         "turns": plan.turns,
         "seconds": plan.seconds,
+        "together": plan.together,
         "policies": rows,
     }
     named = [policy for policy in plan.policies if "=http" not in policy]
-    if plan.offline and plan.nodes == 1 and len(named) == count:
+    if plan.offline and plan.nodes == 1 and len(named) == len(plan.policies):
         told["rank"] = _ranks(plan, measured, rows)
     return told
 
 
-def _measure(plan: Plan, policy: str, turn: int, start: Start) -> dict[str, Any]:
-    name, equals, url = policy.partition("=")
-    running = contextlib.nullcontext(url) if equals and url.startswith("http") else start(policy)
+def _in_turns(plan: Plan, start: Start, tick: Tick) -> Measured:
+    """Each turn's figures of each policy."""
+    count, total = len(plan.policies), plan.turns * len(plan.policies)
+    measured: Measured = {policy: [] for policy in plan.policies}
+    for turn in range(plan.turns):
+        for place in range(count):
+            policy = plan.policies[(place + turn) % count]
+            tick(f"turn {turn + 1}, {policy}", turn * count + place, total)
+            with _running(policy, start) as url:
+                measured[policy].append(_measure(plan, url, turn) | {"name": _name(policy)})
+    tick("", total, total)
+    return measured
+
+
+def _side_by_side(plan: Plan, start: Start, tick: Tick) -> Measured:
+    """Each block's figures of each policy, of all turns."""
+    total = round(plan.turns * plan.seconds)
+    measured: Measured = {policy: [] for policy in plan.policies}
+    for turn in range(plan.turns):
+        stream = Stream(plan.task, plan.profile, turn, plan.seconds, plan.rate, nodes=plan.nodes)
+        before = round(turn * plan.seconds)
+
+        def told(now: float, before: int = before, turn: int = turn) -> None:
+            tick(f"turn {turn + 1}", min(total, before + round(now)), total)
+
+        with contextlib.ExitStack() as stack:
+            urls = [stack.enter_context(_running(policy, start)) for policy in plan.policies]
+
+            async def send(
+                urls: Sequence[str] = urls, stream: Stream = stream, told: Callable[[float], None] = told
+            ) -> list[list[open_loop.Outcome]]:
+                return await together.run([Client(url) for url in urls], stream, plan.warm_s, told)
+
+            blocks = asyncio.run(send())
+        for policy, outcomes in zip(plan.policies, blocks, strict=True):
+            measured[policy] += [of.figures(plan.profile.slo_ms) | {"name": _name(policy)} for of in outcomes]
+    if not measured[plan.policies[0]]:
+        raise InvalidInputError(f"Fewer than {together.BLOCK} requests were sent; raise --seconds or --rate.")
+    tick("", total, total)
+    return measured
+
+
+def _name(policy: str) -> str:
+    name, _, url = policy.partition("=")
+    return name if url.startswith("http") else policy
+
+
+def _running(policy: str, start: Start) -> contextlib.AbstractContextManager[str]:
+    _, _, url = policy.partition("=")
+    return contextlib.nullcontext(url) if url.startswith("http") else start(policy)
+
+
+def _measure(plan: Plan, url: str, turn: int) -> dict[str, Any]:
     stream = Stream(plan.task, plan.profile, turn, plan.seconds, plan.rate, nodes=plan.nodes)
-    with running as address:
 
-        async def send() -> open_loop.Outcome:
-            return await open_loop.run(Client(address), stream, plan.warm_s)
+    async def send() -> open_loop.Outcome:
+        return await open_loop.run(Client(url), stream, plan.warm_s)
 
-        figures = asyncio.run(send()).figures(plan.profile.slo_ms)
-        if plan.loadgen_s:
-            scenario = mlperf.Scenario(stream.rate, plan.p99_ms, plan.loadgen_s, turn, accuracy=False)
-            length = 4.0 * mlperf.LEAST_QUERIES / stream.rate
-            samples = mlperf.library(Stream(plan.task, plan.profile, turn, length, stream.rate), mlperf.LEAST_QUERIES)
-            figures["loadgen"] = mlperf.run(address, samples, scenario, plan.profile)
-    return figures | {"name": name if equals else policy}
+    figures = asyncio.run(send()).figures(plan.profile.slo_ms)
+    if plan.loadgen_s:
+        scenario = mlperf.Scenario(stream.rate, plan.p99_ms, plan.loadgen_s, turn, accuracy=False)
+        length = 4.0 * mlperf.LEAST_QUERIES / stream.rate
+        samples = mlperf.library(Stream(plan.task, plan.profile, turn, length, stream.rate), mlperf.LEAST_QUERIES)
+        figures["loadgen"] = mlperf.run(url, samples, scenario, plan.profile)
+    return figures
 
 
 def _row(policy: str, turns: Sequence[dict[str, Any]], first: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -240,7 +289,7 @@ class _Slowed:
         return path
 
 
-def _ranks(plan: Plan, measured: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _ranks(plan: Plan, measured: Measured, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Kendall's tau between latencies live and as evaluated at the same rate, with its interval over turns."""
     stream = Stream(plan.task, plan.profile, 0, plan.seconds, plan.rate)
     horizon = max(_LEAST_HORIZON, round(len(stream) / plan.profile.interval.requests))

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,18 +160,15 @@ async def run(
 
     async def one(request: Request, body: bytes, began: float) -> None:
         nonlocal again, last
-        answer = await client.send("POST", RANK, body)
-        if answer.status == _HISTORY_REQUIRED:
-            again += request.due_s >= warm_s
-            answer = await client.send("POST", RANK, request.body(whole=True))
+        ranked, twice = await ask(client, request, body)
         now = time.perf_counter()
         if request.due_s < warm_s:
             return
+        again += twice
         last = now - began
-        cached = _cached(answer)
-        rows.append((request.due_s, (now - began - request.due_s) * 1e3, answer.status, cached))
-        if answer.status != 200:
-            faults[str(answer.status) if answer.status else answer.body.decode()] += 1
+        rows.append((request.due_s, (now - began - request.due_s) * 1e3, ranked.status, ranked.cached))
+        if ranked.fault:
+            faults[ranked.fault] += 1
 
     try:
         await ahead.fill()
@@ -191,7 +188,7 @@ async def run(
                 tick(told)
         while tasks:
             await asyncio.gather(*tasks)
-        after = await _row_counts(client)
+        after = await row_counts(client)
     finally:
         ahead.stop()
         for task in tasks:
@@ -226,7 +223,7 @@ async def check(client: Client) -> tuple[float, float] | None:
     if answer.status != 200:
         told = answer.body.decode(errors="replace").strip()[:80]
         raise HelmError(f"{client.url} takes no requests ({answer.status}, {told}); wait until /readyz says 200.")
-    return await _row_counts(client)
+    return await row_counts(client)
 
 
 def check_service(url: str) -> None:
@@ -240,7 +237,7 @@ def check_service(url: str) -> None:
     asyncio.run(ask())
 
 
-async def _row_counts(client: Client) -> tuple[float, float] | None:
+async def row_counts(client: Client) -> tuple[float, float] | None:
     """Row look-ups that hit and all, by the service's metrics; None where it has none."""
     answer = await client.send("GET", "/metrics")
     if answer.status != 200:
@@ -251,6 +248,24 @@ async def _row_counts(client: Client) -> tuple[float, float] | None:
             if line.startswith(f"helm_cache_{kind}_total{{") and 'cache="emb"' in line:
                 counts[kind] += float(line.rpartition(" ")[2])
     return counts["hits"], sum(counts.values())
+
+
+class Ranked(NamedTuple):
+    """What became of a request: HTTP's status, history items that were cached (-1: not told), and what went wrong."""
+
+    status: int
+    cached: int
+    fault: str
+
+
+async def ask(client: Client, request: Request, body: bytes) -> tuple[Ranked, bool]:
+    """Sends a request; and whether its whole history was asked for, and sent at once."""
+    answer = await client.send("POST", RANK, body)
+    twice = answer.status == _HISTORY_REQUIRED
+    if twice:
+        answer = await client.send("POST", RANK, request.body(whole=True))
+    fault = "" if answer.status == 200 else str(answer.status) if answer.status else answer.body.decode()
+    return Ranked(answer.status, _cached(answer), fault), twice
 
 
 def _cached(answer: Answer) -> int:

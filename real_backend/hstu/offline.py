@@ -17,31 +17,41 @@ from real_backend.engine import Engine
 from real_backend.hstu.model import Jagged
 
 
-def offline_scores(
-    profile: Profile, histories: Sequence[NDArray[np.int32]], candidates: Sequence[NDArray[np.int32]]
-) -> list[NDArray[np.float32]]:
-    """Scores of each request's candidates, float32 (candidates,).
+class Offline:
+    """A profile's model, without anything around it."""
 
-    Args:
-        histories: rows of the item table, the oldest first, at most the model's longest each.
-        candidates: of each request, rows of the table.
+    def __init__(self, profile: Profile):
+        self._engine = Engine(profile)
+        self._profile = profile
 
-    Raises:
-        InvalidInputError: a history that is empty or longer, or a row that the table does not have.
-    """
-    engine, model = Engine(profile), profile.model
-    found = []
-    with torch.inference_mode():
-        for history, wanted in zip(histories, candidates, strict=True):
-            length, rows = len(history), np.concatenate([history, wanted])
-            if not 0 < length <= model.max_history or rows.min() < 0 or rows.max() >= len(engine.table):
-                raise InvalidInputError(
-                    f"A request of {length} items does not fit profile '{profile.name}': histories of 1 to "
-                    f"{model.max_history} of its {len(engine.table):,} items do."
-                )
+    def scores(self, history: NDArray[np.int32], candidates: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Scores of a request's candidates, float32 (candidates,).
+
+        Args:
+            history: rows of the item table, the oldest first, at most the model's longest.
+            candidates: rows of the table.
+
+        Raises:
+            InvalidInputError: a history that is empty or longer, or a row that the table does not have.
+        """
+        engine, most, length = self._engine, self._profile.model.max_history, len(history)
+        rows = np.concatenate([history, candidates])
+        if not 0 < length <= most or rows.min() < 0 or rows.max() >= len(engine.table):
+            raise InvalidInputError(
+                f"A request of {length} items does not fit profile '{self._profile.name}': histories of 1 to {most} "
+                f"of its {len(engine.table):,} items do."
+            )
+        with torch.inference_mode():
             x = engine.table[torch.from_numpy(rows.astype(np.int64))].clone()
             position = torch.arange(length)
             buffer = torch.zeros(1, length, *engine.tokens.shape[1:])
-            scores = engine.hstu(x, Jagged([0], [length], [len(wanted)], position, position, x), buffer)
-            found.append(np.asarray(scores.numpy(), np.float32))
-    return found
+            scores = engine.hstu(x, Jagged([0], [length], [len(candidates)], position, position, x), buffer)
+            return np.asarray(scores.numpy(), np.float32)
+
+
+def offline_scores(
+    profile: Profile, histories: Sequence[NDArray[np.int32]], candidates: Sequence[NDArray[np.int32]]
+) -> list[NDArray[np.float32]]:
+    """``Offline.scores`` of each request."""
+    model = Offline(profile)
+    return [model.scores(history, wanted) for history, wanted in zip(histories, candidates, strict=True)]

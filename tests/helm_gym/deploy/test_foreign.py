@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from helm_gym.backend import open_backend
+from helm_gym.cli.main import app
 from helm_gym.deploy import Controller, Counters
+from helm_gym.deploy.counters import filled
 from helm_gym.errors import InvalidInputError, UnknownNameError
 from helm_gym.telemetry import AT, FIELDS, WIDTH
 from helm_gym.workload.regimes import make_path
@@ -139,3 +143,51 @@ def test_a_foreign_engine_is_driven_in_shadow_first_and_then_active(example: Mod
     assert ends["active"][0].alpha < 0.6
     late = slice(-1000, None)
     assert ends["active"][1]["crowd"][late].mean() < ends["off"][1]["crowd"][late].mean()
+
+
+def advised(*lines: str, options: tuple[str, ...] = ("pid",)) -> list[dict[str, object]]:
+    outcome = CliRunner().invoke(app, ["advise", *options], input="".join(f"{line}\n" for line in lines))
+    assert outcome.exit_code == 0, outcome.stderr
+    return [json.loads(line) for line in outcome.stdout.splitlines()]
+
+
+def test_an_engine_in_any_language_is_advised_over_lines() -> None:
+    """The same decisions as in Python, and a line that cannot be read changes nothing."""
+    rng, alpha, good, expected = np.random.default_rng(0), 0.5, [], []
+    with Controller("cpu-small", "pid", mode="active", settings=PATIENT) as controller:
+        for _ in range(20):
+            columns = {"alpha": alpha, "target_alpha": alpha, "service_mean_ms": 2.0, "interval_service_ms": 2.0}
+            columns |= {"emb_gain_ms": float(rng.random()), "kv_loss_ms": float(rng.random())}
+            good.append(json.dumps({"requests": 50, "telemetry": columns}))
+            alpha = controller.decide(0, filled(PROFILE, np.zeros(WIDTH), columns)).target_alpha
+            expected.append(alpha)
+    bad = [
+        *(
+            "nonsense",
+            "[]",
+            "{",
+            '{"telemetry": {}}',
+            '{"telemetry": {"alpha": "x"}}',
+            '{"telemetry": {"alpha": [1, 2]}}',
+        ),
+        *(
+            '{"node": 7, "telemetry": {"alpha": 0.5}}',
+            '{"telemetry": {"alpha": 0.5, "nope": 1}}',
+            "[" * 5000,
+            "9" * 70_000,
+        ),
+    ]
+    answers = advised(*good[:10], *bad, *good[10:])
+    errors = [answer for answer in answers if "error" in answer]
+    assert len(errors) >= len(bad)
+    assert all(isinstance(answer["error"], str) and len(answer["error"]) <= 500 for answer in errors)
+    assert [answer["target_alpha"] for answer in answers if "error" not in answer] == expected
+
+
+def test_lines_without_telemetry_and_old_ones_hold() -> None:
+    told = '"telemetry": {"alpha": 0.4, "service_mean_ms": 2, "interval_service_ms": 2}'
+    answers = advised(f"{{{told}}}", '{"telemetry": null}', f'{{"age_s": 60, {told}}}', f'{{"requests": 0, {told}}}')
+    assert [answer["reason"] for answer in answers] == [None, "absent", "stale", "idle"]
+    assert {answer["target_alpha"] for answer in answers} == {0.4}
+    (shadow,) = advised(f"{{{told}}}", options=("pid", "--mode", "shadow"))
+    assert shadow["shadow_alpha"] is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import socket
 import threading
 import time
@@ -12,12 +13,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import fastapi
+import numpy as np
 import uvicorn
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from helm_gym import profile as profiles
+from real_backend.hstu.offline import Offline
 
 PROFILE = profiles.load("cpu-small")
+
+
+@functools.cache
+def offline() -> Offline:
+    return Offline(PROFILE)
 
 
 @dataclasses.dataclass
@@ -42,7 +50,6 @@ class Service:
     off_by: float = 0.0
     ready: bool = True
     histories: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-    wrong: list[str] = dataclasses.field(default_factory=list)
     requests: int = 0
     stalled_until: float = 0.0
     url: str = ""
@@ -101,11 +108,7 @@ class Service:
     def scores(self, history: list[int], items: list[int]) -> list[float]:
         if not self.exact:
             return [float(-item) for item in items]
-        import numpy as np
-
-        from real_backend.hstu.offline import offline_scores
-
-        return [float(s) for s in offline_scores(PROFILE, [np.array(history)], [np.array(items)])[0]]
+        return [float(score) for score in offline().scores(np.array(history), np.array(items))]
 
 
 @contextlib.contextmanager
