@@ -7,6 +7,7 @@
 
 The load is an open loop: each view has its time, whatever became of those before it, and its latency counts from that
 time, so that a server that stalls is charged with every view that it kept waiting (wrk is a closed loop, and is not).
+Beside the pages, a tenth as often, the style sheet is fetched: what takes that long is the machine's, and no page's.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import time
 
 import numpy as np
 
-from leaderboard.evaluating import HIDDEN, METRICS, PROVISIONAL, RANKING
+from leaderboard.evaluating import METRICS
+from leaderboard.season import HIDDEN, PROVISIONAL, RANKING
 from leaderboard.serving import open_board
 from leaderboard.submissions import POLICY, Submission, state_record
 
 PATHS = ("/", "/tasks/burst-v0.html", "/tasks/steady-v0.html", "/tasks/mixed-v0.html")
+PEER, PEER_EVERY = "/style.css", 10
 _TIMEOUT_S = 10.0
 _IDLE_S = 5.0  # after which a connection is not used again: the server closes it after 10
 
@@ -43,7 +46,7 @@ def fill(folder: pathlib.Path, count: int) -> None:
         for task in season.tasks:
             latency = hard[task] * rng.lognormal(0.0, 0.1) * rng.lognormal(0.0, 0.05, season.hidden)
             episodes = [dict.fromkeys(METRICS, float(value)) for value in latency]
-            place = {"submission": given.id, "season": season.season, "task": task, "split": HIDDEN, "member": 0}
+            place = {"submission": given.id, "season": season.number, "task": task, "split": HIDDEN, "member": 0}
             records += [
                 ("scores", place | {"rung": rung, "episodes": episodes, "where": {}}) for rung in (PROVISIONAL, RANKING)
             ]
@@ -80,7 +83,7 @@ class Client:
 
 
 async def load(host: str, port: int, rate: float, seconds: float) -> None:
-    """Prints the latency of ``rate`` views a second, each at its own time."""
+    """Prints the latency of ``rate`` page views a second, each at its own time, and of the peer's beside them."""
     client, count = Client(host, port), int(rate * seconds)
     took: list[tuple[str, float]] = []
     statuses: collections.Counter[str] = collections.Counter()
@@ -95,9 +98,11 @@ async def load(host: str, port: int, rate: float, seconds: float) -> None:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         late.append((time.perf_counter() - due) * 1000)
         tasks.append(asyncio.create_task(one(PATHS[number % len(PATHS)], due)))
+        if number % PEER_EVERY == 0:
+            tasks.append(asyncio.create_task(one(PEER, due)))
     await asyncio.gather(*tasks)
-    for path in ("all", *PATHS):
-        chosen = np.array([ms for name, ms in took if path in ("all", name)])
+    for path in ("pages", *PATHS, PEER):
+        chosen = np.array([ms for name, ms in took if name == path or (path == "pages" and name != PEER)])
         ends = np.percentile(chosen, (50, 90, 99, 99.9))
         print(f"{path:24} P50 {ends[0]:.1f}, P90 {ends[1]:.1f}, P99 {ends[2]:.1f}, P99.9 {ends[3]:.1f} ms")
     print(

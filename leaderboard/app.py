@@ -8,25 +8,26 @@ import binascii
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import fastapi
 import pydantic
 from fastapi import Depends, Header, Path, Query
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from helm_gym.errors import HelmError, UnknownNameError
+from helm_gym.errors import HelmError
 from helm_gym.policies.onnx_check.rules import MAX_FILE_BYTES
 from helm_gym.text import sentence
 from leaderboard.board import LOCAL_ACCOUNT, Board, NotFoundError, RefusedSubmissionError
 from leaderboard.guards import Guards
 from leaderboard.page_cache import PageCache
-from leaderboard.pages import SHOWN, Pages
+from leaderboard.pages import SHOWN, Pages, read_style
 from leaderboard.publishing import published_lines
-from leaderboard.standings import Standings
+from leaderboard.rendering import Renderer
 from leaderboard.store import StoreError
 from leaderboard.submissions import MAX_MEMBERS, MAX_NAME, METHOD, POLICY
 
@@ -35,6 +36,10 @@ Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="a file's SHA
 Name = Annotated[str, Path(pattern="^[a-z0-9-]{1,64}$", description="a task's name")]
 Track = Annotated[str, Query(pattern=f"^({POLICY}|{METHOD})$")]
 First = Annotated[int, Query(ge=0, le=1_000_000, description="rows to leave out")]
+Number = Annotated[int, Path(ge=1, le=1_000_000, description="a season's number")]
+SeasonNumber = Annotated[int | None, Query(ge=1, le=1_000_000, description="the newest season where not given")]
+OfEntry = Annotated[str, Query(pattern="^[0-9a-f]{16}$")]
+T = TypeVar("T")
 
 
 def _account(request: fastapi.Request, authorization: Annotated[str | None, Header()] = None) -> str:
@@ -86,22 +91,24 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(board: Board, tokens: bool = False, hosts: list[str] | None = None) -> fastapi.FastAPI:
+def make_app(
+    board: Board, tokens: bool = False, hosts: list[str] | None = None, renderer: Renderer | None = None
+) -> fastapi.FastAPI:
     """The application over an opened board.
 
     Args:
         tokens: whether submitting requires a token; without, everybody is the same local user.
         hosts: names that it answers to, so that no other site's page can reach it through a browser's back.
+        renderer: makes the pages; a thread where none is given.
     """
-    standings = Standings(board)
-    pages = Pages(board, standings, tokens=tokens)
+    views = _Views(renderer or Renderer(board, tokens))
 
     @contextlib.asynccontextmanager
     async def warmed(_: fastapi.FastAPI) -> AsyncIterator[None]:
-        """Tables are there before the first to look comes: those of 10,000 entries take seconds."""
-        with contextlib.suppress(StoreError):  # which the pages will tell
-            await asyncio.to_thread(pages.index)
+        """Tables are begun before the first to look comes: those of 10,000 entries take seconds."""
+        views.renderer.submit(Pages.index)
         yield
+        views.renderer.close()
 
     app = fastapi.FastAPI(
         title="HELM-Gym leaderboard",
@@ -116,34 +123,68 @@ def make_app(board: Board, tokens: bool = False, hosts: list[str] | None = None)
     _handle_errors(app)
 
     app.state.board, app.state.tokens = board, tokens
-    _add_api(app, board, standings, pages)
-    _add_pages(app, board, pages)
+    _add_api(app, board, views)
+    _add_pages(app, board, views)
     return app
 
 
-def _add_api(app: fastapi.FastAPI, board: Board, standings: Standings, pages: Pages) -> None:
+class _Views:
+    """What is made of the tables: pages, kept for a moment, and answers of the API."""
+
+    def __init__(self, renderer: Renderer):
+        self.renderer, self._cache = renderer, PageCache()
+
+    async def made(self, make: Callable[..., T], *given: Any) -> T:
+        """``make(pages, *given)``."""
+        return await asyncio.wrap_future(self.renderer.submit(make, *given))
+
+    async def page(self, make: Callable[..., str], *given: Any) -> HTMLResponse:
+        """A page by what makes it."""
+        address = repr((make.__qualname__, given))
+        return HTMLResponse(await self._cache.get(address, lambda: self.renderer.submit(make, *given)))
+
+
+def _table(pages: Pages, task: str, track: str, season: int | None, first: int, entry: str | None) -> dict[str, Any]:
+    table = pages.standings.table(task, track, season)
+    rows = [row for row in table["rows"] if entry in (None, row["entry"])]
+    return table | {"rows": rows[first : first + SHOWN], "entries": len(table["rows"])}
+
+
+def _overall(pages: Pages, track: str, season: int | None) -> dict[str, Any]:
+    return pages.standings.overall(track, season)
+
+
+def _scores(pages: Pages, entry: str) -> dict[str, Any]:
+    return pages.standings.scores(entry)
+
+
+def _comparison(pages: Pages, first: str, second: str, season: int | None) -> list[dict[str, Any]]:
+    return pages.standings.compare(first, second, season)
+
+
+def _add_api(app: fastapi.FastAPI, board: Board, views: _Views) -> None:
     @app.get("/api/v1/board")
     def get_board() -> dict[str, Any]:
         """The board and its season."""
-        return pages.facts() | {"requires_token": pages.tokens}
+        return board.facts() | {"requires_token": app.state.tokens}
 
     @app.get("/api/v1/tasks/{task}")
-    def get_task(
+    async def get_task(
         task: Name,
         track: Track = POLICY,
         first: First = 0,
         entry: Annotated[str | None, Query(pattern="^[0-9a-f]{16}$", description="only this entry's row")] = None,
+        season: SeasonNumber = None,
     ) -> dict[str, Any]:
         """A task's table, a hundred rows of it."""
-        _known(pages, task)
-        table = standings.table(task, track)
-        rows = [row for row in table["rows"] if entry in (None, row["entry"])]
-        return table | {"rows": rows[first : first + SHOWN], "entries": len(table["rows"])}
+        await run_in_threadpool(board.facts, season, task)
+        return await views.made(_table, task, track, season, first, entry)
 
     @app.get("/api/v1/overall")
-    def get_overall(track: Track = POLICY) -> dict[str, Any]:
+    async def get_overall(track: Track = POLICY, season: SeasonNumber = None) -> dict[str, Any]:
         """The board over all tasks."""
-        return standings.overall(track)
+        await run_in_threadpool(board.facts, season)
+        return await views.made(_overall, track, season)
 
     @app.get("/api/v1/entries")
     def get_entries(
@@ -171,15 +212,18 @@ def _add_api(app: fastapi.FastAPI, board: Board, standings: Standings, pages: Pa
         return Taken(entry=entry, state="cancelled")
 
     @app.get("/api/v1/entries/{entry}/scores")
-    def get_scores(entry: Id) -> dict[str, Any]:
+    async def get_scores(entry: Id) -> dict[str, Any]:
         """An entry's figures: of development episodes each one, of hidden ones aggregates."""
-        board.entry(entry)
-        return standings.scores(entry)
+        await run_in_threadpool(board.entry, entry)
+        return await views.made(_scores, entry)
 
     @app.get("/api/v1/compare/{first}/{second}")
-    def get_comparison(first: Id, second: Id) -> list[dict[str, Any]]:
+    async def get_comparison(first: Id, second: Id, season: SeasonNumber = None) -> list[dict[str, Any]]:
         """Two entries, task by task."""
-        return standings.compare(board.entry(first)["id"], board.entry(second)["id"])
+        await run_in_threadpool(board.facts, season)
+        for entry in (first, second):
+            await run_in_threadpool(board.entry, entry)
+        return await views.made(_comparison, first, second, season)
 
     @app.get("/api/v1/files/{digest}", response_class=Response)
     def get_file(digest: Digest) -> Response:
@@ -187,9 +231,8 @@ def _add_api(app: fastapi.FastAPI, board: Board, standings: Standings, pages: Pa
         return _file(board, digest)
 
 
-def _add_pages(app: fastapi.FastAPI, board: Board, pages: Pages) -> None:
+def _add_pages(app: fastapi.FastAPI, board: Board, views: _Views) -> None:
     kept, making = (-1, ""), threading.Lock()
-    cache = PageCache()
 
     def page(path: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         return app.get(path, response_class=HTMLResponse, include_in_schema=False)
@@ -197,36 +240,47 @@ def _add_pages(app: fastapi.FastAPI, board: Board, pages: Pages) -> None:
     @page("/")
     @page("/index.html")
     async def index() -> HTMLResponse:
-        return HTMLResponse(await cache.get("/", pages.index))
+        return await views.page(Pages.index)
 
-    page("/submit.html")(pages.submit)
-    page("/rules.html")(pages.rules)
+    @page("/submit.html")
+    async def submit() -> HTMLResponse:
+        return await views.page(Pages.submit)
 
-    def board_of(task: str, first: int, track: str = POLICY) -> str:
-        _known(pages, task)
-        return pages.task(task, first, track)
+    @page("/rules.html")
+    async def rules() -> HTMLResponse:
+        return await views.page(Pages.rules)
+
+    @page("/seasons/{season}/index.html")
+    async def season(season: Number) -> HTMLResponse:
+        return await views.page(Pages.index, season)
 
     @page("/tasks/{task}.html")
-    async def task(request: fastapi.Request, task: Name, first: First = 0) -> HTMLResponse:
-        return HTMLResponse(await cache.get(f"{request.url.path}?{first}", lambda: board_of(task, first)))
+    async def task(task: Name, first: First = 0) -> HTMLResponse:
+        return await views.page(Pages.task, task, first)
 
     @page("/methods/{task}.html")
-    async def method(request: fastapi.Request, task: Name, first: First = 0) -> HTMLResponse:
-        return HTMLResponse(await cache.get(f"{request.url.path}?{first}", lambda: board_of(task, first, METHOD)))
+    async def method(task: Name, first: First = 0) -> HTMLResponse:
+        return await views.page(Pages.task, task, first, METHOD)
+
+    @page("/seasons/{season}/tasks/{task}.html")
+    async def former_task(season: Number, task: Name, first: First = 0) -> HTMLResponse:
+        return await views.page(Pages.task, task, first, POLICY, season)
+
+    @page("/seasons/{season}/methods/{task}.html")
+    async def former_method(season: Number, task: Name, first: First = 0) -> HTMLResponse:
+        return await views.page(Pages.task, task, first, METHOD, season)
 
     @page("/entries/{entry}.html")
-    def entry(entry: Id) -> str:
-        return pages.entry(entry)
+    async def entry(entry: Id) -> HTMLResponse:
+        return await views.page(Pages.entry, entry)
 
     @page("/compare.html")
-    def compare(
-        first: Annotated[str, Query(pattern="^[0-9a-f]{16}$")], second: Annotated[str, Query(pattern="^[0-9a-f]{16}$")]
-    ) -> str:
-        return pages.compare(first, second)
+    async def compare(first: OfEntry, second: OfEntry, season: SeasonNumber = None) -> HTMLResponse:
+        return await views.page(Pages.compare, first, second, season)
 
     @app.get("/style.css", include_in_schema=False)
-    def style() -> Response:
-        return Response(pages.style(), media_type="text/css", headers={"Cache-Control": "max-age=300"})
+    async def style() -> Response:
+        return Response(read_style(), media_type="text/css", headers={"Cache-Control": "max-age=300"})
 
     @app.get("/files/{digest}.onnx", include_in_schema=False)
     def file(digest: Digest) -> Response:
@@ -242,12 +296,6 @@ def _add_pages(app: fastapi.FastAPI, board: Board, pages: Pages) -> None:
                 if kept[0] < last:
                     kept = last, "".join(f"{line}\n" for line in published_lines(board.store))
         return PlainTextResponse(kept[1])
-
-
-def _known(pages: Pages, task: str) -> None:
-    tasks = pages.facts()["tasks"]
-    if task not in tasks:
-        raise NotFoundError(str(UnknownNameError("task of this board", task, tasks)))
 
 
 def _decoded(text: str) -> bytes:
@@ -267,7 +315,7 @@ def _file(board: Board, digest: str) -> Response:
 
 
 def _handle_errors(app: fastapi.FastAPI) -> None:
-    def told(request: fastapi.Request, status: int, reason: str, text: str) -> Response:
+    def answer(request: fastapi.Request, status: int, reason: str, text: str) -> Response:
         if request.url.path.startswith("/api/"):
             return JSONResponse({"error": {"reason": reason, "sentence": sentence(text)}}, status)
         return PlainTextResponse(f"{status}: {sentence(text)}\n", status)
@@ -275,20 +323,20 @@ def _handle_errors(app: fastapi.FastAPI) -> None:
     @app.exception_handler(HelmError)
     def helm(request: fastapi.Request, error: HelmError) -> Response:
         if isinstance(error, NotFoundError):
-            return told(request, 404, "not-found", str(error))
+            return answer(request, 404, "not-found", str(error))
         if isinstance(error, RefusedSubmissionError):
-            return told(request, 409 if error.reason in ("final", "closed") else 429, error.reason, str(error))
+            return answer(request, 409 if error.reason in ("final", "closed") else 429, error.reason, str(error))
         if isinstance(error, StoreError):
             full = "full" in str(error) or "No space" in str(error)
-            return told(request, 507 if full else 503, "storage", str(error))
-        return told(request, 422, "invalid", str(error))
+            return answer(request, 507 if full else 503, "storage", str(error))
+        return answer(request, 422, "invalid", str(error))
 
     @app.exception_handler(HTTPException)
     def http(request: fastapi.Request, error: HTTPException) -> Response:
-        return told(request, error.status_code, "token" if error.status_code == 401 else "request", str(error.detail))
+        return answer(request, error.status_code, "token" if error.status_code == 401 else "request", str(error.detail))
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: fastapi.Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        return told(request, 422, "invalid", f"{place}: {first['msg']}.")
+        return answer(request, 422, "invalid", f"{place}: {first['msg']}.")

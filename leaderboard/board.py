@@ -12,9 +12,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from helm_gym.errors import HelmError, InvalidInputError
-from leaderboard.evaluating import Season
-from leaderboard.records import ago, seconds
+from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
+from leaderboard.queue import age_s, progress, stood_before
+from leaderboard.records import ago
+from leaderboard.season import Season
 from leaderboard.store import Store
 from leaderboard.submissions import (
     BY_PLATFORM,
@@ -23,6 +24,7 @@ from leaderboard.submissions import (
     PLAYED,
     POLICY,
     REFERENCE,
+    UNFINISHED,
     Submission,
     check_name,
     check_reference,
@@ -83,13 +85,33 @@ class Board:
         """Writes a new board's first records; does nothing to one that is there."""
         first = season or Season(1)
         self.store.open_board(
-            name, first.profile, lambda number, key: dataclasses.replace(first, season=number).body(key)
+            name, first.profile, lambda number, key: dataclasses.replace(first, number=number).body(key)
         )
 
-    def season(self, connection: sa.Connection) -> Season:
+    def season(self, connection: sa.Connection, number: int | None = None) -> Season:
+        """The season of that number, or the newest one; see ``Store.season``."""
         board = self.store.first_record()
         assert board is not None
-        return Season.of(self.store.season(connection), board.body["profile"])
+        return Season.of(self.store.season(connection, number), board.body["profile"])
+
+    def facts(self, season: int | None = None, task: str | None = None) -> dict[str, Any]:
+        """What anybody may know of the board, of one season, the newest where none is given, and of all its seasons.
+
+        Raises:
+            NotFoundError: there is no such season, or it has no such task.
+        """
+        board = self.store.first_record()
+        assert board is not None
+        keys = ("season", "key_hash", "key", "tasks", "development", "hidden", "confirmation", "horizon")
+        with self.store.reading() as connection:
+            seasons = self.store.seasons(connection)
+        told = [{key: each[key] for key in (*keys, "opened", "closed")} for each in seasons]
+        chosen = next((each for each in told if season in (None, each["season"])), None)
+        if chosen is None:
+            raise NotFoundError(f"This board has no season {season}.")
+        if task is not None and task not in chosen["tasks"]:
+            raise NotFoundError(str(UnknownNameError("task of this board", task, chosen["tasks"])))
+        return {key: board.body[key] for key in ("name", "public_key", "profile")} | chosen | {"seasons": told}
 
     # Accounts
 
@@ -181,7 +203,8 @@ class Board:
         counted = sa.or_(SUBMISSIONS.c.state.not_in(("failed", "cancelled")), SUBMISSIONS.c.reason.startswith(PLAYED))
         count = sa.select(sa.func.count()).select_from(SUBMISSIONS)
         today = connection.execute(count.where(own, SUBMISSIONS.c.received >= since, counted)).scalar_one()
-        waiting = connection.execute(count.where(own, SUBMISSIONS.c.state.not_in(FINAL))).scalar_one()
+        open_ones = SUBMISSIONS.c.state.in_(UNFINISHED), sa.not_(stood_before())
+        waiting = connection.execute(count.where(own, *open_ones)).scalar_one()
         if today >= self.quota.a_day:
             raise RefusedSubmissionError(
                 "quota", f"Account '{account}' has had {today} evaluations in 24 hours, which is all it may; wait."
@@ -222,25 +245,31 @@ class Board:
                 sa.select(STATES).where(STATES.c.submission == submission).order_by(STATES.c.seq)
             ).mappings()
             timeline = [{k: row[k] for k in ("time", "state", "reason", "fault", "detail")} for row in states]
-            return _told(found) | {"timeline": timeline, "work": self._work(connection, found)}
+            return _public(found) | {"timeline": timeline, "work": progress(connection, found)}
 
     def entries(
-        self, account: str | None = None, first: int = 0, count: int | None = None, final: bool | None = None
+        self,
+        account: str | None = None,
+        first: int = 0,
+        count: int | None = None,
+        final: bool | None = None,
+        oldest_first: bool = False,
     ) -> list[dict[str, Any]]:
-        """Submissions, the newest first.
+        """Submissions, the newest first unless told otherwise.
 
         Args:
             account: whose; everybody's where not given.
             first, count: how many are left out, and how many are told at most.
             final: only those that are finished, or that are not.
         """
-        asked = sa.select(SUBMISSIONS).order_by(SUBMISSIONS.c.seq.desc()).offset(first).limit(count)
+        order = SUBMISSIONS.c.seq if oldest_first else SUBMISSIONS.c.seq.desc()
+        asked = sa.select(SUBMISSIONS).order_by(order).offset(first).limit(count)
         if account is not None:
             asked = asked.where(SUBMISSIONS.c.account == account)
         if final is not None:
-            asked = asked.where(SUBMISSIONS.c.state.in_(FINAL) if final else SUBMISSIONS.c.state.not_in(FINAL))
+            asked = asked.where(SUBMISSIONS.c.state.in_(FINAL if final else UNFINISHED))
         with self.store.reading() as connection:
-            return [_told(row) for row in connection.execute(asked).mappings()]
+            return [_public(row) for row in connection.execute(asked).mappings()]
 
     def is_submitted(self, digest: str) -> bool:
         """Whether a file of this SHA-256, 64 hexadecimal digits, was handed in by somebody."""
@@ -249,13 +278,13 @@ class Board:
             found = connection.execute(sa.select(SUBMISSIONS.c.body).where(SUBMISSIONS.c.body.contains(f'"{digest}"')))
             return any(digest in json.loads(row.body)["files"] for row in found)
 
-    def scaling(self) -> list[dict[str, Any]]:
+    def running_references(self) -> list[dict[str, Any]]:
         """Which references are run at present, and how far they are."""
         with self.store.reading() as connection:
             held = LEASES.c.job.startswith("references:"), LEASES.c.until > time.time()
             found = connection.execute(sa.select(LEASES).where(*held)).all()
         return [
-            {"stage": row.stage, "done": row.done, "total": row.total, "heartbeat_age_s": _age_s(row.heartbeat)}
+            {"stage": row.stage, "done": row.done, "total": row.total, "heartbeat_age_s": age_s(row.heartbeat)}
             for row in found
         ]
 
@@ -264,50 +293,12 @@ class Board:
         count = sa.select(SUBMISSIONS.c.account, sa.func.count()).group_by(SUBMISSIONS.c.account)
         return {row[0]: row[1] for row in connection.execute(count)}
 
-    def _work(self, connection: sa.Connection, found: sa.RowMapping) -> dict[str, Any]:
-        """Where it stands: place in the queue, expected wait, and the newest heartbeat of its worker."""
-        if found["state"] in FINAL:
-            return {}
-        lease = connection.execute(sa.select(LEASES).where(LEASES.c.job == job_of(found["id"]))).first()
-        if lease is not None:
-            told = {"stage": lease.stage, "done": lease.done, "total": lease.total}
-            return told | {"heartbeat_age_s": _age_s(lease.heartbeat)}
-        # The board's own entries come behind everybody's.
-        own = found["track"] == REFERENCE
-        earlier = SUBMISSIONS.c.seq < found["seq"]
-        others = SUBMISSIONS.c.track != REFERENCE
-        ahead = sa.or_(others, earlier) if own else sa.and_(others, earlier)
-        waiting = sa.select(sa.func.count()).select_from(SUBMISSIONS).where(SUBMISSIONS.c.state.not_in(FINAL), ahead)
-        before = connection.execute(waiting).scalar_one()
-        typical = self._typical_s(connection)
-        return {"place": before + 1, "expected_s": None if typical is None else round(typical * (before + 1))}
-
-    def _typical_s(self, connection: sa.Connection) -> float | None:
-        """How long evaluations took lately: median of the newest ten, from running to verified."""
-        begun = STATES.alias()
-        start = sa.select(sa.func.max(begun.c.time)).where(
-            begun.c.submission == STATES.c.submission, begun.c.state == "running"
-        )
-        done = sa.select(STATES.c.time, start.scalar_subquery().label("start")).where(STATES.c.state == "verified")
-        newest = connection.execute(done.order_by(STATES.c.seq.desc()).limit(10)).all()
-        took = [seconds(row.time) - seconds(row.start) for row in newest if row.start is not None]
-        return sorted(took)[len(took) // 2] if took else None
-
-
-def job_of(submission: str) -> str:
-    """The name of its lease."""
-    return f"submission:{submission}"
-
-
-def _age_s(heartbeat: float) -> float:
-    return round(max(0.0, time.time() - heartbeat), 1)
-
 
 def _hash(token: str) -> str:
     return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()
 
 
-def _told(row: sa.RowMapping) -> dict[str, Any]:
+def _public(row: sa.RowMapping) -> dict[str, Any]:
     """A submission as it is shown to anyone."""
     body = json.loads(row["body"])
     checked = None if row["checked"] is None else json.loads(row["checked"])

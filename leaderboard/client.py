@@ -42,6 +42,9 @@ class Client:
             raise InvalidInputError(f"--url {url} is no address; write {URL}.") from error
         self.url = url
 
+    def close(self) -> None:
+        self._http.close()
+
     def submit(
         self,
         paths: Sequence[pathlib.Path],

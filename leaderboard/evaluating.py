@@ -1,107 +1,27 @@
-"""One policy on one task's episodes: which episodes those are, and what is kept of them."""
+"""Policies on one task's episodes, through the one evaluation protocol, and what is kept of them."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import hashlib
-import hmac
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import sqlalchemy as sa
-from pydantic_core import from_json
 
 from helm_gym import profile as profiles
-from helm_gym.control_loop import draw_path
-from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation import protocol
-from helm_gym.evaluation.gains import static_name
-from helm_gym.evaluation.optimum import GRID, cut_optimum, offline_optimum
 from helm_gym.evaluation.results import Episodes, Evaluation, Values
 from helm_gym.evaluation.summary import by_seed
-from helm_gym.observation import ObservationLayout
 from helm_gym.play import Entrant
-from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
-from helm_gym.profile import Profile
 from helm_gym.provenance import describe_machine, versions
-from helm_gym.tasks import Task, find_task
-from helm_gym.telemetry import ALPHA_GRID
 from leaderboard.records import canonical
-from leaderboard.submissions import METHOD, POLICY, REFERENCE
-from leaderboard.tables import SCORES, SUBMISSIONS
+from leaderboard.season import Season
 
-DEVELOPMENT, HIDDEN, CONFIRMATION = "development", "hidden", "confirmation"
-PROVISIONAL, RANKING, MEASURED = "surrogate", "modelled", "measured"
 METRICS = ("mean_latency_ms", "p99_ms", "slo_satisfaction", "mean_alpha", "moved_bytes")
 RANKED_BY = "mean_latency_ms"
-ORACLE = "oracle"
-BOARD_TASKS = ("steady-v0", "trend-v0", "burst-v0", "mixed-v0")
-
-_MOST = 10_000  # seeds of a kind, and intervals of an episode
 
 Tick = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Season:
-    """What a season's entries are evaluated on.
-
-    Attributes:
-        development, hidden, confirmation: how many episodes of each kind a task has.
-        horizon: scored intervals of an episode; the task's own where None.
-        profile: the machine and the model, by name.
-    """
-
-    season: int
-    tasks: tuple[str, ...] = BOARD_TASKS
-    development: int = 10
-    hidden: int = 20
-    confirmation: int = 20
-    horizon: int | None = None
-    profile: str = "cpu-small"
-
-    @classmethod
-    def of(cls, body: Mapping[str, Any], profile: str) -> Season:
-        """From its record, which may be a stranger's.
-
-        Raises:
-            InvalidInputError: tasks that are on no board, a profile that is not shipped, or numbers out of range.
-        """
-        numbers = {key: body[key] for key in ("season", "development", "hidden", "confirmation", "horizon")}
-        good = all(type(n) is int and 1 <= n <= _MOST for n in numbers.values() if n is not None)
-        if not good or None in [*numbers.values()][:-1] or not isinstance(body["tasks"], list):
-            raise InvalidInputError("The season's record has numbers that no season has.")
-        if any(task not in BOARD_TASKS for task in body["tasks"]) or profile not in profiles.names():
-            raise InvalidInputError("The season's record names a task or a profile that this version does not have.")
-        return cls(**numbers, tasks=tuple(body["tasks"]), profile=profile)
-
-    def body(self, key_hash: str) -> dict[str, Any]:
-        """As its record has it."""
-        fields = dataclasses.asdict(self) | {"tasks": list(self.tasks)}
-        del fields["profile"]
-        return fields | {"key_hash": key_hash, "versions": versions()}
-
-    def task(self, name: str) -> Task:
-        task = find_task(name)
-        return task if self.horizon is None else dataclasses.replace(task, horizon=self.horizon)
-
-    def seeds(self, task: str, split: str, key: bytes) -> tuple[int, ...]:
-        """The episodes of one kind: the task's public seeds, or those that only the season's key gives."""
-        if split == DEVELOPMENT:
-            return find_task(task).seeds[: self.development]
-        return hidden_seeds(key, task, split, self.hidden if split == HIDDEN else self.confirmation)
-
-    def layout(self) -> ObservationLayout:
-        return ObservationLayout(profiles.load(self.profile))
-
-
-def hidden_seeds(key: bytes, task: str, split: str, count: int) -> tuple[int, ...]:
-    """``HMAC-SHA256(key, "task version|split|i")``, 63 bits of each; nobody without the key can tell one."""
-    digests = (hmac.new(key, f"{task}|{split}|{i}".encode(), hashlib.sha256).digest() for i in range(count))
-    return tuple(int.from_bytes(digest[:8], "big") >> 1 for digest in digests)
 
 
 def where(evaluation: Evaluation | None = None) -> dict[str, Any]:
@@ -152,101 +72,6 @@ def log_of(evaluation: Evaluation, episodes: Episodes) -> bytes:
         "latency_ms": np.round(latency, 4).tolist(),
     }
     return canonical(kept).encode()
-
-
-@dataclasses.dataclass(frozen=True)
-class References:
-    """What scores are counted from.
-
-    Attributes:
-        episodes: by rung, by reference, each episode's figures.
-        alpha_star: (episodes, intervals) of the scored intervals.
-        where: on what they were obtained.
-    """
-
-    episodes: dict[str, dict[str, list[dict[str, float]]]]
-    alpha_star: list[list[float]]
-    where: dict[str, Any]
-
-    def log(self) -> bytes:
-        return canonical({"alpha_star": self.alpha_star}).encode()
-
-
-def references(season: Season, task: str, seeds: Sequence[int], rungs: Sequence[str], tick: Tick | None) -> References:
-    """The static splits and the oracle on these episodes, the offline optimum looked for once for all rungs."""
-    asked, profile, layout = season.task(task), profiles.load(season.profile), season.layout()
-    path = draw_path(asked, profile, seeds, asked.settle + asked.horizon)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if tick is not None:
-            tick("offline optimum", done, len(GRID) * len(seeds) * path.intervals)
-
-    optimum = offline_optimum(asked, profile, path, seeds, advance=advance)
-    names = [*map(static_name, _statics(profile)), ORACLE]
-    found = {}
-    for rung in rungs:
-        there = run(
-            season, task, seeds, rung, [open_policy(n, layout) for n in names], tick, optimum=optimum, path=path
-        )
-        found[rung] = {episodes.policy: episodes_of(there, episodes) for episodes in there.policies}
-    star = cut_optimum(optimum, slice(asked.settle, None)).alpha_star
-    return References(found, np.round(star, 4).tolist(), where())
-
-
-def _statics(profile: Profile) -> list[float]:
-    return [float(a) for a in ALPHA_GRID if profile.pool.min_alpha <= a + 1e-9 and a - 1e-9 <= profile.pool.max_alpha]
-
-
-def vectors(connection: sa.Connection, season: int, task: str, split: str, rung: str, track: str) -> dict[str, Values]:
-    """What ranks, by episode, (episodes,), of every entry that takes part in a task's board, the oldest first."""
-    return vectors_of((RANKED_BY,), connection, season, task, split, rung, track)[0]
-
-
-def vectors_of(
-    metrics: Sequence[str],
-    connection: sa.Connection,
-    season: int,
-    task: str,
-    split: str,
-    rung: str,
-    track: str,
-    states: Sequence[str] = ("queued", "running", "verified"),
-) -> list[dict[str, Values]]:
-    """Figures by episode, (episodes,), of every entry in one of these states, the oldest first; a table a metric.
-
-    Those of the track ``method`` have the mean over their members, episode by episode, once all are there; the tracks
-    ``policy`` and ``reference`` share their boards.
-    """
-    tracks = (METHOD,) if track == METHOD else (POLICY, REFERENCE)
-    asked = (
-        sa.select(SCORES.c.submission, SCORES.c.body, SUBMISSIONS.c.body.label("given"))
-        .join(SUBMISSIONS, SUBMISSIONS.c.id == SCORES.c.submission)
-        .where(
-            SCORES.c.season == season,
-            SCORES.c.task == task,
-            SCORES.c.split == split,
-            SCORES.c.rung == rung,
-            SUBMISSIONS.c.track.in_(tracks),
-            SUBMISSIONS.c.state.in_(states),
-        )
-        .order_by(SUBMISSIONS.c.seq, SCORES.c.member)
-    )
-    found: dict[str, list[Values]] = {}
-    needed: dict[str, int] = {}
-    for row in connection.execute(asked):
-        episodes = from_json(row.body)["episodes"]
-        figures = np.array([[episode[metric] for episode in episodes] for metric in metrics], np.float64)
-        found.setdefault(row.submission, []).append(figures)
-        needed[row.submission] = len(from_json(row.given)["files"]) if track == METHOD else 1
-    whole = {
-        name: parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
-        for name, parts in found.items()
-        if len(parts) == needed[name]
-    }
-    return [{name: figures[place] for name, figures in whole.items()} for place in range(len(metrics))]
 
 
 def values_of(episodes: Sequence[Mapping[str, float]], metric: str = RANKED_BY) -> Values:

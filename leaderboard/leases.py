@@ -18,16 +18,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from helm_gym.errors import HelmError
-from leaderboard.board import job_of
+from leaderboard.queue import comes_last, job_of
+from leaderboard.season import DEVELOPMENT, HIDDEN
 from leaderboard.store import Body, Store, StoreError
-from leaderboard.submissions import BY_PLATFORM, FINAL, REFERENCE, state_record
+from leaderboard.submissions import BY_PLATFORM, FINAL, UNCHECKED, UNFINISHED, state_record
 from leaderboard.tables import LEASES, REFERENCES, SUBMISSIONS
 
 LEASE_S = 20.0
 _BEATS = 10  # in the time of a lease
 MAX_RUNS = 6  # times that a job is begun; it is given up then, and nobody's fault but the platform's
-CHECK, EVALUATE, SCALE = "check", "evaluate", "references"
-_UNCHECKED = ("received", "checking")
+CHECK, EVALUATE, REFERENCE_JOB = "check", "evaluate", "references"
+REFERENCE_SPLITS = (HIDDEN, DEVELOPMENT)  # episodes whose scale the references are
 
 
 class LeaseLostError(HelmError):
@@ -40,22 +41,24 @@ class Job:
 
     Attributes:
         name: of its lease.
-        kind: ``CHECK``, ``EVALUATE`` or ``SCALE``.
+        kind: ``CHECK``, ``EVALUATE`` or ``REFERENCE_JOB``.
+        season: that it is done for; once another one begins, nobody holds its lease any more.
         submission: its row; or task and split of the references to be run.
     """
 
     name: str
     kind: str
+    season: int = 1
     submission: dict[str, Any] | None = None
     task: str = ""
     split: str = ""
 
     @property
     def order(self) -> int:
-        """Checks first, then evaluations of submissions, references, and the board's own entries."""
+        """Checks first, then evaluations of new submissions, references, and other entries."""
         if self.submission is None:
             return 2
-        return 0 if self.kind == CHECK else 3 if self.submission["track"] == REFERENCE else 1
+        return 0 if self.kind == CHECK else 3 if self.submission["comes_last"] else 1
 
 
 def worker_name() -> str:
@@ -77,34 +80,37 @@ def _has_ended(worker: str) -> bool:
 def claim(
     store: Store,
     worker: str,
-    splits: Iterable[tuple[int, str, str]],
+    references: bool = True,
     lease_s: float = LEASE_S,
     now: float | None = None,
     submissions: bool = True,
 ) -> Job | None:
-    """Leases the next job: checks first, then evaluations of submissions, references, and the board's own entries.
+    """Leases the next job of the newest season, in the order of ``Job.order``; of a closed one only checks.
 
     Args:
-        splits: (season, task, split) of the references that the season needs.
-        submissions: whether submissions are taken, too.
+        references: whether the references that the season needs are taken.
+        submissions: whether submissions are.
     """
     at = time.time() if now is None else now
     with store.writing() as connection:
         leases = {row.job: row for row in connection.execute(sa.select(LEASES))}
-        open_ones = connection.execute(
-            sa.select(SUBMISSIONS).where(SUBMISSIONS.c.state.not_in(FINAL)).order_by(SUBMISSIONS.c.seq)
-        ).mappings()
+        season = store.season(connection)
+        number, closed = season["season"], season["closed"] is not None
         jobs: list[tuple[int, int, Job]] = []
-        for row in open_ones if submissions else ():
-            job = Job(job_of(row["id"]), CHECK if row["state"] in _UNCHECKED else EVALUATE, dict(row))
+        states = UNCHECKED if closed else UNFINISHED
+        asked = sa.select(SUBMISSIONS, comes_last().label("comes_last")).where(SUBMISSIONS.c.state.in_(states))
+        for row in connection.execute(asked.order_by(SUBMISSIONS.c.seq)).mappings() if submissions else ():
+            kind = CHECK if row["state"] in UNCHECKED else EVALUATE
+            job = Job(job_of(row["id"]), kind, number, dict(row))
             jobs.append((job.order, row["seq"], job))
-        places = sa.select(REFERENCES.c.season, REFERENCES.c.task, REFERENCES.c.split)
-        there = {(row.season, row.task, row.split) for row in connection.execute(places)}
-        for number, place in enumerate(splits):
-            if place not in there:
-                season, task, split = place
-                job = Job(f"references:{season}:{task}:{split}", SCALE, task=task, split=split)
-                jobs.append((job.order, number, job))
+        tasks = season["tasks"] if references and not closed else []
+        needed = [(task, split) for split in REFERENCE_SPLITS for task in tasks]
+        places = sa.select(REFERENCES.c.task, REFERENCES.c.split).where(REFERENCES.c.season == number)
+        there = {(row.task, row.split) for row in connection.execute(places)}
+        for place, (task, split) in enumerate(needed):
+            if (task, split) not in there:
+                job = Job(f"{REFERENCE_JOB}:{number}:{task}:{split}", REFERENCE_JOB, number, task=task, split=split)
+                jobs.append((job.order, place, job))
         for _, _, job in sorted(jobs, key=lambda found: found[:2]):
             lease = leases.get(job.name)
             if lease is not None and lease.until > at and not _has_ended(lease.worker):
@@ -121,9 +127,9 @@ def claim(
 def makes_way(store: Store, job: Job) -> bool:
     """Whether something waits that comes before this submission's job, and that nobody works on."""
     leased = sa.select(LEASES.c.job)
-    free = SUBMISSIONS.c.state.not_in(FINAL), sa.literal(job_of("")).concat(SUBMISSIONS.c.id).not_in(leased)
-    first = SUBMISSIONS.c.state.in_(_UNCHECKED)
-    before = first if job.order < 3 else sa.or_(first, SUBMISSIONS.c.track != REFERENCE)
+    free = SUBMISSIONS.c.state.in_(UNFINISHED), sa.literal(job_of("")).concat(SUBMISSIONS.c.id).not_in(leased)
+    first = SUBMISSIONS.c.state.in_(UNCHECKED)
+    before = first if job.order < 3 else sa.or_(first, sa.not_(comes_last()))
     with store.reading() as connection:
         return connection.execute(sa.select(SUBMISSIONS.c.id).where(*free, before).limit(1)).first() is not None
 

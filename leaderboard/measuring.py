@@ -14,8 +14,9 @@ from helm_gym.errors import InvalidInputError
 from helm_gym.policies.opening import open_policy
 from leaderboard import evaluating
 from leaderboard.board import Board
-from leaderboard.evaluating import HIDDEN, MEASURED, Tick
+from leaderboard.evaluating import Tick
 from leaderboard.sandbox import SandboxedPolicy
+from leaderboard.season import HIDDEN, MEASURED
 from leaderboard.standings import Standings
 from leaderboard.tables import SUBMISSIONS
 
@@ -37,7 +38,9 @@ def measure(
     """
     with board.store.reading() as connection:
         season = board.season(connection)
-        key_hash = board.store.season(connection)["key_hash"]
+        told = board.store.season(connection)
+    if told["closed"]:
+        raise InvalidInputError(f"Season {season.number} is closed and stays as it is; open the next one.")
     if task not in season.tasks:
         raise InvalidInputError(f"Task '{task}' is not on this board; it has {', '.join(season.tasks)}.")
     chosen = [row["entry"] for row in Standings(board).table(task)["rows"][:top]]
@@ -46,7 +49,7 @@ def measure(
     with board.store.reading() as connection:
         found = connection.execute(sa.select(SUBMISSIONS.c.id, SUBMISSIONS.c.body).where(SUBMISSIONS.c.id.in_(chosen)))
         bodies = {row.id: json.loads(row.body) for row in found}
-    episodes = season.seeds(task, HIDDEN, board.store.season_key(season.season, key_hash))[:seeds]
+    episodes = season.seeds(task, HIDDEN, board.store.season_key(season.number, told["key_hash"]))[:seeds]
     with contextlib.ExitStack() as opened:
         policies = []
         for entry in chosen:
@@ -59,7 +62,7 @@ def measure(
             policy.name = entry
             policies.append(policy)
         run = evaluating.run(season, task, episodes, "real", policies, tick)
-    place = {"season": season.season, "task": task, "split": HIDDEN, "rung": MEASURED, "member": 0}
+    place = {"season": season.number, "task": task, "split": HIDDEN, "rung": MEASURED, "member": 0}
     where = evaluating.where(run)
     board.store.append(
         ("scores", place | {"submission": e.policy, "episodes": evaluating.episodes_of(run, e), "where": where})

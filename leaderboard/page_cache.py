@@ -6,11 +6,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
-_FRESH_S, _STALE_S = 1.0, 3.0
+_FRESH_S, _STALE_S = 1.0, 10.0
 _MOST = 400  # pages that are kept
-_THREADS = 2  # more would only share the interpreter's lock, and make everybody's page late
 
 
 class PageCache:
@@ -21,27 +20,31 @@ class PageCache:
     """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, "pages")
         self._kept: dict[str, tuple[float, str]] = {}
         self._making: dict[str, Future[str]] = {}
 
-    async def get(self, address: str, make: Callable[[], str]) -> str:
-        """The page; raises what ``make`` raises where there is none to give meanwhile."""
+    async def get(self, address: str, start: Callable[[], Future[str]]) -> str:
+        """The page; raises what making it raises where there is none to give meanwhile.
+
+        Args:
+            start: begins to make it, elsewhere.
+        """
         made, text = self._kept.get(address, (-math.inf, ""))
         age = time.monotonic() - made
         if age < _FRESH_S:
             return text
         making = self._making.get(address)
         if making is None:
-            making = self._making[address] = self._threads.submit(self._make, address, make)
-            making.add_done_callback(lambda _: self._making.pop(address, None))
+            making = self._making[address] = start()
+            making.add_done_callback(lambda done: self._keep(address, done))
         if age < _STALE_S:
             return text
         return await asyncio.shield(asyncio.wrap_future(making))  # others wait for it too
 
-    def _make(self, address: str, make: Callable[[], str]) -> str:
-        text = make()
+    def _keep(self, address: str, done: Future[str]) -> None:
+        self._making.pop(address, None)
+        if done.cancelled() or done.exception() is not None:
+            return
         if len(self._kept) >= _MOST:
             self._kept.clear()
-        self._kept[address] = time.monotonic(), text
-        return text
+        self._kept[address] = time.monotonic(), done.result()

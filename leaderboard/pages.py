@@ -6,11 +6,11 @@ They need no JavaScript. Whatever a user has written is escaped by Jinja2.
 from __future__ import annotations
 
 import functools
+import importlib.resources
 import io
 import json
 import math
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,14 +23,13 @@ from helm_gym.errors import HelmError
 from helm_gym.policies.onnx_check import RULES
 from helm_gym.tasks import find_task
 from leaderboard.board import Board
-from leaderboard.evaluating import DEVELOPMENT, RANKING
+from leaderboard.season import DEVELOPMENT, RANKING
 from leaderboard.standings import Standings
 from leaderboard.submissions import METHOD, POLICY, STATES, TRACKS, WRITE_UP
 from leaderboard.tables import REFERENCES
 
 SHOWN = 100  # rows of a page
 _RECENT = 15
-_FRESH_S = 1.0
 _PLOTTING = threading.Lock()  # matplotlib's figures share state
 
 
@@ -38,6 +37,12 @@ def _number(value: float | None, digits: int = 3) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.{digits}f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+@functools.cache
+def read_style() -> str:
+    """The style sheet of all pages."""
+    return (importlib.resources.files("leaderboard") / "templates/style.css").read_text(encoding="utf-8")
 
 
 class Pages:
@@ -58,34 +63,22 @@ class Pages:
             auto_reload=False,
         )
         self._templates.filters["number"] = _number
-        self._kept: dict[tuple[str, int, str], tuple[Any, str]] = {}
-        self._facts: tuple[float, dict[str, Any]] = -math.inf, {}
+        self._kept: dict[tuple[int, str, int, str], tuple[Any, str]] = {}
 
-    def style(self) -> str:
-        assert self._templates.loader is not None
-        return self._templates.loader.get_source(self._templates, "style.css")[0]
-
-    def facts(self) -> dict[str, Any]:
-        """What every page says of the board; read at most once a second."""
-        looked, facts = self._facts
-        if time.monotonic() - looked > _FRESH_S:
-            facts = self._read_facts()
-            self._facts = time.monotonic(), facts
-        return facts
-
-    def _read_facts(self) -> dict[str, Any]:
-        store = self.board.store
-        with store.reading() as connection:
-            season = store.season(connection)
-        first = store.first_record()
-        assert first is not None
-        told = {key: first.body[key] for key in ("name", "public_key", "profile")}
-        keys = ("season", "key_hash", "key", "tasks", "development", "hidden", "confirmation", "horizon")
-        return told | {key: season[key] for key in (*keys, "opened", "closed")}
-
-    def index(self) -> str:
-        facts = self.facts()
-        waiting = self.board.entries(final=False)[: -_RECENT - 1 : -1]  # the oldest first
+    def index(self, season: int | None = None) -> str:
+        """The first page, or that of a season, which has its tables alone."""
+        facts = self.board.facts(season)
+        if season is not None:
+            return self._render(
+                "season.html",
+                "../../",
+                f"season {season}",
+                season=season,
+                overall=self.standings.overall(season=season),
+                tables=[self.standings.table(task, season=season) for task in facts["tasks"]],
+                shown=SHOWN,
+            )
+        waiting = self.board.entries(count=_RECENT, final=False, oldest_first=True)
         active = [self.board.entry(row["id"]) for row in waiting]
         return self._render(
             "index.html",
@@ -94,21 +87,28 @@ class Pages:
             overall=self.standings.overall(),
             tables=[self.standings.table(task) for task in facts["tasks"]],
             active=active,
-            scaling=self.board.scaling() if self.live else [],
+            running_references=self.board.running_references() if self.live else [],
             recent=self.board.entries(count=_RECENT, final=True),
             shown=SHOWN,
         )
 
-    def task(self, task: str, first: int = 0, track: str = POLICY) -> str:
-        """Kept until the table changes."""
-        table, place = self.standings.table(task, track), (task, first, track)
+    def task(self, task: str, first: int = 0, track: str = POLICY, season: int | None = None) -> str:
+        """A task's table; kept until it changes.
+
+        Raises:
+            NotFoundError: there is no such season, or it has no such task.
+        """
+        self.board.facts(season, task)
+        table = self.standings.table(task, track, season)
+        place = season or 0, task, first, track
         kept = self._kept.get(place)
         if kept is not None and kept[0] is table:
             return kept[1]
         text = self._render(
             "task.html",
-            "../",
+            "../" if season is None else "../../../",
             task,
+            season=season,
             table=table,
             doc=find_task(task).doc,
             first=first,
@@ -125,9 +125,9 @@ class Pages:
         scores = self.standings.scores(entry)["scores"]
         return self._render("entry.html", "../", found["name"], entry=found, scores=scores, plots=self._plots(scores))
 
-    def compare(self, first: str, second: str) -> str:
+    def compare(self, first: str, second: str, season: int | None = None) -> str:
         one, other = self.board.entry(first), self.board.entry(second)
-        rows = self.standings.compare(first, second)
+        rows = self.standings.compare(first, second, season)
         return self._render("compare.html", "", "compare", first=one, second=other, rows=rows)
 
     def submit(self) -> str:
@@ -146,19 +146,21 @@ class Pages:
     def rules(self) -> str:
         return self._render("rules.html", "", "how it is evaluated")
 
-    def _render(self, name: str, root: str, title: str, **given: Any) -> str:
-        return self._templates.get_template(name).render(
-            root=root, title=title, board=self.facts(), live=self.live, **given
-        )
+    def _render(self, name: str, root: str, title: str, season: int | None = None, **given: Any) -> str:
+        """A page; ``root`` leads to the board's folder, and ``home`` from there to the season's."""
+        home = "" if season is None else f"seasons/{season}/"
+        told = {"root": root, "home": home, "board": self.board.facts(season), "live": self.live}
+        return self._templates.get_template(name).render(title=title, **told, **given)
 
     def _plots(self, scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found = []
-        for row in scores:
+        newest = max((row["season"] for row in scores), default=0)
+        for row in (row for row in scores if row["season"] == newest):
             log = row["where"].get("log")
             if row["split"] != DEVELOPMENT or row["member"] != 0 or log is None:
                 continue
             try:
-                svg = _plot(self.board.store.get(log), self._star(row["task"]))
+                svg = _plot(self.board.store.get(log), self._star(row["season"], row["task"]))
             except HelmError:  # its log is gone; the page is there all the same
                 continue
             caption = (
@@ -167,8 +169,13 @@ class Pages:
             found.append({"svg": Markup(svg), "caption": caption})
         return found
 
-    def _star(self, task: str) -> bytes:
-        where = (REFERENCES.c.task == task, REFERENCES.c.split == DEVELOPMENT, REFERENCES.c.rung == RANKING)
+    def _star(self, season: int, task: str) -> bytes:
+        where = (
+            REFERENCES.c.season == season,
+            REFERENCES.c.task == task,
+            REFERENCES.c.split == DEVELOPMENT,
+            REFERENCES.c.rung == RANKING,
+        )
         with self.board.store.reading() as connection:
             body = connection.execute(sa.select(REFERENCES.c.body).where(*where)).scalar()
         log = None if body is None else json.loads(body)["where"].get("log")

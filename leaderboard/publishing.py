@@ -1,4 +1,4 @@
-"""A board as a folder of files that needs no server, and the check of one such row by row.
+"""A board as a folder of files that needs no server; ``verifying`` checks one.
 
 site/index.html, tasks/, entries/   the pages
 site/log.jsonl                      every record; hidden episodes' scores only as hashes until the season closes
@@ -8,30 +8,17 @@ site/episodes/*.json                logs of development episodes
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
 import pathlib
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from helm_gym import files
-from helm_gym.errors import InvalidInputError
-from helm_gym.policies.onnx_check.rules import MAX_FILE_BYTES
-from helm_gym.policies.opening import open_policy
-from helm_gym.policy import Policy
-from helm_gym.text import shown
-from leaderboard import evaluating, records
 from leaderboard.board import Board
-from leaderboard.evaluating import CONFIRMATION, DEVELOPMENT, HIDDEN, MEASURED, PROVISIONAL, RANKING, Season, Tick
 from leaderboard.records import Record, canonical
-from leaderboard.sandbox import SandboxedPolicy
+from leaderboard.season import DEVELOPMENT
 from leaderboard.store import Store
-from leaderboard.submissions import METHOD, check_reference
+from leaderboard.submissions import METHOD
 
 LOG = "log.jsonl"
-_MAX_LOG_BYTES = 2**30
 _SECRET = ("scores", "references")  # whose hidden episodes stay in the store while the season is open
 
 
@@ -50,29 +37,18 @@ def published_lines(store: Store) -> Iterator[str]:
             yield record.line()
 
 
-def close_season(board: Board) -> str:
-    """Ends the season: its key becomes public, and with it every hidden episode. Returns the key."""
-    with board.store.writing() as connection:
-        season = board.store.season(connection)
-        if season["closed"]:
-            raise InvalidInputError(f"Season {season['season']} is closed already.")
-        key = board.store.season_key(season["season"], season["key_hash"]).hex()
-        board.store.append_within(connection, [("season-closed", {"season": season["season"], "key": key})])
-    return key
-
-
 def publish(board: Board, folder: pathlib.Path) -> int:
     """Writes the whole board as a static site; returns how many files.
 
     Raises:
         InvalidInputError: the folder cannot be written.
     """
-    from leaderboard.pages import Pages
+    from leaderboard.pages import Pages, read_style
     from leaderboard.standings import Standings
 
     standings = Standings(board)
     pages = Pages(board, standings, live=False)
-    facts = pages.facts()
+    facts = board.facts()
     written = 0
 
     def write(name: str, content: str | bytes) -> None:
@@ -80,12 +56,17 @@ def publish(board: Board, folder: pathlib.Path) -> int:
         files.write(folder / name, content)
         written += 1
 
-    write("style.css", pages.style())
+    write("style.css", read_style())
     for name, text in (("index", pages.index()), ("submit", pages.submit()), ("rules", pages.rules())):
         write(f"{name}.html", text)
-    for task in facts["tasks"]:
-        write(f"tasks/{task}.html", pages.task(task))
-        write(f"methods/{task}.html", pages.task(task, track=METHOD))
+    former = [told["season"] for told in facts["seasons"][1:]]
+    for season in former:
+        write(f"seasons/{season}/index.html", pages.index(season))
+    for number in (None, *former):
+        folder_of = "" if number is None else f"seasons/{number}/"
+        for task in board.facts(number)["tasks"]:
+            write(f"{folder_of}tasks/{task}.html", pages.task(task, season=number))
+            write(f"{folder_of}methods/{task}.html", pages.task(task, track=METHOD, season=number))
     for row in board.entries():
         write(f"entries/{row['id']}.html", pages.entry(row["id"]))
         for digest in row["files"]:
@@ -93,182 +74,11 @@ def publish(board: Board, folder: pathlib.Path) -> int:
     for record in board.store.log():
         if record.kind in _SECRET and record.body["where"].get("log"):
             write(f"episodes/{record.body['where']['log']}.json", board.store.get(record.body["where"]["log"]))
-    tables = {task: standings.table(task) for task in facts["tasks"]}
+    tables = {
+        str(told["season"]): {task: standings.table(task, season=told["season"]) for task in told["tasks"]}
+        for told in facts["seasons"]
+    }
     write("board.json", canonical(facts | {"tables": tables}))
     write(LOG, "".join(f"{line}\n" for line in published_lines(board.store)))
     write(".nojekyll", "")  # for hosts that would leave files out
     return written
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A published board that was read, its chain found sound.
-
-    Attributes:
-        folder: where it lies.
-        records: those that are told.
-        hidden: how many are given by their hashes alone.
-        public_key: whose signatures they have.
-    """
-
-    folder: pathlib.Path
-    records: list[Record]
-    hidden: int
-    public_key: str
-
-    def submission(self, entry: str) -> dict[str, Any]:
-        """Raises InvalidInputError where there is none."""
-        for record in self.records:
-            if record.kind == "submission" and record.body["submission"] == entry:
-                return dict(record.body)
-        raise InvalidInputError(f"The published board has no entry '{entry}'; its pages name them.")
-
-    def season(self) -> tuple[Season, bytes | None]:
-        """The newest season, and its key where it is closed."""
-        board = self.records[0].body
-        body = [record.body for record in self.records if record.kind == "season"][-1]
-        key = next(
-            (
-                bytes.fromhex(record.body["key"])
-                for record in self.records
-                if record.kind == "season-closed" and record.body["season"] == body["season"]
-            ),
-            None,
-        )
-        if key is not None and hashlib.sha256(key).hexdigest() != body["key_hash"]:
-            raise InvalidInputError("The season's key is not the one whose hash was published when it opened.")
-        return Season.of(body, board["profile"]), key
-
-
-@contextlib.contextmanager
-def _as_written() -> Iterator[None]:
-    """Whatever a stranger's record lacks, or has in another form, is one sentence."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InvalidInputError(f"The log has a record that no board writes ({shown(str(error))}).") from error
-
-
-@_as_written()
-def read_published(folder: pathlib.Path, public_key: str | None = None) -> Published:
-    """Reads a published board and checks its log from the first record to the last.
-
-    Args:
-        public_key: whose it must be; that which its first record names where not given.
-
-    Raises:
-        InvalidInputError: no published board, or one whose log was changed.
-    """
-    content = files.read_bytes(folder / LOG, "Log", _MAX_LOG_BYTES, "give a folder that `publish` wrote")
-    told: list[Record] = []
-    hidden = 0
-    previous = records.GENESIS
-    key = public_key
-    for number, line in enumerate(content.splitlines(), 1):
-        where = f"{LOG}, line {number},"
-        value = files.parse_json(line, where)
-        if isinstance(value, dict) and set(value) == {"seq", "hash", "signature"}:
-            records.check_signature(str(value["hash"]), str(value["signature"]), key, where)
-            if value["seq"] != number:
-                raise InvalidInputError(f"The log is broken at record {number}: one is missing, added or out of order.")
-            previous, hidden = str(value["hash"]), hidden + 1
-            continue
-        record = records.from_line(value, where)
-        if number == 1 and record.kind == "board":
-            key = key or str(record.body["public_key"])
-        records.check_record(record, number, previous, key)
-        previous = record.digest
-        told.append(record)
-    if not told or told[0].kind != "board" or key is None:
-        raise InvalidInputError(f"{folder / LOG} does not start with a board's own record.")
-    return Published(folder, told, hidden, key)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One task's episodes of an entry, recomputed.
-
-    Attributes:
-        same: whether each figure of each episode is the same to the last bit.
-        largest: difference of mean latency (ms).
-        where: on what it was obtained there.
-    """
-
-    task: str
-    split: str
-    rung: str
-    member: int
-    same: bool
-    largest: float
-    where: dict[str, Any]
-
-
-def verify(published: Published, entry: str, unconfined: bool = False, tick: Tick | None = None) -> Iterator[Row]:
-    """Recomputes an entry's scores from the published files: development episodes, and hidden ones of closed seasons.
-
-    Raises:
-        InvalidInputError: no such entry, or nothing of it that can be recomputed.
-        RefusedError, PolicyFault: its policy does not run.
-    """
-    with _as_written():
-        yield from _verify(published, entry, unconfined, tick)
-
-
-def _verify(published: Published, entry: str, unconfined: bool, tick: Tick | None) -> Iterator[Row]:
-    body = published.submission(entry)
-    season, key = published.season()
-    scores = [r.body for r in published.records if r.kind == "scores" and r.body["submission"] == entry]
-    for row in scores:
-        _check_place(row, season, body)
-    if not scores:
-        raise InvalidInputError(f"Entry '{entry}' has no scores that could be recomputed yet.")
-    for member in sorted({row["member"] for row in scores}):
-        with _opened(published, body, member, season, unconfined) as policy:
-            for row in scores:
-                if row["member"] != member or row["rung"] == MEASURED:
-                    continue
-                seeds = season.seeds(row["task"], row["split"], key or b"")
-                run = evaluating.run(season, row["task"], seeds, row["rung"], [policy], tick)
-                found = evaluating.episodes_of(run, run.policies[0])
-                far = max(
-                    abs(a["mean_latency_ms"] - b["mean_latency_ms"])
-                    for a, b in zip(found, row["episodes"], strict=True)
-                )
-                place = {name: row[name] for name in ("task", "split", "rung", "member", "where")}
-                yield Row(**place, same=found == row["episodes"], largest=far)
-
-
-def _check_place(row: Mapping[str, Any], season: Season, body: Mapping[str, Any]) -> None:
-    """Raises InvalidInputError where a stranger's record says what none of ours does: a name may be a module's."""
-    known = {
-        "season": [season.season],
-        "task": season.tasks,
-        "split": (DEVELOPMENT, HIDDEN, CONFIRMATION),
-        "rung": (PROVISIONAL, RANKING, MEASURED),
-        "member": range(max(1, len(body["files"]))),
-    }
-    for key, values in known.items():
-        if row[key] not in values:
-            raise InvalidInputError(f"A record of scores has a {key} of {shown(row[key])}, which no board writes.")
-    count = {DEVELOPMENT: season.development, HIDDEN: season.hidden, CONFIRMATION: season.confirmation}[row["split"]]
-    there = len(evaluating.values_of(row["episodes"]))
-    if (there != count and row["rung"] != MEASURED) or not isinstance(row["where"]["machine"], str):
-        raise ValueError(f"{count} episodes")
-
-
-@contextlib.contextmanager
-def _opened(
-    published: Published, body: dict[str, Any], member: int, season: Season, unconfined: bool
-) -> Iterator[Policy]:
-    layout = season.layout()
-    if body["reference"]:
-        yield open_policy(check_reference(body["reference"]), layout)
-        return
-    digest = str(body["files"][member])
-    if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise InvalidInputError(f"A file is named {shown(digest)}, and not by its SHA-256.")
-    content = files.read_bytes(published.folder / "files" / f"{digest}.onnx", "Policy", MAX_FILE_BYTES)
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise InvalidInputError(f"files/{digest}.onnx is not the file that was submitted.")
-    with SandboxedPolicy(content, layout, unconfined=unconfined) as policy:
-        yield policy

@@ -156,17 +156,6 @@ def from_line(value: Any, where: str) -> Record:
     return parse(canonical(value["record"]), str(value["hash"]), str(value["signature"]), where)
 
 
-def read_log(content: bytes, where: str) -> Iterator[Record]:
-    """The records of a published log, in its order; ``check_chain`` says whether they are sound.
-
-    Raises:
-        InvalidInputError: a line that is no record.
-    """
-    for number, line in enumerate(content.splitlines(), 1):
-        here = f"{where}, line {number},"
-        yield from_line(files.parse_json(line, here), here)
-
-
 def check_signature(digest: str, signature: str, key: str | None, where: str) -> None:
     """Raises InvalidInputError unless ``key`` signed this hash."""
     if key is None:

@@ -20,16 +20,14 @@ from helm_gym.errors import HelmError, InvalidInputError
 from leaderboard import leases
 from leaderboard.app import make_app
 from leaderboard.board import Board, Quota, RefusedSubmissionError
-from leaderboard.evaluating import BOARD_TASKS, Season
+from leaderboard.rendering import ProcessRenderer
 from leaderboard.sandbox import missing
+from leaderboard.season import BOARD_TASKS, Season
 from leaderboard.store import Store
 from leaderboard.submissions import REFERENCES
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _RESTART_S = 1.0
-# How long one thread may keep the interpreter from the others: a request takes it back several times, and Python's own
-# 5 ms each time would make pages wait while a table is made.
-_SWITCH_S = 0.0005
 
 
 class Workers:
@@ -151,10 +149,10 @@ def serve(
     }
     # References take minutes at a stretch: they have a process of their own, so that no submission waits for them.
     scaling = [settings | {"references": True, "submissions": False}] if references and workers else []
-    sys.setswitchinterval(_SWITCH_S)
     started = Workers([*[settings] * workers, *scaling])
     try:
-        app = make_app(opened, tokens, [*_LOOPBACK, "[::1]", *hosts] if host in _LOOPBACK else [*hosts] or ["*"])
+        names = [*_LOOPBACK, "[::1]", *hosts] if host in _LOOPBACK else [*hosts] or ["*"]
+        app = make_app(opened, tokens, names, ProcessRenderer(folder.absolute(), url, tokens, _environment()))
         uvicorn.run(
             app,
             host=host,

@@ -6,9 +6,9 @@ them per submission is bounded by that.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,32 +16,22 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
+from helm_gym.errors import InvalidInputError
 from helm_gym.evaluation.statistics import Figure, bootstrap, iqm, paired_difference
 from leaderboard import ranking
 from leaderboard.board import Board
-from leaderboard.evaluating import (
-    CONFIRMATION,
-    DEVELOPMENT,
-    HIDDEN,
-    MEASURED,
-    METRICS,
-    PROVISIONAL,
-    RANKED_BY,
-    RANKING,
-    Season,
-    values_of,
-    vectors,
-    vectors_of,
-)
+from leaderboard.episode_figures import TAIL, EpisodeFigures, Place, entries_of
+from leaderboard.evaluating import METRICS, values_of
+from leaderboard.intervals import Intervals, difference_of_methods, generator
 from leaderboard.ranking import Ranked
-from leaderboard.store import StoreError
-from leaderboard.submissions import METHOD, POLICY
-from leaderboard.tables import REFERENCES, SCORES, STATES, SUBMISSIONS
+from leaderboard.season import CONFIRMATION, DEVELOPMENT, HIDDEN, MEASURED, PROVISIONAL, RANKING, Season
+from leaderboard.submissions import METHOD, POLICY, UNCHECKED
+from leaderboard.tables import REFERENCES, SCORES, SUBMISSIONS
 
 DIGITS = 4  # of a figure of hidden episodes
 _OF_HIDDEN = ("mean_latency_ms", "p99_ms")  # an alpha, say, would tell much more of them
-_FRESH_S, _PATIENCE_S = 0.2, 0.15
-_SHOWN = ("entry", "name", "account", "track", "duplicate_of", "nearly")
+_FRESH_S = 0.2
+_TOLD = ("entry", "name", "account", "track", "duplicate_of", "nearly")
 
 
 def rounded(value: float) -> float | None:
@@ -49,16 +39,12 @@ def rounded(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def told(figure: Figure) -> dict[str, float | None]:
+def rounded_figure(figure: Figure) -> dict[str, float | None]:
     return {"value": rounded(figure.value), "low": rounded(figure.low), "high": rounded(figure.high)}
 
 
 class Standings:
-    """Tables by track and task.
+    """Tables by season, track and task; for one thread.
 
     Args:
         board: opened.
@@ -66,123 +52,69 @@ class Standings:
 
     def __init__(self, board: Board):
         self.board = board
-        self._kept: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
-        self._overall: dict[str, tuple[Mapping[str, dict[str, Any]], dict[str, Any]]] = {}
-        self._stamp: tuple[float, tuple[int, ...]] = -math.inf, ()
-        self._locks: dict[tuple[str, str], threading.Lock] = {}
+        self._figures, self._intervals = EpisodeFigures(), Intervals()
+        self._looked, self._seasons = -math.inf, dict[int, tuple[Season, bool]]()
+        self._kept: dict[tuple[int, str, str], tuple[Any, dict[str, Any]]] = {}
+        self._overall: dict[tuple[int, str], tuple[Mapping[str, dict[str, Any]], dict[str, Any]]] = {}
+        self._names: dict[str, dict[str, Any]] = {}
 
-    def stamp(self) -> tuple[int, ...]:
-        """Changes whenever a table may, a fifth of a second later at most."""
-        looked, stamp = self._stamp
-        if time.monotonic() - looked > _FRESH_S:
-            stamp = self._look()
-            self._stamp = time.monotonic(), stamp
-        return stamp
+    def _season(self, number: int | None) -> tuple[Season, bool]:
+        """The season of that number, or the newest, and whether it is closed; a fifth of a second late at most.
 
-    def _look(self) -> tuple[int, ...]:
-        with self.board.store.reading() as connection:
-            asked = (
-                sa.select(sa.func.max(SCORES.c.seq)),
-                sa.select(sa.func.count()).select_from(REFERENCES),
-                sa.select(STATES.c.seq)  # by its key from the end, where max() would look at all of them
-                .where(STATES.c.state.in_(("verified", "superseded", "cancelled", "failed")))
-                .order_by(STATES.c.seq.desc())
-                .limit(1),
-            )
-            return tuple(connection.execute(one).scalar() or 0 for one in asked)
-
-    def table(self, task: str, track: str = POLICY) -> dict[str, Any]:
-        """One task's table.
-
-        It is made anew in the background where something changed; until then there is the one before.
+        Raises:
+            InvalidInputError: there is none of that number.
         """
-        place, stamp = (track, task), self.stamp()
-        kept = self._kept.get(place)
-        if kept is not None and kept[0] == stamp:
-            return kept[1]
-        lock = self._locks.setdefault(place, threading.Lock())
-        if kept is not None:
-            if lock.acquire(blocking=False):
-                renewing = threading.Thread(target=self._renew, args=(place, stamp, lock), daemon=True)
-                renewing.start()
-                renewing.join(_PATIENCE_S)  # which a small board's takes
-            return self._kept[place][1]
-        with lock:
-            there = self._kept.get(place)
-            if there is None:  # else made while this one waited
-                there = self._kept[place] = stamp, self._make(task, track)
-            return there[1]
+        if time.monotonic() - self._looked > _FRESH_S:
+            with self.board.store.reading() as connection:
+                self._figures.update(connection)
+                for row in self.board.store.seasons(connection):
+                    season = self.board.season(connection, row["season"])
+                    self._seasons[season.number] = season, row["closed"] is not None
+            self._looked = time.monotonic()
+        chosen = max(self._seasons) if number is None else number
+        if chosen not in self._seasons:
+            raise InvalidInputError(f"This board has no season {number}.")
+        return self._seasons[chosen]
 
-    def _renew(self, place: tuple[str, str], stamp: tuple[int, ...], lock: threading.Lock) -> None:
-        try:
-            self._kept[place] = stamp, self._make(place[1], place[0])
-        except StoreError:  # a database that is away: the table before it stays
-            pass
-        finally:
-            lock.release()
+    def table(self, task: str, track: str = POLICY, season: int | None = None) -> dict[str, Any]:
+        """One task's table, of the newest season where none is given; kept until a score of it or its entries change.
 
-    def overall(self, track: str = POLICY) -> dict[str, Any]:
-        """The board over all tasks: by mean normalised score, the worst task beside it; kept until a table changes."""
+        Raises:
+            InvalidInputError: there is no season of that number.
+        """
+        chosen, closed = self._season(season)
+        number = chosen.number
         with self.board.store.reading() as connection:
-            season = self.board.season(connection)
-        tables = {task: self.table(task, track) for task in season.tasks}
-        made_of, found = self._overall.get(track, ({}, {}))
+            references = {rung: _references(connection, number, task, rung) for rung in (RANKING, PROVISIONAL)}
+            changed = 0 if closed else self._figures.changed(number, task)
+            stamp, place = (changed, closed, *map(bool, references.values())), (number, track, task)
+            if place not in self._kept or self._kept[place][0] != stamp:
+                made = self._make(connection, chosen, closed, task, track, references)
+                self._kept[place] = stamp, made
+        return self._kept[place][1]
+
+    def overall(self, track: str = POLICY, season: int | None = None) -> dict[str, Any]:
+        """The board over all tasks: by mean normalised score, the worst task beside it; kept until a table changes."""
+        chosen, _ = self._season(season)
+        tables = {task: self.table(task, track, chosen.number) for task in chosen.tasks}
+        place = chosen.number, track
+        made_of, found = self._overall.get(place, ({}, {}))
         if made_of.keys() != tables.keys() or any(made_of[task] is not table for task, table in tables.items()):
-            found = self._over_all(tables, track)
-            self._overall[track] = tables, found
+            found = _over_all(tables, track)
+            self._overall[place] = tables, found
         return found
 
-    def _over_all(self, tables: Mapping[str, dict[str, Any]], track: str) -> dict[str, Any]:
-        scores = {
-            task: {
-                row["entry"]: math.nan if row["score"]["value"] is None else row["score"]["value"] for row in t["rows"]
-            }
-            for task, t in tables.items()
-        }
-        rows = {row["entry"]: row for table in tables.values() for row in table["rows"]}
-        found = ranking.over_tasks(scores, [*tables])
-        scored = [task for task in tables if any(math.isfinite(v) for v in scores[task].values())]
-        return {
-            "track": track,
-            "tasks": scored,
-            "rows": [
-                {
-                    "rank": number,
-                    **{
-                        key: rows[entry][key] for key in ("entry", "name", "account", "track", "duplicate_of", "nearly")
-                    },
-                    "mean": rounded(mean),
-                    "worst": rounded(worst),
-                    "scores": {task: rounded(scores[task][entry]) for task in scored},
-                }
-                for number, (entry, mean, worst) in enumerate(found, 1)
-            ],
-        }
-
-    def compare(self, first: str, second: str) -> list[dict[str, Any]]:
+    def compare(self, first: str, second: str, season: int | None = None) -> list[dict[str, Any]]:
         """Two entries, task by task: paired difference of latency with its interval, and the test's p."""
-        found = []
+        chosen, closed = self._season(season)
+        number, found = chosen.number, []
         with self.board.store.reading() as connection:
-            season = self.board.season(connection)
-            for task in season.tasks:
-                there = {
-                    **vectors(connection, season.season, task, HIDDEN, RANKING, METHOD),
-                    **vectors(connection, season.season, task, HIDDEN, RANKING, POLICY),
-                }
-                if first in there and second in there:
-                    a, b = there[first], there[second]
-                    p = float(ranking.paired_test((a - b)[None])[0])
-                    found.append(
-                        {
-                            "task": task,
-                            "first_ms": rounded(float(iqm(a))),
-                            "second_ms": rounded(float(iqm(b))),
-                            "difference": told(paired_difference(a, b, ranking.generator())),
-                            "p": rounded(p),
-                            "wins": int((a < b).sum()),
-                            "episodes": len(a),
-                        }
-                    )
+            asked = [entries_of(connection, number, closed, track) for track in (POLICY, METHOD)]
+        both = [(name, members) for some in asked for name, members in some if name in (first, second)]
+        for task in chosen.tasks:
+            there = self._figures.of(Place(number, task, HIDDEN, RANKING), both)
+            if first in there and second in there:
+                found.append({"task": task} | _compared(there[first], there[second]))
         return found
 
     def scores(self, entry: str) -> dict[str, Any]:
@@ -200,9 +132,9 @@ class Standings:
                 place = {key: row[key] for key in ("season", "task", "split", "rung", "member")}
                 is_open = row["split"] == DEVELOPMENT
                 figures = {
-                    metric: told(bootstrap((values_of(body["episodes"], metric),), iqm, ranking.generator()))
+                    metric: rounded_figure(bootstrap((values_of(body["episodes"], metric),), iqm, generator()))
                     if is_open or metric in _OF_HIDDEN
-                    else told(Figure(math.nan))
+                    else rounded_figure(Figure(math.nan))
                     for metric in METRICS
                 }
                 open_ones = {"episodes": body["episodes"]} if is_open else {}
@@ -211,88 +143,134 @@ class Standings:
 
     # How a table is made
 
-    def _make(self, task: str, track: str) -> dict[str, Any]:
-        with self.board.store.reading() as connection:
-            season = self.board.season(connection)
-            number = season.season
-            entries, tails = vectors_of((RANKED_BY, "p99_ms"), connection, number, task, HIDDEN, RANKING, track)
-            (first,) = vectors_of(
-                (RANKED_BY,), connection, number, task, HIDDEN, PROVISIONAL, track, ("queued", "running")
-            )
-            fresh = vectors(connection, number, task, CONFIRMATION, RANKING, track)
-            live = vectors(connection, number, task, HIDDEN, MEASURED, track)
-            references = {rung: _references(connection, season, task, HIDDEN, rung) for rung in (RANKING, PROVISIONAL)}
-            names = self._names(connection)
-            variants = self.board.variants(connection)
-        ranked = ranking.rank(entries, references[RANKING])
+    def _make(
+        self,
+        connection: sa.Connection,
+        season: Season,
+        closed: bool,
+        task: str,
+        track: str,
+        references: Mapping[str, Mapping[str, ranking.Values]],
+    ) -> dict[str, Any]:
+        here = Place(season.number, task, HIDDEN, RANKING)
+        asked = entries_of(connection, season.number, closed, track)
+        entries, tails = self._figures.of(here, asked), ranking.iqms(self._figures.of(here, asked, TAIL))
+        first = self._figures.of(dataclasses.replace(here, rung=PROVISIONAL), asked)
+        fresh = self._figures.of(dataclasses.replace(here, split=CONFIRMATION), asked)
+        live = ranking.iqms(self._figures.of(dataclasses.replace(here, rung=MEASURED), asked))
+        names = self._names_of(connection, [name for name, _ in asked])
+        variants = self.board.variants(connection)
+        ranked = ranking.rank(entries, references[RANKING], self._intervals)
         lead = _lead(ranked, fresh)
-        tail = dict(zip(tails, iqm(np.stack([*tails.values()])).tolist(), strict=True)) if tails else {}
         rows = [
             {
                 "entry": row.entry,
                 **names[row.entry],
+                "members": len(entries[row.entry]),
                 "variants": variants[names[row.entry]["account"]],
                 "best": row.best,
                 "worst": row.worst,
-                "latency": told(row.latency),
-                "p99": rounded(tail[row.entry]),
-                "score": told(row.score),
+                "latency": rounded_figure(row.latency),
+                "p99": rounded(tails[row.entry]),
+                "score": rounded_figure(row.score),
                 "confirmed": lead if place == 0 else None,
-                "measured": rounded(float(iqm(live[row.entry]))) if row.entry in live else None,
+                "measured": rounded(live[row.entry]) if row.entry in live else None,
             }
             for place, row in enumerate(ranked)
         ]
-        soon = ranking.rank({k: v for k, v in first.items() if k not in entries}, references[PROVISIONAL])
+        early = {name: values for name, values in first.items() if name not in entries}
+        soon = ranking.rank(early, references[PROVISIONAL], self._intervals)
         return {
             "task": task,
             "track": track,
-            "season": number,
+            "season": season.number,
+            "closed": closed,
             "rung": RANKING,
             "episodes": season.hidden,
             "scale": _scale(references[RANKING]),
             "rows": rows,
             "provisional": [
-                {
-                    "entry": row.entry,
-                    **names[row.entry],
-                    "rung": PROVISIONAL,
-                    "latency": told(row.latency),
-                    "score": told(row.score),
-                }
+                {"entry": row.entry, **names[row.entry], "rung": PROVISIONAL}
+                | {"latency": rounded_figure(row.latency), "score": rounded_figure(row.score)}
                 for row in soon
             ],
         }
 
-    def _names(self, connection: sa.Connection) -> dict[str, dict[str, Any]]:
-        asked = sa.select(SUBMISSIONS.c.id, SUBMISSIONS.c.name, SUBMISSIONS.c.account, SUBMISSIONS.c.track)
-        checked = sa.select(SUBMISSIONS.c.id, SUBMISSIONS.c.checked).where(
-            SUBMISSIONS.c.checked.like('%"duplicate_of"%')
-        )
-        near = {
-            row.id: json.loads(row.checked)["figures"].get("duplicate_of", "") for row in connection.execute(checked)
-        }
-        rows = connection.execute(asked).all()
-        called = {row.id: row.name for row in rows}
-        return {
-            row.id: {
-                "name": row.name,
-                "account": row.account,
-                "track": row.track,
-                "duplicate_of": near.get(row.id, ""),
-                "nearly": called.get(near.get(row.id, ""), ""),
+    def _names_of(self, connection: sa.Connection, entries: list[str]) -> dict[str, dict[str, Any]]:
+        """What rows say of entries that have scores: they were checked, so that none of it changes any more."""
+        if any(name not in self._names for name in entries):
+            asked = sa.select(SUBMISSIONS.c.id, SUBMISSIONS.c.name, SUBMISSIONS.c.account, SUBMISSIONS.c.track)
+            rows = connection.execute(asked.where(SUBMISSIONS.c.state.not_in(UNCHECKED))).all()
+            near = dict(self._duplicates(connection))
+            called = {row.id: row.name for row in rows}
+            self._names |= {
+                row.id: {
+                    "name": row.name,
+                    "account": row.account,
+                    "track": row.track,
+                    "duplicate_of": near.get(row.id, ""),
+                    "nearly": called.get(near.get(row.id, ""), ""),
+                }
+                for row in rows
             }
-            for row in rows
-        }
+        return self._names
+
+    def _duplicates(self, connection: sa.Connection) -> list[tuple[str, str]]:
+        asked = sa.select(SUBMISSIONS.c.id, SUBMISSIONS.c.checked)
+        rows = connection.execute(asked.where(SUBMISSIONS.c.checked.like('%"duplicate_of"%')))
+        return [(row.id, json.loads(row.checked)["figures"].get("duplicate_of", "")) for row in rows]
 
 
-def _references(
-    connection: sa.Connection, season: Season, task: str, split: str, rung: str
-) -> Mapping[str, ranking.Values]:
+def _over_all(tables: Mapping[str, dict[str, Any]], track: str) -> dict[str, Any]:
+    scores = {
+        task: {row["entry"]: row["score"]["value"] for row in table["rows"] if row["score"]["value"] is not None}
+        for task, table in tables.items()
+    }
+    rows = {row["entry"]: row for table in tables.values() for row in table["rows"]}
+    scored = [task for task in tables if scores[task]]
+    return {
+        "track": track,
+        "tasks": scored,
+        "rows": [
+            {
+                "rank": number,
+                **{key: rows[entry][key] for key in _TOLD},
+                "mean": rounded(mean),
+                "worst": rounded(worst),
+                "scores": {task: rounded(scores[task][entry]) for task in scored},
+            }
+            for number, (entry, mean, worst) in enumerate(ranking.over_tasks(scores, [*tables]), 1)
+        ],
+    }
+
+
+def _compared(first: ranking.Values, second: ranking.Values) -> dict[str, Any]:
+    """Two entries on one task, (members, episodes) each; methods by their training seeds, others by the episodes."""
+    a, b = first.mean(axis=0), second.mean(axis=0)
+    methods = min(len(first), len(second)) > 1
+    if methods:
+        difference = difference_of_methods(first, second)
+        _, p = ranking.seeds_test([iqm(first), iqm(second)], np.array([0]), np.array([1]))
+    else:
+        difference, p = paired_difference(a, b, generator()), ranking.paired_test((a - b)[None])
+    means = ranking.iqms({"first": first, "second": second})
+    return {
+        "first_ms": rounded(means["first"]),
+        "second_ms": rounded(means["second"]),
+        "difference": rounded_figure(difference),
+        "test": "training seeds" if methods else "episodes",
+        "p": rounded(float(p[0])),
+        "wins": int((a < b).sum()),
+        "episodes": len(a),
+    }
+
+
+def _references(connection: sa.Connection, season: int, task: str, rung: str) -> Mapping[str, ranking.Values]:
     found = connection.execute(
         sa.select(REFERENCES.c.body).where(
-            REFERENCES.c.season == season.season,
+            REFERENCES.c.season == season,
             REFERENCES.c.task == task,
-            REFERENCES.c.split == split,
+            REFERENCES.c.split == HIDDEN,
             REFERENCES.c.rung == rung,
         )
     ).scalar()

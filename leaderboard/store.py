@@ -2,7 +2,8 @@
 
     board/board.db          SQLite, unless a PostgreSQL URL is given
     board/files/ab/ab12...  submitted files and logs of development episodes
-    board/keys/             the signing key, and the season's key until it is published
+    board/keys/             the signing key, and each season's key
+    board/parts/1/          references of the first season that are not finished
 
 Records and the tables made from them change in one transaction, so that a process that is killed leaves both or none.
 """
@@ -25,7 +26,7 @@ from leaderboard import records
 from leaderboard.records import Record
 from leaderboard.tables import LEASES, METADATA, PROJECTED, RECORDS, SEASONS, project, rows
 
-DATABASE, FILES, KEYS = "board.db", "files", "keys"
+DATABASE, FILES, KEYS, PARTS = "board.db", "files", "keys", "parts"
 MAX_FILE_BYTES = 64 * 2**20  # of a file of the store; a policy has 8 MiB at most
 _WRITES = "leaderboard_writes"
 _LOCK_S = 60
@@ -58,13 +59,16 @@ class Store:
         self.signing_key = records.open_key(folder / KEYS / "signing.key")
         self.public_key = records.public_key_of(self.signing_key)
         self.engine = _open_engine(url or f"sqlite:///{(folder / DATABASE).absolute()}")
-        with _told():
+        with _database_errors():
+            there = sa.inspect(self.engine).get_table_names()
             METADATA.create_all(self.engine)
         first = self.first_record()
         if first is not None and first.body["public_key"] != self.public_key:
             raise InvalidInputError(
                 f"The database's log is signed by another key than {folder / KEYS}'s; put its own keys there."
             )
+        if first is not None and not {table.name for table in PROJECTED} <= set(there):
+            self.rebuild()  # an older version had fewer tables
 
     def close(self) -> None:
         self.engine.dispose()
@@ -73,13 +77,17 @@ class Store:
     def reading(self) -> Iterator[sa.Connection]:
         """One consistent view of the tables."""
         options = {"isolation_level": "REPEATABLE READ"} if self.engine.dialect.name == "postgresql" else {}
-        with _told(), self.engine.connect().execution_options(**options) as connection, connection.begin():
+        with _database_errors(), self.engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that no other writer runs beside; undone where it raises."""
-        with _told(), self.engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+        with (
+            _database_errors(),
+            self.engine.connect().execution_options(**{_WRITES: True}) as connection,
+            connection.begin(),
+        ):
             if self.engine.dialect.name == "postgresql":
                 connection.execute(sa.text("LOCK TABLE records IN SHARE ROW EXCLUSIVE MODE"))
             yield connection
@@ -197,15 +205,30 @@ class Store:
             raise InvalidInputError("A file of the store is named by 64 hexadecimal digits.")
         return self.folder / FILES / name[:2] / name
 
+    def parts(self, season: int) -> pathlib.Path:
+        """A folder for unfinished references of a season, which are no record yet."""
+        return self.folder / PARTS / str(season)
+
     # Seasons
 
-    def season(self, connection: sa.Connection) -> dict[str, Any]:
-        """The season's record body, of the newest one, with its ``key`` once that is published."""
-        row = connection.execute(sa.select(SEASONS).order_by(SEASONS.c.season.desc()).limit(1)).one()
-        return json.loads(row.body) | {"key": row.key, "opened": row.opened, "closed": row.closed}
+    def seasons(self, connection: sa.Connection) -> list[dict[str, Any]]:
+        """Each season's record body, the newest first, with its ``key`` once that is published."""
+        found = connection.execute(sa.select(SEASONS).order_by(SEASONS.c.season.desc()))
+        return [json.loads(row.body) | {"key": row.key, "opened": row.opened, "closed": row.closed} for row in found]
+
+    def season(self, connection: sa.Connection, number: int | None = None) -> dict[str, Any]:
+        """The season of that number, or the newest one.
+
+        Raises:
+            InvalidInputError: there is none of that number.
+        """
+        for season in self.seasons(connection):
+            if number in (None, season["season"]):
+                return season
+        raise InvalidInputError(f"This board has no season {number}.")
 
     def season_key(self, season: int, key_hash: str | None = None) -> bytes:
-        """What the season's hidden seeds are made with. It leaves this folder when the season is closed.
+        """What the season's hidden seeds are made with. It is published when the season is closed.
 
         Args:
             key_hash: that the season's record names; a key is made where none is given and none is there.
@@ -268,7 +291,7 @@ def _open_engine(url: str) -> sa.Engine:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _database_errors() -> Iterator[None]:
     """What a database says, in one sentence, without its statements."""
     try:
         yield

@@ -42,6 +42,8 @@ STATES = {
     "superseded": "its author's next version under the same name is verified",
 }
 FINAL = ("verified", "failed", "cancelled", "superseded")
+UNCHECKED = ("received", "checking")
+UNFINISHED = tuple(state for state in STATES if state not in FINAL)
 BY_POLICY, BY_PLATFORM, BY_USER = "policy", "platform", "user"
 PLAYED = "play-"  # before the reason of a failure in an episode; a refusal by the check has its rule's id alone
 _NAME = re.compile(r"[^\W_][\w .:+\-()]*", re.UNICODE)

@@ -28,6 +28,13 @@ SEASONS = sa.Table(
     sa.Column("opened", sa.String(32), nullable=False),
     sa.Column("closed", sa.String(32)),
 )
+# Who stands on the board of a season that is closed: it stays as it was, whatever becomes of them afterwards.
+SEASON_ENTRIES = sa.Table(
+    "season_entries",
+    METADATA,
+    sa.Column("season", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("submission", sa.String(32), primary_key=True, index=True),
+)
 TOKENS = sa.Table(
     "tokens",
     METADATA,
@@ -85,7 +92,7 @@ REFERENCES = sa.Table(
     sa.Column("rung", sa.String(16), primary_key=True),
     sa.Column("body", sa.Text, nullable=False),
 )
-PROJECTED = (SEASONS, TOKENS, SUBMISSIONS, STATES, SCORES, REFERENCES)
+PROJECTED = (SEASONS, SEASON_ENTRIES, TOKENS, SUBMISSIONS, STATES, SCORES, REFERENCES)
 
 # Who works on what at present. Nothing of it is in the log: it is over as soon as the work is.
 LEASES = sa.Table(
@@ -119,6 +126,8 @@ def _season(connection: sa.Connection, record: Record, body: Any) -> None:
 def _season_closed(connection: sa.Connection, record: Record, body: Any) -> None:
     which = SEASONS.c.season == body["season"]
     connection.execute(SEASONS.update().where(which).values(key=body["key"], closed=record.time))
+    there = sa.select(sa.literal(body["season"]), SUBMISSIONS.c.id).where(SUBMISSIONS.c.state == "verified")
+    connection.execute(SEASON_ENTRIES.insert().from_select(["season", "submission"], there))
 
 
 def _token(connection: sa.Connection, record: Record, body: Any) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -16,20 +17,20 @@ import sqlalchemy as sa
 from helm_gym.errors import HelmError
 from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
-from leaderboard import checking, evaluating
+from leaderboard import checking, evaluating, references
 from leaderboard.board import Board
-from leaderboard.evaluating import CONFIRMATION, DEVELOPMENT, HIDDEN, PROVISIONAL, RANKING, Season
 from leaderboard.leases import CHECK, EVALUATE, LEASE_S, Job, Lease, LeaseLostError, claim, makes_way, worker_name
 from leaderboard.sandbox import Limits, PolicyFault, SandboxedPolicy
 from leaderboard.sandbox.confine import end_with_parent
+from leaderboard.season import CONFIRMATION, DEVELOPMENT, HIDDEN, PROVISIONAL, RANKING, Season
 from leaderboard.store import Store, StoreError
-from leaderboard.submissions import BY_PLATFORM, BY_POLICY, PLAYED, state_record
+from leaderboard.submissions import BY_PLATFORM, BY_POLICY, PLAYED, UNFINISHED, state_record
 from leaderboard.tables import SCORES, SUBMISSIONS
 
 _IDLE_S = 0.5
 # In this order: a score within seconds, what ranks, what its author may see everything of, and what confirms a lead
 STAGES = ((HIDDEN, PROVISIONAL), (HIDDEN, RANKING), (DEVELOPMENT, RANKING), (CONFIRMATION, RANKING))
-SCALED = ((HIDDEN, (PROVISIONAL, RANKING)), (DEVELOPMENT, (RANKING,)))  # which references a season needs
+REFERENCE_RUNGS = {HIDDEN: (PROVISIONAL, RANKING), DEVELOPMENT: (RANKING,)}
 
 
 class Worker:
@@ -55,13 +56,15 @@ class Worker:
     ):
         self.board, self.store = board, board.store
         self.limits, self.unconfined, self.submissions = limits or Limits(), unconfined, submissions
-        self.name, self.lease_s = worker_name(), lease_s
+        self.name, self.lease_s, self.references = worker_name(), lease_s, references
+        self._enter()
+
+    def _enter(self, number: int | None = None) -> None:
+        """Takes a season's tasks and key; the newest one's where no number is given."""
         with self.store.reading() as connection:
-            self.season: Season = board.season(connection)
-            key_hash = self.store.season(connection)["key_hash"]
-        self._key = self.store.season_key(self.season.season, key_hash)
-        places = [(split, task) for split, _ in SCALED for task in self.season.tasks] if references else []
-        self._splits = [(self.season.season, task, split) for split, task in places]
+            self.season: Season = self.board.season(connection, number)
+            key_hash = self.store.season(connection, number)["key_hash"]
+        self._key = self.store.season_key(self.season.number, key_hash)
 
     def run(self) -> None:
         """Works for ever."""
@@ -76,7 +79,7 @@ class Worker:
 
     def step(self) -> bool:
         """Does one job; False where there is none."""
-        job = claim(self.store, self.name, self._splits, self.lease_s, submissions=self.submissions)
+        job = claim(self.store, self.name, self.references, self.lease_s, submissions=self.submissions)
         if job is None:
             return False
         lease = Lease(self.store, self.name, job, self.lease_s)
@@ -85,19 +88,18 @@ class Worker:
                 self._do(job, lease)
             except (LeaseLostError, StoreError):
                 raise
-            except (
-                Exception
-            ) as error:  # whatever it is, it is not the policy's fault, and the next job is done all the same
+            except Exception as error:  # not the policy's fault, whatever it is; the next job is done all the same
                 self._failed(job, lease, error)
         return True
 
     def _do(self, job: Job, lease: Lease) -> None:
+        self._enter(job.season)
         if job.kind == CHECK:
             self._check(lease)
         elif job.kind == EVALUATE:
             self._evaluate(lease)
         else:
-            self._scale(job, lease)
+            self._evaluate_references(job, lease)
 
     def _failed(self, job: Job, lease: Lease, error: Exception) -> None:
         text = str(error) if isinstance(error, HelmError) else f"{type(error).__name__}"
@@ -144,7 +146,7 @@ class Worker:
             for member, content in enumerate(self._contents(body)):
                 with self._opened(content, body) as policy:
                     for split, rung in STAGES:
-                        for task in body["tasks"]:
+                        for task in self.season.of_those(body["tasks"]):
                             if self._score(lease, found, policy, member, task, split, rung) and makes_way(
                                 self.store, lease.job
                             ):
@@ -171,7 +173,7 @@ class Worker:
         self, lease: Lease, submission: str, policy: Policy, member: int, task: str, split: str, rung: str
     ) -> bool:
         """Plays one task's episodes, unless their scores are there from a run before; whether it played."""
-        place = {"submission": submission, "season": self.season.season, "task": task, "split": split, "rung": rung}
+        place = {"submission": submission, "season": self.season.number, "task": task, "split": split, "rung": rung}
         same = (SCORES.c[key] == value for key, value in (place | {"member": member}).items())
         with self.store.reading() as connection:
             if connection.execute(sa.select(SCORES.c.seq).where(*same)).first() is not None:
@@ -192,12 +194,12 @@ class Worker:
         return True
 
     def _superseded(self, row: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
-        """An account's earlier entries of the same name and track: the new one takes their place."""
+        """An account's earlier entries of the same name and track, finished or not: the new one takes their place."""
         same = (
             SUBMISSIONS.c.account == row["account"],
             SUBMISSIONS.c.name == row["name"],
             SUBMISSIONS.c.track == row["track"],
-            SUBMISSIONS.c.state == "verified",
+            SUBMISSIONS.c.state.in_(("verified", *UNFINISHED)),
             SUBMISSIONS.c.seq < row["seq"],
         )
         with self.store.reading() as connection:
@@ -206,19 +208,21 @@ class Worker:
 
     # References
 
-    def _scale(self, job: Job, lease: Lease) -> None:
-        rungs = dict(SCALED)[job.split]
+    def _evaluate_references(self, job: Job, lease: Lease) -> None:
+        rungs = REFERENCE_RUNGS[job.split]
 
         def tick(label: str, done: int, total: int) -> None:
             lease.tick(f"{job.task}, {job.split} episodes: {label}", done, total)
 
         seeds = self.season.seeds(job.task, job.split, self._key)
-        found = evaluating.references(self.season, job.task, seeds, rungs, tick)
-        place = {"season": self.season.season, "task": job.task, "split": job.split}
+        parts = self.store.parts(self.season.number) / f"{job.task}-{job.split}"
+        found = references.evaluate(self.season, job.task, seeds, rungs, parts, tick)
+        place = {"season": self.season.number, "task": job.task, "split": job.split}
         where = found.where | ({"log": self.store.put(found.log())} if job.split == DEVELOPMENT else {})
         lease.append(
             [("references", place | {"rung": rung, "episodes": found.episodes[rung], "where": where}) for rung in rungs]
         )
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def _safe(text: str) -> str:

@@ -24,7 +24,7 @@ FLOORS = (
     ("policy", "backend", "control_loop"),
     ("training",),
     ("policies", "play", "envs"),
-    ("evaluation",),
+    ("evaluation", "deploy", "load"),
     ("benchmarks", "paper", "warm"),
     ("cli",),
 )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from helm_gym import profile as profiles
 from helm_gym.backend import open_backend
+from helm_gym.benchmarks.controller_time import controller_onnx_us, controller_us
 from helm_gym.benchmarks.figure import Figure, figure_of
 from helm_gym.cluster.topology import Cluster, Node
 from helm_gym.control_loop import ControlLoop
@@ -352,13 +353,15 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         device_operations,
         decision_us_p50,
         decision_us_p99,
+        controller_us,
+        controller_onnx_us,
         routing_us,
         trace_rows_per_s,
         trace_jsonl_rows_per_s,
     )
 }
 GROUPS = {
-    "decision": ["decision_us_p50", "decision_us_p99"],
+    "decision": ["decision_us_p50", "decision_us_p99", "controller_us", "controller_onnx_us"],
     "surrogate": [name for name in FIGURES if "lane" in name or "node_steps" in name] + ["env_steps_per_s"],
     "real": [
         "modelled_requests_per_s",

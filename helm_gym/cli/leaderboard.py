@@ -11,11 +11,11 @@ import typer
 
 from helm_gym import files
 from helm_gym.cli.common import Json, Progress, Quiet, check_writable, open_by_name, print_json, print_table, say
-from helm_gym.cli.leaderboard_operator import Unconfined, export, measure, publish, serve, token
+from helm_gym.cli.leaderboard_operator import Unconfined, export, measure, open_season, publish, serve, token
 from helm_gym.errors import HelmError, InvalidInputError
 
 CHECK, CLIENT = "leaderboard.checking:check", "leaderboard.client:Client"
-READ, VERIFY = "leaderboard.publishing:read_published", "leaderboard.publishing:verify"
+READ, VERIFY = "leaderboard.verifying:read_published", "leaderboard.verifying:verify"
 _LOOKS, _LOOK_EVERY_S = 20, 0.25
 _MAX_WRITE_UP = 64 * 2**10
 
@@ -135,6 +135,7 @@ def show(
         bool, typer.Option("--best", help="Write the task's first policy to --out, and print its path.")
     ] = False,
     out: Annotated[pathlib.Path | None, typer.Option(help="With --best: the file (best-TASK.onnx).")] = None,
+    season: Annotated[int | None, typer.Option(min=1, help="A former season's boards; the newest's.")] = None,
     url: Url = _URL,
     as_json: Json = False,
 ) -> None:
@@ -148,6 +149,7 @@ def show(
       helm-gym evaluate $(helm-gym leaderboard show --best --task burst-v0) --task burst-v0
     """
     client = open_by_name(CLIENT)(url)
+    asked: dict[str, Any] = {"track": track} | ({"season": season} if season is not None else {})
     if best:
         if task is None:
             raise InvalidInputError("--best is of a task; give one with --task.")
@@ -160,15 +162,16 @@ def show(
         print_table(f"{found['name']} ({found['account']})", ["time", "state", "reason", "detail"], rows)
         return _print_ranks(client, found)
     if task is not None:
-        table = client.get(f"tasks/{task}", track=track)
+        table = client.get(f"tasks/{task}", **asked)
         return print_json(table) if as_json else _print_table(table)
-    overall = client.get("overall", track=track)
+    overall = client.get("overall", **asked)
     if as_json:
         return print_json(overall)
     rows = [[str(r["rank"]), r["name"], r["account"], _text(r["mean"]), _text(r["worst"])] for r in overall["rows"]]
     print_table("all tasks (modelled rung)", ["rank", "name", "account", "mean", "worst"], rows)
-    for name in client.get("board")["tasks"]:
-        _print_table(client.get(f"tasks/{name}", track=track))
+    seasons = {told["season"]: told for told in client.get("board")["seasons"]}
+    for name in seasons[season or max(seasons)]["tasks"]:
+        _print_table(client.get(f"tasks/{name}", **asked))
 
 
 def _text(value: float | None) -> str:
@@ -264,6 +267,7 @@ def verify(
     else:
         cells = [
             [
+                str(r.season),
                 r.task,
                 r.split,
                 r.rung,
@@ -272,9 +276,9 @@ def verify(
             ]
             for r in rows
         ]
-        print_table(f"{entry}: {told}", ["task", "episodes", "rung", "recomputed", "published from"], cells)
+        print_table(f"{entry}: {told}", ["season", "task", "episodes", "rung", "recomputed", "published from"], cells)
     if not all(row.same for row in rows):
         raise typer.Exit(2)
 
 
-COMMANDS = (serve, check, submit, show, cancel, verify, export, publish, token, measure)
+COMMANDS = (serve, check, submit, show, cancel, verify, export, publish, open_season, token, measure)

@@ -12,7 +12,8 @@ from helm_gym.cli.common import Progress, Quiet, check_writable, open_by_name, s
 
 SERVE, OPEN_BOARD = "leaderboard.serving:serve", "leaderboard.serving:open_board"
 MEASURE = "leaderboard.measuring:measure"
-PUBLISH, CLOSE = "leaderboard.publishing:publish", "leaderboard.publishing:close_season"
+PUBLISH = "leaderboard.publishing:publish"
+CLOSE, OPEN_SEASON = "leaderboard.season_change:close_season", "leaderboard.season_change:open_season"
 
 Board = Annotated[pathlib.Path, typer.Option("--board", help="The board's folder.")]
 Database = Annotated[str | None, typer.Option(help="postgresql://USER@HOST/DATABASE in place of SQLite.")]
@@ -128,6 +129,30 @@ def export(
     count = store.check()
     files.write(out, "".join(f"{record.line()}\n" for record in store.log()))
     say(f"{out}: {count} records; the log is sound, and the tables are what it says.")
+
+
+def open_season(
+    task: Annotated[list[str] | None, typer.Option(help="A task of it; those of the former season by default.")] = None,
+    hidden: Annotated[int | None, typer.Option(min=2, max=1000, help="Hidden episodes a task; as before.")] = None,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Scored intervals; as before.")] = None,
+    board: Board = _BOARD,
+    database: Database = None,
+) -> None:
+    """Open the next season with fresh hidden episodes; close the former one, and publish its key.
+
+    The server and its workers follow at once; nothing needs to be started again. Verified entries stay on the former
+    season's board and are evaluated in the new one, behind new submissions.
+
+    \b
+    Examples:
+      helm-gym leaderboard open-season
+      helm-gym leaderboard open-season --hidden 40 --board leaderboard-board
+    """
+    opened = open_by_name(OPEN_BOARD)(board, database)
+    season = open_by_name(OPEN_SEASON)(opened, task or [], hidden, horizon)
+    facts = opened.facts()
+    say(f"Season {season.number} is open; its key has SHA-256 {facts['key_hash']}.")
+    say(f"Season {season.number - 1} is closed; its key is {facts['seasons'][1]['key']}.")
 
 
 def publish(

@@ -13,15 +13,18 @@ from typer.core import TyperCommand, TyperGroup
 
 from helm_gym import files
 from helm_gym.cli import leaderboard
+from helm_gym.cli.advise import advise
 from helm_gym.cli.bench import bench
 from helm_gym.cli.calibrate import calibrate
 from helm_gym.cli.collect import collect
+from helm_gym.cli.compare import compare
 from helm_gym.cli.demo import demo
 from helm_gym.cli.evaluate import evaluate
 from helm_gym.cli.export import export
 from helm_gym.cli.fidelity import fidelity
 from helm_gym.cli.fit import fit
 from helm_gym.cli.listing import agents, profiles, tasks
+from helm_gym.cli.load import load
 from helm_gym.cli.model import model
 from helm_gym.cli.reproduce import reproduce
 from helm_gym.cli.train import train
@@ -42,6 +45,9 @@ COMMANDS = (
     collect,
     fit,
     fidelity,
+    load,
+    compare,
+    advise,
     reproduce,
     bench,
     tasks,

@@ -109,10 +109,14 @@ def captured_share(
     def share(
         baseline: NDArray[np.float64], policy: NDArray[np.float64], limit: NDArray[np.float64], axis: int
     ) -> NDArray[np.float64]:
-        gain, best = iqm(baseline - policy, axis), iqm(baseline - limit, axis)
-        some = best > 0
-        return np.where(some, gain / np.where(some, best, 1.0), np.where(gain == 0, 0.0, np.copysign(np.inf, gain)))
+        return ratio_of_gains(iqm(baseline - policy, axis), iqm(baseline - limit, axis))
 
     figure = bootstrap((baseline, policy, limit), share, rng)
     bounded = len(baseline) < 2 or math.isfinite(figure.low + figure.high)
     return figure if bounded and math.isfinite(figure.value) else Figure(math.nan)
+
+
+def ratio_of_gains(gain: NDArray[np.float64], best: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``gain / best``, elementwise; where there is nothing to gain, 0 for nothing and infinite for anything else."""
+    some = best > 0
+    return np.where(some, gain / np.where(some, best, 1.0), np.where(gain == 0, 0.0, np.copysign(np.inf, gain)))

@@ -55,6 +55,16 @@ def next_target(target, action, absolute, low, high, step, out):
 
 
 @kernel
+def finite(value, values):
+    """Whether ``value`` and all of ``values`` (rows, columns) are."""
+    good = np.isfinite(value)
+    for row in range(values.shape[0]):
+        for k in range(values.shape[1]):
+            good &= np.isfinite(values[row, k])
+    return good
+
+
+@kernel
 def to_pages(allocation, low, high, pages, out):
     """``out`` (lanes, nodes): whole pages of ``allocation``; False if one is not within [low, high] or not finite."""
     within = True

@@ -46,6 +46,17 @@ class Graph:
         self._nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
+    def parts(self, value: str, *widths: int) -> list[str]:
+        """``value`` (lanes, sum of widths) cut into columns of these widths, by one operator."""
+        names = [f"part{len(self._nodes)}_{k}" for k in range(len(widths))]
+        node = helper.make_node("Split", [value, self.constant(widths, np.int64)], names, name=names[0], axis=1)
+        self._nodes.append(node)
+        return names
+
+    def linear(self, value: str, weights: ArrayLike, offsets: ArrayLike) -> str:
+        """``value`` (lanes, m) times ``weights`` (m, n), plus ``offsets`` (n,)."""
+        return self.op("Gemm", value, self.constant(weights), self.constant(offsets))
+
     def columns(self, value: str, start: int, stop: int) -> str:
         """``value[:, start:stop]``."""
         ends = (self.constant([end], np.int64) for end in (start, stop, 1))
@@ -69,13 +80,16 @@ class Graph:
     def clip(self, value: str, low: float, high: float) -> str:
         return self.op("Clip", value, self.constant(low), self.constant(high))
 
-    def towards(self, target: str) -> str:
-        """``policy.towards``: the action that brings the target alpha to ``target`` (lanes, 1)."""
+    def towards(self, target: str, present: str = "") -> str:
+        """``policy.towards``: the action that brings the target alpha to ``target`` (lanes, 1).
+
+        Args:
+            present: the present target (lanes, 1), where the graph has it already.
+        """
         assert isinstance(self.layout, ObservationLayout)
         profile = self.layout.profile
-        change = self.op("Sub", target, self.column("target_alpha"))
-        pages = self.op("Mul", self.op("Abs", change), self.constant(profile.pool.pages))
-        still = self.op("LessOrEqual", pages, self.constant(0.5))
+        change = self.op("Sub", target, present or self.column("target_alpha"))
+        still = self.op("LessOrEqual", self.op("Abs", change), self.constant(0.5 / profile.pool.pages))
         change = self.op("Where", still, self.constant(0.0), change)
         return self.clip(self.op("Div", change, self.constant(profile.max_step)), -1.0, 1.0)
 

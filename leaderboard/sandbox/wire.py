@@ -22,7 +22,6 @@ Read = Callable[[int], bytes]
 
 COUNT = struct.Struct("<I")
 MAX_TEXT = 256 * 2**10
-MAX_ROWS = 2**16
 DONE, FAULT = b"\0", b"\1"
 
 

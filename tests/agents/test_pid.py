@@ -15,6 +15,7 @@ from agents.pid import PID, Pid, Settings
 from helm_gym.errors import InvalidInputError
 from helm_gym.policies.onnx_policy import OnnxPolicy
 from helm_gym.policies.opening import open_policy
+from helm_gym.policy import towards
 from helm_gym.training import run_folder
 from tests.conformance.policy import ROWS, PolicyConformance, make_layout, observations, observe, settle
 
@@ -69,6 +70,31 @@ def test_its_integral_does_not_wind_up() -> None:
         return 1000
 
     assert decisions_to_return(5000) == decisions_to_return(60) < 20
+
+
+def test_its_compiled_pass_has_the_bits_of_its_formula_in_numpy() -> None:
+    s, pool, max_step = Settings(kp=0.1, ki=0.05, kd=0.3, slope_filter=0.2, floor=0.1), LAYOUT.profile.pool, 0.1
+    policy, rng = Pid(LAYOUT, s), np.random.default_rng(0)
+    state = policy.initial_state(2000)
+    for _ in range(6):
+        seen = (LAYOUT.low + (LAYOUT.high - LAYOUT.low) * rng.random((2000, LAYOUT.width))).astype(np.float32)
+        action, following = policy.act(seen, state)
+        names = ("emb_gain", "emb_loss", "kv_gain", "kv_loss", "target_alpha")
+        emb_gain, emb_loss, kv_gain, kv_loss, present = (seen[:, LAYOUT.column(name)] for name in names)
+        emb, kv = emb_gain + emb_loss, kv_gain + kv_loss
+        error = (emb - kv) / (emb + kv + s.floor)
+        integral, last, slope, started = state.T
+        last = np.where(started > 0, last, error)
+        slope = slope + s.slope_filter * (error - last - slope)
+        fast = s.kp * error + s.kd * slope
+        integral = np.where(started > 0, integral, present - fast) + s.ki * error
+        wanted = integral + fast
+        reached = np.clip(np.clip(wanted, present - max_step, present + max_step), pool.min_alpha, pool.max_alpha)
+        np.testing.assert_array_equal(action, towards(LAYOUT, seen, reached))
+        np.testing.assert_array_equal(following[:, :3].T, [integral + reached - wanted, error, slope])
+        state = following
+    seen[:, LAYOUT.column("emb_gain")] = np.nan
+    assert np.isnan(policy.act(seen, state)[0]).all(), "a backend's mistake must not look like a decision"
 
 
 def test_its_graph_does_what_it_does() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+import socket
 
 import numpy as np
 
 from leaderboard.board import Board, Quota
-from leaderboard.evaluating import Season
+from leaderboard.season import Season
 from leaderboard.store import Store
 from tests.helm_gym.hostile import model, node, stamped, weight
 
@@ -26,6 +27,12 @@ def constant(action: float) -> bytes:
     """A policy that always acts the same: another file for another number."""
     nodes = [node("Mul", ["mean", "nought"], ["nothing"]), node("Add", ["nothing", "constant"], ["x"])]
     return stamped(model(nodes, [weight("nought", 0.0), weight("constant", np.full((1, 1), action))], action="x"))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def texts(board: Board) -> str:

@@ -1,13 +1,7 @@
-"""The pages in a real browser, headless: on a desk and on a phone, without JavaScript.
-
-HELM_GYM_SCREENSHOTS names a folder that their pictures are kept in.
-"""
+"""The pages in a real browser, headless: on a desk and on a phone, without JavaScript."""
 
 from __future__ import annotations
 
-import os
-import pathlib
-import shutil
 import socket
 import threading
 import time
@@ -20,16 +14,10 @@ import uvicorn
 from leaderboard.app import make_app
 from leaderboard.sandbox import missing
 from leaderboard.worker import Worker
+from tests.leaderboard import browsing
 from tests.leaderboard.boards import HONEST, TASK, constant, make_board
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SIZES = {"desk": (1280, 900), "phone": (390, 844)}
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)"),
-    pytest.mark.skipif(bool(missing()), reason=f"this machine lacks {missing()}"),
-]
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"this machine lacks {missing()}")
 
 
 @pytest.fixture(scope="module")
@@ -60,24 +48,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsing.browser() as opened:
         yield opened
-        opened.close()
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", browsing.SIZES)
 def test_pages_read_well_at_any_width_without_javascript(
-    size: str, site: tuple[str, dict[str, str]], browser: Any, tmp_path: pathlib.Path
+    size: str, browser: Any, site: tuple[str, dict[str, str]]
 ) -> None:
     address, entries = site
-    width, height = SIZES[size]
-    context = browser.new_context(viewport={"width": width, "height": height}, java_script_enabled=False)
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("requestfailed", lambda request: complaints.append(request.url))
-    folder = pathlib.Path(os.environ.get("HELM_GYM_SCREENSHOTS") or tmp_path)
     paths = {
         "index": "/",
         "task": f"/tasks/{TASK}.html",
@@ -86,21 +65,13 @@ def test_pages_read_well_at_any_width_without_javascript(
         "compare": f"/compare.html?first={entries['first']}&second={entries['second']}",
         "submit": "/submit.html",
         "rules": "/rules.html",
+        "season": "/seasons/1/index.html",
     }
-    for name, path in paths.items():
-        assert page.goto(address + path).status == 200
-        page.screenshot(path=folder / f"{name}-{size}.png", full_page=True)
-        # Wide tables scroll within their frame; the page itself does not.
-        assert page.locator("main").bounding_box()["width"] <= width
-        assert page.locator("header.top").bounding_box()["width"] <= width
-        for box in page.locator("main > *").all():
-            assert (box.bounding_box() or {"width": 0})["width"] <= width, (name, box)
-    assert complaints == []
-    context.close()
+    browsing.take(browser, size, address, paths)
 
 
 def test_a_newcomer_finds_the_way_from_the_board_to_an_entry_and_to_a_comparison(
-    site: tuple[str, dict[str, str]], browser: Any
+    browser: Any, site: tuple[str, dict[str, str]]
 ) -> None:
     address, _ = site
     context = browser.new_context(java_script_enabled=False)

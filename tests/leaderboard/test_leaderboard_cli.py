@@ -21,7 +21,7 @@ from helm_gym.cli.main import app
 from leaderboard.records import KINDS
 from leaderboard.sandbox import missing
 from leaderboard.submissions import STATES
-from tests.leaderboard.boards import HONEST, TASK, constant
+from tests.leaderboard.boards import HONEST, TASK, constant, free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
@@ -44,9 +44,7 @@ class Server:
     """A small board that is served, and that can be killed and started again."""
 
     def __init__(self, folder: pathlib.Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = str(free.getsockname()[1])
+        self.port = str(free_port())
         self.folder, self.url = folder, f"http://127.0.0.1:{self.port}"
         self.start()
 

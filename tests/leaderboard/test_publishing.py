@@ -15,8 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from helm_gym.errors import HelmError, InvalidInputError
 from leaderboard import records
 from leaderboard.board import Board, RefusedSubmissionError
-from leaderboard.publishing import LOG, close_season, publish, read_published, verify
+from leaderboard.publishing import LOG, publish
 from leaderboard.sandbox import missing
+from leaderboard.season_change import close_season
+from leaderboard.verifying import read_published, verify
 from leaderboard.worker import Worker
 from tests.leaderboard.boards import HONEST, TASK, make_board
 
@@ -191,7 +193,7 @@ def test_a_closed_season_can_be_recomputed_whole(tmp_path: pathlib.Path) -> None
         board.submit("eve", [HONEST], "late")
     publish(board, tmp_path / "site")
     published = read_published(tmp_path / "site")
-    assert published.hidden == 0 and published.season()[1] == bytes.fromhex(key)
+    assert published.hidden == 0 and published.seasons()[1][1] == bytes.fromhex(key)
     rows = list(verify(published, entry))
     assert {row.split for row in rows} == {"development", "hidden", "confirmation"} and all(row.same for row in rows)
     board.store.close()

@@ -20,6 +20,11 @@ def entry(ms: float, noise: float = 0.05, seed: int = 0) -> np.ndarray:
     return DIFFICULTY + ms + noise * np.random.default_rng(seed).normal(size=20)
 
 
+def policies(entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of one member each."""
+    return {name: values[None] for name, values in entries.items()}
+
+
 REFERENCES = {f"static:0.{k}": entry(2 + abs(k - 6), seed=50 + k) for k in range(1, 10)} | {"oracle": entry(0, seed=9)}
 
 
@@ -33,19 +38,19 @@ def test_known_entries_have_the_scores_that_they_must_have() -> None:
         "constant": REFERENCES["static:0.2"],
         "half": half,
     }
-    found = {row.entry: row for row in ranking.rank(entries, REFERENCES)}
+    found = {row.entry: row for row in ranking.rank(policies(entries), REFERENCES)}
     assert found["null"].score.value == 0.0 and found["oracle"].score.value == 1.0
     assert found["half"].score.value == pytest.approx(0.5, abs=1e-9)
     assert found["half"].score.low == pytest.approx(0.5, abs=1e-9) == found["half"].score.high
     assert found["constant"].score.value < -1
-    assert [row.entry for row in ranking.rank(entries, REFERENCES)] == ["oracle", "half", "null", "constant"]
+    assert [row.entry for row in ranking.rank(policies(entries), REFERENCES)] == ["oracle", "half", "null", "constant"]
     assert [(found[n].best, found[n].worst) for n in ("oracle", "half", "null", "constant")] == [
         (k, k) for k in range(1, 5)
     ]
 
 
 def test_without_references_there_is_a_rank_and_no_score() -> None:
-    (first, second) = ranking.rank({"a": entry(1.0), "b": entry(0.0)}, {})
+    (first, second) = ranking.rank(policies({"a": entry(1.0), "b": entry(0.0)}), {})
     assert first.entry == "b" and math.isnan(first.score.value) and (first.best, second.best) == (1, 2)
     assert first.latency.low <= first.latency.value <= first.latency.high
     assert ranking.rank({}, {}) == []
@@ -53,14 +58,15 @@ def test_without_references_there_is_a_rank_and_no_score() -> None:
 
 def test_where_the_oracle_gains_nothing_nobody_has_a_score() -> None:
     references = {"static:0.5": entry(1, 0.5, 1), "static:0.6": entry(1, 0.5, 2), "oracle": entry(1, 0.5, 3)}
-    rows = ranking.rank({"same as best": references["static:0.5"], "other": entry(1, 0.5, 4)}, references)
+    entries = {"same as best": references["static:0.5"], "other": entry(1, 0.5, 4)}
+    rows = ranking.rank(policies(entries), references)
     assert all(math.isnan(row.score.value) for row in rows)
     assert ranking.scale_of(references) is None and ranking.scale_of(REFERENCES) is not None
 
 
 def test_what_cannot_be_told_apart_shares_its_rank() -> None:
     entries = {"a": entry(0, 0.5, 1), "b": entry(0, 0.5, 2), "copy of a": entry(0, 0.5, 1), "worse": entry(3, 0.5, 3)}
-    found = {row.entry: row for row in ranking.rank(entries, REFERENCES)}
+    found = {row.entry: row for row in ranking.rank(policies(entries), REFERENCES)}
     assert {(found[n].best, found[n].worst) for n in ("a", "b", "copy of a")} == {(1, 3)}
     assert (found["worse"].best, found["worse"].worst) == (4, 4)
 
@@ -68,7 +74,7 @@ def test_what_cannot_be_told_apart_shares_its_rank() -> None:
 @given(st.integers(2, 9), st.integers(0, 1000))
 def test_intervals_hold_the_order_of_the_means(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    entries = [DIFFICULTY + rng.normal(0, 1) + rng.normal(0, 0.3, 20) for _ in range(count)]
+    entries = [DIFFICULTY + rng.normal(0, 1) + rng.normal(0, 0.3, (1, 20)) for _ in range(count)]
     intervals = ranking.rank_intervals(entries)
     assert all(1 <= best <= worst <= count for best, worst in intervals)
     assert intervals == ranking.rank_intervals(entries)
@@ -81,7 +87,7 @@ def test_entries_of_equal_worth_keep_rank_one_within_their_interval() -> None:
     kept, trials = 0, 100
     for seed in range(trials):
         rng = np.random.default_rng(seed)
-        intervals = ranking.rank_intervals([DIFFICULTY + rng.normal(0, 1, 20) for _ in range(6)])
+        intervals = ranking.rank_intervals([DIFFICULTY + rng.normal(0, 1, (1, 20)) for _ in range(6)])
         kept += sum(best == 1 and worst == 6 for best, worst in intervals)
     assert kept / (6 * trials) > 0.9
 
@@ -110,8 +116,8 @@ def test_holm(given: list[float], wanted: list[float]) -> None:
 
 
 def test_a_lead_is_confirmed_where_it_holds_on_fresh_episodes() -> None:
-    assert ranking.confirmed(entry(0), [entry(1), entry(0.5)])
-    assert not ranking.confirmed(entry(1), [entry(0)])
+    assert ranking.confirmed(entry(0)[None], [entry(1)[None], entry(0.5)[None]])
+    assert not ranking.confirmed(entry(1)[None], [entry(0)[None]])
 
 
 def test_over_all_tasks_the_mean_ranks_and_the_worst_is_told() -> None:
@@ -123,7 +129,7 @@ def test_over_all_tasks_the_mean_ranks_and_the_worst_is_told() -> None:
 
 def test_ten_thousand_entries_are_ranked_and_the_first_compared() -> None:
     entries = {f"e{k}": DIFFICULTY + RNG.normal(0, 1, 20) for k in range(10_000)}
-    found = ranking.rank(entries, REFERENCES)
+    found = ranking.rank(policies(entries), REFERENCES)
     assert len(found) == 10_000 and all(row.best for row in found[: ranking.MOST_COMPARED])
     assert not any(row.best for row in found[ranking.MOST_COMPARED :])
     assert [row.latency.value for row in found] == sorted(row.latency.value for row in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -15,13 +16,13 @@ import pytest
 from helm_gym.errors import HelmError, InvalidInputError, UnknownNameError
 from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Policy
-from leaderboard import evaluating, leases
+from leaderboard import evaluating, leases, references
 from leaderboard.board import Board, NotFoundError, RefusedSubmissionError
-from leaderboard.evaluating import HIDDEN, RANKING, hidden_seeds
 from leaderboard.leases import Lease, LeaseLostError, claim
 from leaderboard.measuring import measure
 from leaderboard.pages import Pages
 from leaderboard.sandbox import PolicyFault, missing
+from leaderboard.season import HIDDEN, RANKING, hidden_seeds
 from leaderboard.standings import Standings
 from leaderboard.worker import Worker
 from tests.leaderboard.boards import HONEST, SMALL, TASK, constant, make_board, texts
@@ -184,10 +185,10 @@ def test_a_dead_worker_s_job_is_begun_again_and_what_it_has_done_stays(board: Bo
     entry = board.submit("ada", [HONEST], "mean")
     worker = Worker(board, references=False)
     assert worker.step()
-    job = claim(board.store, "dead", [])
+    job = claim(board.store, "dead", references=False)
     assert job is not None and job.kind == leases.EVALUATE
-    assert claim(board.store, "other", []) is None  # its lease still runs
-    late = claim(board.store, "other", [], now=time.time() + leases.LEASE_S + 1)
+    assert claim(board.store, "other", references=False) is None  # its lease still runs
+    late = claim(board.store, "other", references=False, now=time.time() + leases.LEASE_S + 1)
     assert late is not None and late.name == job.name
     timeline = board.entry(entry)["timeline"]
     assert (timeline[-1]["reason"], timeline[-1]["fault"]) == ("worker-lost", "platform")
@@ -202,12 +203,14 @@ def test_a_worker_that_is_known_to_have_ended_is_not_waited_for(board: Board) ->
     place = name.partition(f"/{os.getpid()}/")[0]
     with subprocess.Popen(["sleep", "20"]) as alive:
         there = f"{place}/{alive.pid}/x"
-        assert claim(board.store, there, []) is not None
-        assert claim(board.store, name, []) is None
+        assert claim(board.store, there, references=False) is not None
+        assert claim(board.store, name, references=False) is None
         alive.kill()
-    job = claim(board.store, name, [])
+    job = claim(board.store, name, references=False)
     assert job is not None and job.kind == leases.CHECK
-    assert claim(board.store, f"elsewhere/{alive.pid}/x", []) is None  # of this process nothing is known to be wrong
+    assert (
+        claim(board.store, f"elsewhere/{alive.pid}/x", references=False) is None
+    )  # of this process nothing is known to be wrong
 
 
 def test_what_ends_every_worker_is_given_up_and_is_the_platform_s_fault(board: Board) -> None:
@@ -215,8 +218,8 @@ def test_what_ends_every_worker_is_given_up_and_is_the_platform_s_fault(board: B
     now = time.time()
     for number in range(leases.MAX_RUNS):
         now += leases.LEASE_S + 1
-        assert claim(board.store, f"w{number}", [], now=now) is not None
-    assert claim(board.store, "last", [], now=now + leases.LEASE_S + 1) is None
+        assert claim(board.store, f"w{number}", references=False, now=now) is not None
+    assert claim(board.store, "last", references=False, now=now + leases.LEASE_S + 1) is None
     found = board.entry(entry)
     assert (found["state"], found["reason"], found["fault"]) == ("failed", "gave-up", "platform")
 
@@ -225,15 +228,15 @@ def test_checks_come_first_then_submissions_then_references_then_the_board_s_own
     reference = board.add_reference("pid")
     assert Worker(board, references=False).step()
     entry = board.submit("ada", [HONEST], "mean")
-    splits = [(1, TASK, HIDDEN)]
-    order = [claim(board.store, "w", splits) for _ in range(4)]
+    order = [claim(board.store, "w") for _ in range(5)]
     assert [job.name for job in order if job] == [
         f"submission:{entry}",
         f"references:1:{TASK}:hidden",
+        f"references:1:{TASK}:development",
         f"submission:{reference}",
     ]
     assert board.entry(entry)["work"]["heartbeat_age_s"] < 20
-    (scaling,) = board.scaling()
+    scaling, _ = board.running_references()
     assert scaling["stage"] == "references" and scaling["heartbeat_age_s"] < 20
     assert "static splits and oracle" in Pages(board, Standings(board)).index()
 
@@ -244,13 +247,13 @@ def test_the_board_s_own_entries_make_way_for_submissions_and_these_for_checks(b
     assert worker.step()
     late = board.submit("ada", [HONEST], "mean")
     assert worker.step() and board.entry(late)["state"] == "queued"
-    reference = leases.Job("", leases.EVALUATE, {"track": "reference"})
-    submitted = leases.Job("", leases.EVALUATE, {"track": "policy"})
+    reference = leases.Job("", leases.EVALUATE, 1, {"comes_last": True})
+    submitted = leases.Job("", leases.EVALUATE, 1, {"comes_last": False})
     assert leases.makes_way(board.store, reference) and not leases.makes_way(board.store, submitted)
     later = board.submit("ada", [constant(0.1)], "constant")
     assert leases.makes_way(board.store, submitted)  # a check takes a second
-    assert (check := claim(board.store, "w", [])) and check.name == f"submission:{later}"
-    assert (job := claim(board.store, "other", [])) and job.name == f"submission:{late}"
+    assert (check := claim(board.store, "w", references=False)) and check.name == f"submission:{later}"
+    assert (job := claim(board.store, "other", references=False)) and job.name == f"submission:{late}"
     assert not leases.makes_way(board.store, reference)  # somebody works on both
     assert states(board, own) == ["received", "checking", "queued"]
 
@@ -267,6 +270,32 @@ def test_a_played_score_is_not_played_again(board: Board, monkeypatch: pytest.Mo
     assert states(board, own).count("running") == 5
 
 
+def test_references_go_on_from_the_episodes_that_are_finished(
+    board: Board, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """A worker ends in the middle; what it has finished is not played again, and comes out as in one go."""
+    rungs, seeds, parts = (RANKING,), (1, 2, 3), tmp_path / "parts"
+    play = functools.cache(references._play)  # seconds of work
+    played: list[Any] = []
+
+    def some(season: Any, task: str, chosen: Any, *rest: Any) -> Any:
+        played.append(tuple(chosen))
+        if len(played) == 4:
+            raise KeyboardInterrupt
+        return play(season, task, chosen, *rest)
+
+    monkeypatch.setattr(references, "_play", some)
+    whole = references.evaluate(SMALL, TASK, seeds, rungs, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        references.evaluate(SMALL, TASK, seeds, rungs, parts)
+    assert references.evaluate(SMALL, TASK, seeds, rungs, parts) == whole
+    assert played == [(1, 2), (3,), (1, 2), (3,), (3,)]
+    (parts / "0.json").write_text('{"where": {"versions": "of another version"}}')
+    (parts / "2.json").write_text("{")
+    assert references.evaluate(SMALL, TASK, seeds, rungs, parts) == whole
+    assert played[5:] == [(1, 2), (3,)]
+
+
 @pytest.mark.long
 def test_references_scale_the_scores(board: Board) -> None:
     worker = Worker(board, references=True)
@@ -276,6 +305,7 @@ def test_references_scale_the_scores(board: Board) -> None:
     assert set(found) == {("hidden", "surrogate"), ("hidden", "modelled"), ("development", "modelled")}
     assert set(found["hidden", "modelled"]) == {f"static:0.{k}" for k in range(1, 10)} | {"oracle"}
     assert {len(episodes) for episodes in found["hidden", "modelled"].values()} == {SMALL.hidden}
+    assert not any(board.store.parts(1).iterdir())
 
 
 def test_a_newer_version_takes_the_place_of_the_older_one(board: Board) -> None:
