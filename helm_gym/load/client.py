@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import ssl
 import time
 import urllib.parse
@@ -115,6 +116,10 @@ class Client:
             if not good:
                 writer.close()
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Closes what is open and not in use."""
         while self._free:
-            self._free.pop().writer.close()
+            writer = self._free.pop().writer
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()

@@ -133,7 +133,7 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str) -> bool:
         client, until = Client(url), time.monotonic() + _START_S
         while process.poll() is None and time.monotonic() < until:
             if (await client.send("GET", "/readyz")).status == 200:
-                client.close()
+                await client.close()
                 return True
             await asyncio.sleep(0.1)
         return False

@@ -139,7 +139,7 @@ class _System:
 
     def __exit__(self, *error: object) -> None:
         async def end() -> None:
-            self._client.close()
+            await self._client.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -193,7 +193,7 @@ async def run(
         ahead.stop()
         for task in tasks:
             task.cancel()
-        client.close()
+        await client.close()
     due, latency, status, cached = (
         (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0)] * 4
     )
@@ -232,7 +232,7 @@ def check_service(url: str) -> None:
     async def ask() -> None:
         client = Client(url, timeout_s=5.0)
         await check(client)
-        client.close()
+        await client.close()
 
     asyncio.run(ask())
 

@@ -55,7 +55,7 @@ async def run(
             tick(told)
     after = [await row_counts(client) for client in clients]
     for client in clients:
-        client.close()
+        await client.close()
     hits = [None if a is None or b is None else (b[0] - a[0], b[1] - a[1]) for a, b in zip(before, after, strict=True)]
     return _blocks(rows, faults, hits)
 

@@ -159,7 +159,7 @@ def test_kept_connections_that_the_server_closed_are_no_errors() -> None:
         statuses = [(await client.send("GET", "/readyz")).status]
         client._free[0].writer.close()  # as a server does that has waited long enough
         statuses += [(await client.send("GET", "/readyz")).status]
-        client.close()
+        await client.close()
         return statuses
 
     with answering() as service:
