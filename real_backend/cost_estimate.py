@@ -79,9 +79,7 @@ def estimate(model: Model, card: Card) -> CostModel:
 
 def link(card: Card) -> Link:
     """The host link, as pinned memory reaches it."""
-    return Link(
-        round(LINK_REACHED * card.link / 1e9, 1), LATENCY_MS, background_share=0.1, modelled=False
-    )
+    return Link(round(LINK_REACHED * card.link / 1e9, 1), LATENCY_MS, background_share=0.1, modelled=False)
 
 
 def _rounded(value: float) -> float:

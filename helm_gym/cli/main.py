@@ -13,11 +13,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from helm_gym import files
 from helm_gym.cli import leaderboard
-from helm_gym.cli.advise import advise
 from helm_gym.cli.bench import bench
 from helm_gym.cli.calibrate import calibrate
 from helm_gym.cli.collect import collect
 from helm_gym.cli.compare import compare
+from helm_gym.cli.decide import decide
 from helm_gym.cli.demo import demo
 from helm_gym.cli.evaluate import evaluate
 from helm_gym.cli.export import export
@@ -47,7 +47,7 @@ COMMANDS = (
     fidelity,
     load,
     compare,
-    advise,
+    decide,
     reproduce,
     bench,
     tasks,

@@ -140,7 +140,8 @@ def losses(
     sampled = data.services
     if generator is not None:
         sampled = sampled[..., torch.randint(sampled.shape[-1], (fit.SAMPLED,), generator=generator)]
-    pinball = (fit.pinball_loss(knots[data.warmup :], sampled, means["service"].detach()[data.warmup :]) * now).mean() / now.mean()
+    each = fit.pinball_loss(knots[data.warmup :], sampled, means["service"].detach()[data.warmup :])
+    pinball = (each * now).mean() / now.mean()
     parts["quantiles"] = pinball.item()
     total = total + fit.QUANTILES * pinball
     for name, part in _preference(raw.caches[data.warmup :], data).items():

@@ -52,7 +52,8 @@ def test_compiled_networks_and_fields_are_those_of_torch(profile: Profile, rung:
     out = np.zeros((T, fields.FIELDS * LANES), np.float32)
     hidden = np.zeros(networks.STATE * LANES, np.float32)
     fed = np.pad(rows(x), ((0, 0), (0, (networks.INPUTS - x.shape[2]) * LANES)))
-    _run(networks.pack(shipped.tensors, rung), fed, hidden, *scratch, y, rows(estimates), shipped.tensors["hurdle"], out, COUNT)
+    weights, hurdle = networks.pack(shipped.tensors, rung), shipped.tensors["hurdle"]
+    _run(weights, fed, hidden, *scratch, y, rows(estimates), hurdle, out, COUNT)
 
     def lanes(array: np.ndarray, row: int) -> np.ndarray:
         return array.reshape(T, -1, LANES)[:, row, :COUNT]

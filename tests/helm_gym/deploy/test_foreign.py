@@ -145,8 +145,8 @@ def test_a_foreign_engine_is_driven_in_shadow_first_and_then_active(example: Mod
     assert ends["active"][1]["crowd"][late].mean() < ends["off"][1]["crowd"][late].mean()
 
 
-def advised(*lines: str, options: tuple[str, ...] = ("pid",)) -> list[dict[str, object]]:
-    outcome = CliRunner().invoke(app, ["advise", *options], input="".join(f"{line}\n" for line in lines))
+def decided(*lines: str, options: tuple[str, ...] = ("pid",)) -> list[dict[str, object]]:
+    outcome = CliRunner().invoke(app, ["decide", *options], input="".join(f"{line}\n" for line in lines))
     assert outcome.exit_code == 0, outcome.stderr
     return [json.loads(line) for line in outcome.stdout.splitlines()]
 
@@ -177,7 +177,7 @@ def test_an_engine_in_any_language_is_advised_over_lines() -> None:
             "9" * 70_000,
         ),
     ]
-    answers = advised(*good[:10], *bad, *good[10:])
+    answers = decided(*good[:10], *bad, *good[10:])
     errors = [answer for answer in answers if "error" in answer]
     assert len(errors) >= len(bad)
     assert all(isinstance(answer["error"], str) and len(answer["error"]) <= 500 for answer in errors)
@@ -186,8 +186,8 @@ def test_an_engine_in_any_language_is_advised_over_lines() -> None:
 
 def test_lines_without_telemetry_and_old_ones_hold() -> None:
     told = '"telemetry": {"alpha": 0.4, "service_mean_ms": 2, "interval_service_ms": 2}'
-    answers = advised(f"{{{told}}}", '{"telemetry": null}', f'{{"age_s": 60, {told}}}', f'{{"requests": 0, {told}}}')
+    answers = decided(f"{{{told}}}", '{"telemetry": null}', f'{{"age_s": 60, {told}}}', f'{{"requests": 0, {told}}}')
     assert [answer["reason"] for answer in answers] == [None, "absent", "stale", "idle"]
     assert {answer["target_alpha"] for answer in answers} == {0.4}
-    (shadow,) = advised(f"{{{told}}}", options=("pid", "--mode", "shadow"))
+    (shadow,) = decided(f"{{{told}}}", options=("pid", "--mode", "shadow"))
     assert shadow["shadow_alpha"] is not None

@@ -1,4 +1,4 @@
-"""``helm-gym advise``: a guarded controller over lines of JSON, for engines in any language."""
+"""``helm-gym decide``: a guarded controller over lines of JSON, for engines in any language."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from helm_gym.cli.common import Profile, say
 
 
-def advise(
+def decide(
     policy: Annotated[str, typer.Argument(help="A name (`helm-gym agents`) or an .onnx file.")],
     profile: Profile = "cpu-small",
     nodes: Annotated[int, typer.Option(min=1, max=1024, help="Of the engine.")] = 1,
@@ -27,9 +27,9 @@ def advise(
 
     \b
     Examples:
-      helm-gym advise pid < telemetry.jsonl
-      engine-counters | helm-gym advise policy.onnx --nodes 2 --state state
-      echo '{"telemetry": {"alpha": 0.5, "service_mean_ms": 2, "interval_service_ms": 2}}' | helm-gym advise pid
+      helm-gym decide pid < telemetry.jsonl
+      engine-counters | helm-gym decide policy.onnx --nodes 2 --state state
+      echo '{"telemetry": {"alpha": 0.5, "service_mean_ms": 2, "interval_service_ms": 2}}' | helm-gym decide pid
     """
     from helm_gym.deploy import Controller
     from helm_gym.deploy.lines import MAX_LINE, answer, written
