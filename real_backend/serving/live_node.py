@@ -28,7 +28,7 @@ from real_backend.node import Node
 
 IDLE_S = 2.0  # an interval ends after this time, however few requests it has
 SLICE = 4  # pages that move at a time while nobody waits: a request that comes by then waits for no more
-_SMOOTHING = 0.4  # of one interval's speed; a shared machine changes its speed within seconds
+_SMOOTHING = 0.4  # of one interval's speed, and of one move's; a shared machine changes its speed within seconds
 _OVERSLEPT_S = 60e-6  # what a sleep lasts longer than it was told to
 
 
@@ -77,7 +77,7 @@ class LiveNode:
     Attributes:
         memory, ledger: as on the rungs, of one unit.
         speed: this machine's compute time over the cost model's.
-        move_s: time that moves took, and how much of it fell between micro-batches while requests waited.
+        move_s: time that moves took, and how much of it passed between micro-batches while requests waited.
     """
 
     def __init__(
@@ -97,18 +97,33 @@ class LiveNode:
         self.profile, self.items, self.clock, self._wait_until = profile, items, clock, wait_until
         self.node = Node(profile, device)
         self._slice, self._idle_s = slice_pages, idle_s
+        self._numbers = [0] * profile.interval.requests
+        self._fitted = make_rules(profile)
+        self._start(0.5)
+        self._warm_up()
+        self._start(alpha)
+
+    def _start(self, alpha: float) -> None:
+        """Empty caches, at this split."""
+        profile = self.profile
         self.target = round(alpha * profile.pool.pages)
         self.memory = make_memory(profile, np.array([self.target]))
-        self.ledger, self._requests = make_ledger(profile, 1), make_requests(profile, 1)
         self._unit = Memory._make(array[0] for array in self.memory)
-        self._numbers = [0] * profile.interval.requests
-        self._fitted, self.speed = make_rules(profile), 1.0
-        self._rules, self._compute_ms, self._modelled_ms = self._fitted, 0.0, 0.0
-        self.move_s = [0.0, 0.0]
-        self._answered = 0
-        self._begun_s = clock()
-        self.ledger.clock[0, NOW_S] = self._begun_s
-        self._open = False
+        self.ledger, self._requests = make_ledger(profile, 1), make_requests(profile, 1)
+        self._rules, self.speed = self._fitted, 1.0
+        self._compute_ms = self._modelled_ms = 0.0
+        self.move_s, self._page_s = [0.0, 0.0], 0.0
+        self._answered, self._open = 0, False
+        self._begun_s = self.ledger.clock[0, NOW_S] = self.clock()
+
+    def _warm_up(self) -> None:
+        """Has every kernel compiled, or read from the disk, before the first request."""
+        self.idle()
+        self.admit(0, Ask(0, 0, 1, 1, np.zeros(1, np.int32)), self.clock())
+        self.step()
+        self.target += 1
+        self.idle()
+        self.end_interval()
 
     @property
     def waiting(self) -> int:
@@ -229,10 +244,8 @@ class LiveNode:
         spent = self.clock() - started
         self.move_s[0] += spent
         self.move_s[1] += spent * waited_for
-        self._page_s = spent / pages
+        self._page_s += _SMOOTHING * (spent / pages - self._page_s)
         return moved != 0
-
-    _page_s = 1e-3  # what the last move took a page
 
     def _wait_for_link(self, until_s: float) -> None:
         """Until the micro-batch's transfers have come; pages move in the meantime."""
