@@ -25,6 +25,7 @@ from real_backend.memory.layout import N_EMB, Memory, make_memory, make_rules, w
 from real_backend.memory.ledger import ANSWERED, FREE_AT_S, NOW_S, SPAN_S, make_ledger
 from real_backend.memory.report import telemetry_of
 from real_backend.node import Node
+from real_backend.router_beliefs import list_cached
 
 IDLE_S = 2.0  # an interval ends after this time, however few requests it has
 SLICE = 4  # pages that move at a time while nobody waits: a request that comes by then waits for no more
@@ -57,10 +58,17 @@ class Ask(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The answer to a request: its number, as ``admit`` was given it, and float32 (candidates,) scores."""
+    """The answer to a request.
+
+    Attributes:
+        number: as ``admit`` was given it.
+        scores: float32 (candidates,).
+        cached: history tokens that the last micro-batch with it found in the pool.
+    """
 
     number: int
     scores: NDArray[np.float32]
+    cached: int
 
 
 class LiveNode:
@@ -76,6 +84,7 @@ class LiveNode:
 
     Attributes:
         memory, ledger: as on the rungs, of one unit.
+        last_sums: (SUMS,), what the last interval added up (real_backend/memory/ledger.py).
         speed: this machine's compute time over the cost model's.
         move_s: time that moves took, and how much of it passed between micro-batches while requests waited.
     """
@@ -110,6 +119,7 @@ class LiveNode:
         self.memory = make_memory(profile, np.array([self.target]))
         self._unit = Memory._make(array[0] for array in self.memory)
         self.ledger, self._requests = make_ledger(profile, 1), make_requests(profile, 1)
+        self.last_sums = self.ledger.sums[0, 0]
         self._rules, self.speed = self._fitted, 1.0
         self._compute_ms = self._modelled_ms = 0.0
         self.move_s, self._page_s = [0.0, 0.0], 0.0
@@ -119,6 +129,7 @@ class LiveNode:
     def _warm_up(self) -> None:
         """Has every kernel compiled, or read from the disk, before the first request."""
         self.idle()
+        self.cached()
         self.admit(0, Ask(0, 0, 1, 1, np.zeros(1, np.int32)), self.clock())
         self.step()
         self.target += 1
@@ -148,6 +159,16 @@ class LiveNode:
     @property
     def alpha(self) -> float:
         return float(self.memory.n[0, N_EMB]) / self.profile.pool.pages
+
+    @property
+    def moves_due(self) -> bool:
+        """Whether ``idle`` has pages to move."""
+        return int(self.memory.n[0, N_EMB]) != self.target and (not self._open or self._left > 0)
+
+    def cached(self) -> NDArray[np.int32]:
+        """Whose KV lies in the pool: (users, 3), each one's row of ``items``, version and tokens; the oldest first."""
+        memory, listed = self._unit, np.empty((self.profile.pool.pages, 3), np.int32)
+        return listed[: list_cached(memory.newer, memory.cached_version, memory.cached_length, listed)]
 
     def set_target(self, alpha: float) -> None:
         """The split that EMB moves towards from now on.
@@ -190,9 +211,10 @@ class LiveNode:
         self._modelled_ms += served.modelled_ms
         answers, scores, at = [], served.scores.numpy(), 0
         plan = self.node.plan
-        for r, asked in zip(plan.request[: served.requests], plan.asked[: served.requests], strict=True):
+        for b in range(served.requests):
+            r, asked = plan.request[b], plan.asked[b]
             if self.ledger.progress[0, r] == ANSWERED:
-                answers.append(Answer(self._numbers[r], scores[at : at + asked].copy()))
+                answers.append(Answer(self._numbers[r], scores[at : at + asked].copy(), int(plan.cached[b])))
             at += asked
         self._answered += len(answers)
         self._wait_for_link(float(self.ledger.clock[0, FREE_AT_S]))
@@ -217,6 +239,7 @@ class LiveNode:
             sums = ledger.sums[0, int(ledger.interval[0, 0]) % ledger.sums.shape[1]]
             sums[SPAN_S] += max(0.0, now_s - ledger.clock[0, NOW_S])
             ledger.clock[0, NOW_S] = max(now_s, ledger.clock[0, NOW_S])
+        self.last_sums = ledger.sums[0, int(ledger.interval[0, 0]) % ledger.sums.shape[1]]
         ledger.interval[0, 0] += 1
         table = np.array([self._rules], np.float64)
         row: NDArray[np.float64] = telemetry_of(self.memory, ledger, np.array([self.target]), table, self.profile)[0]
