@@ -263,7 +263,7 @@ class LiveNode:
             return False
         started = self.clock()
         moved = self.node.move(self._unit, self._requests, self.ledger, np.int64(self.target), self._rules, pages)
-        self._left -= abs(moved)
+        self._left = self._left - abs(moved) if moved else 0  # where no page can go, none is tried again
         spent = self.clock() - started
         self.move_s[0] += spent
         self.move_s[1] += spent * waited_for

@@ -105,7 +105,7 @@ class NodeProcess:
         cached = node.cached()
         for start in range(0, max(1, len(cached)), CACHED_A_PACKET):
             part = cached[start : start + CACHED_A_PACKET]
-            self._send(packet(CACHED, fields=(len(part), 0, 0, 0), array=part.ravel(), flag=int(start == 0)))
+            self._send(packet(CACHED, fields=(start, len(cached), 0, 0), array=part.ravel()))
         items = len(self._resident)
         part = self._published % PARTS
         first, end = part * items // PARTS, (part + 1) * items // PARTS
