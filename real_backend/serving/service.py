@@ -247,6 +247,16 @@ class Service:
         if pool.min_alpha <= target <= pool.max_alpha and target != self.fleet.alpha(node):
             self.fleet.set_target(node, float(target))
 
+    def measured(self) -> bytes:
+        """The metrics in Prometheus' form."""
+        metrics, fleet = self.metrics, self.fleet
+        for node in range(len(fleet)):
+            metrics.under_way.labels(node).set(fleet.under_way(node))
+        metrics.users.set(len(self.users))
+        metrics.forgotten.set(self.users.forgotten)
+        metrics.spills.set(self._router.spilled)
+        return metrics.text()
+
     def status(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
         fleet = self.fleet
