@@ -121,8 +121,10 @@ def parse(body: bytes) -> RankRequest:
 def told(error: pydantic.ValidationError) -> str:
     """The first thing that is wrong, in a sentence."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("constrained-int", "constrained-str"))
-    return f"{place}: {first['msg']}." if place else f"{first['msg']}."
+    place = [str(part) for part in first["loc"]]
+    if place and place[-1] in ("constrained-int", "constrained-str"):
+        return f"{'.'.join(place[:-1])}: An id is a whole number of 64 bits or a text of at most {MAX_ID} characters."
+    return f"{'.'.join(place)}: {first['msg']}." if place else f"{first['msg']}."
 
 
 def answer_to(request: RankRequest, ranked: Ranked) -> bytes:
