@@ -120,6 +120,15 @@ class Server:
         self.process.send_signal(number)
         return self.process.wait(seconds)
 
+    def close(self) -> None:
+        """Ends it at once, if it has not ended."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._log.close()
+        self.http.close()
+
 
 @contextlib.contextmanager
 def running(folder: pathlib.Path, policy: str, *options: str, profile: Profile | None = None) -> Iterator[Server]:
@@ -128,9 +137,7 @@ def running(folder: pathlib.Path, policy: str, *options: str, profile: Profile |
         server.wait_ready()
         yield server
     finally:
-        server.process.kill()
-        server.process.wait()
-        server.http.close()
+        server.close()
 
 
 class Users:
