@@ -149,7 +149,7 @@ class Node:
                 and all that passes until it is computed is its own.
         """
         plan, engine, link_modelled = self.plan, self.engine, self.profile.link.modelled
-        sums = ledger.sums[0, self._place]
+        sums, started_s = ledger.sums[0, self._place], 0.0
         if clock is not None:
             started_s = ledger.clock[0, FREE_AT_S] = clock()
         size = self._manage(next_batch, memory, items, requests, 0, self.profile.max_batch, plan, ledger, sums, rules)

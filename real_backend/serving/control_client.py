@@ -53,7 +53,9 @@ class ControlClient:
             answer = self._http.request(method, f"/control/{what}", **more)
             content: Any = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise HelmError(f"No control plane answers at {self.url}: {plain(str(error)) or 'no JSON came'}.") from error
+            raise HelmError(
+                f"No control plane answers at {self.url}: {plain(str(error)) or 'no JSON came'}."
+            ) from error
         if answer.is_success and isinstance(content, dict):
             return content
         told = content.get("error") if isinstance(content, dict) else None

@@ -102,7 +102,9 @@ def make_app(readiness: Readiness, model: str, rate: float = 0.0, log_requests: 
     def known(request: fastapi.Request) -> None:
         name, version = request.path_params["model"], request.path_params.get("version", "1")
         if name != model or version != "1":
-            raise BadRequestError(404, f"There is no model '{name[:64]}' of version '{version[:16]}' here; there is {model}, 1.")
+            raise BadRequestError(
+                404, f"There is no model '{name[:64]}' of version '{version[:16]}' here; there is {model}, 1."
+            )
 
     def of_protocol(error: HelmError) -> Response:
         status, content, headers = requests.failure_of(error)
@@ -112,7 +114,10 @@ def make_app(readiness: Readiness, model: str, rate: float = 0.0, log_requests: 
         "/v1/rank",
         response_model=RankAnswer,
         openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": RankRequest.model_json_schema()}}}
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": RankRequest.model_json_schema()}},
+            }
         },
     )
     async def post_rank(request: fastapi.Request) -> Response:

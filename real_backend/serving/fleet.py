@@ -245,6 +245,7 @@ class Fleet:
 
     def _start(self, node: _Node) -> None:
         ours, theirs = socket_pair()
+        shared = [self._histories.descriptor, *([] if self._resident is None else [self._resident.descriptor])]
         settings = {
             "number": node.number,
             "nodes": len(self._nodes),
@@ -252,10 +253,9 @@ class Fleet:
             "device": self._device,
             "profile": str(self._path),
             "socket": theirs.fileno(),
-            "histories": self._histories.descriptor,
-            "resident": None if self._resident is None else self._resident.descriptor,
+            "histories": shared[0],
+            "resident": shared[1] if len(shared) > 1 else None,
         }
-        passed = [fd for fd in (settings[name] for name in ("socket", "histories", "resident")) if fd is not None]
         command = [sys.executable, "-P", "-m", "real_backend.serving.node_process", json.dumps(settings)]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -264,7 +264,12 @@ class Fleet:
         }
         # Nothing of it goes to stdout, which is the command's; and Ctrl-C in a terminal is the service's alone.
         node.process = subprocess.Popen(
-            command, env=environment, pass_fds=passed, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+            command,
+            env=environment,
+            pass_fds=[theirs.fileno(), *shared],
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            start_new_session=True,
         )
         theirs.close()
         ours.setblocking(False)
@@ -302,9 +307,9 @@ class Fleet:
             self._owner.reported(Report(node.number, came.value, row.copy(), sums, *extras[:3].tolist()))
         elif came.kind == CACHED:
             start, total, *_ = came.fields
-            node.cached = [*node.cached, came.array(np.int32).reshape(-1, 3)] if start else [
-                came.array(np.int32).reshape(-1, 3)
-            ]
+            node.cached = (
+                [*node.cached, came.array(np.int32).reshape(-1, 3)] if start else [came.array(np.int32).reshape(-1, 3)]
+            )
             if sum(map(len, node.cached)) == total:
                 self._owner.published(node.number, np.concatenate(node.cached))
         elif came.kind == READY:

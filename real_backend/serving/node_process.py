@@ -6,6 +6,7 @@ Run by ``real_backend.serving.fleet``; it ends when the service does.
 from __future__ import annotations
 
 import collections
+import contextlib
 import gc
 import json
 import pathlib
@@ -107,8 +108,8 @@ class NodeProcess:
             part = cached[start : start + CACHED_A_PACKET]
             self._send(packet(CACHED, fields=(start, len(cached), 0, 0), array=part.ravel()))
         items = len(self._resident)
-        part = self._published % PARTS
-        first, end = part * items // PARTS, (part + 1) * items // PARTS
+        turn = self._published % PARTS
+        first, end = turn * items // PARTS, (turn + 1) * items // PARTS
         self._resident[first:end, self._number] = node.memory.row_slot[0, first:end] >= 0
         self._published += 1
 
@@ -134,10 +135,8 @@ def main(text: str) -> None:
     gc.collect()
     gc.freeze()
     assert len(node.last_sums) == SUMS
-    try:
+    with contextlib.suppress(BrokenPipeError):  # the service is gone
         NodeProcess(node, settings["number"], end, resident).run()
-    except BrokenPipeError:
-        pass  # the service is gone
 
 
 if __name__ == "__main__":

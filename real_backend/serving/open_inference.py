@@ -15,7 +15,12 @@ from real_backend.serving.service import MAX_EVENTS, Ranked
 
 HEADER_LENGTH = "inference-header-content-length"
 EXTENSIONS = ["binary_tensor_data"]
-_NUMBERS = {"INT64": np.dtype("<i8"), "UINT64": np.dtype("<u8"), "INT32": np.dtype("<i4"), "UINT32": np.dtype("<u4")}
+_NUMBERS: dict[str, np.dtype[Any]] = {
+    "INT64": np.dtype("<i8"),
+    "UINT64": np.dtype("<u8"),
+    "INT32": np.dtype("<i4"),
+    "UINT32": np.dtype("<u4"),
+}
 _ANY_ID = "BYTES, INT64 or UINT64"
 INPUTS = [
     {"name": "user", "datatype": "BYTES", "shape": [1]},
@@ -160,7 +165,8 @@ def _unpacked(tensor: _Tensor, count: int, content: bytes) -> list[Any]:
             raise BadRequestError(400, f"Input '{tensor.name}' has {len(content)} bytes for {count} elements.")
         numbers: list[Any] = np.frombuffer(content, dtype).tolist()
         return numbers
-    texts, at = [], 0
+    texts: list[str] = []
+    at = 0
     while at + 4 <= len(content) and len(texts) <= count:
         (length,) = struct.unpack_from("<I", content, at)
         at += 4 + length

@@ -45,7 +45,9 @@ class RankRequest(pydantic.BaseModel):
 
     user: Id
     candidates: list[Id] = pydantic.Field(min_length=1, max_length=4096, description="Items to score.")
-    events: list[Id] = pydantic.Field(default=[], max_length=MAX_EVENTS, description="Items of new events, oldest first.")
+    events: list[Id] = pydantic.Field(
+        default=[], max_length=MAX_EVENTS, description="Items of new events, oldest first."
+    )
     start: int = pydantic.Field(
         default=0, strict=True, ge=0, le=2**40, description="Events before these; 0: they are the whole history."
     )

@@ -92,7 +92,7 @@ class Service:
         places = nodes * profile.population.users if places is None else places
         if places <= nodes * queue:
             raise InvalidInputError(
-                f"{places} users are remembered and {nodes * queue} requests may wait; remember more, or let fewer wait."
+                f"{places} users are remembered and {nodes * queue} requests may wait; remember more, or queue fewer."
             )
         if not profile.pool.min_alpha <= alpha <= profile.pool.max_alpha:
             raise InvalidInputError(
@@ -166,7 +166,9 @@ class Service:
     def _check(self, start: int, events: Sequence[Id], candidates: Sequence[Id]) -> None:
         model = self.profile.model
         if not 1 <= len(candidates) <= model.max_candidates:
-            raise InvalidInputError(f"{len(candidates)} candidates were sent; this model scores 1 to {model.max_candidates}.")
+            raise InvalidInputError(
+                f"{len(candidates)} candidates were sent; this model scores 1 to {model.max_candidates}."
+            )
         if len(events) > MAX_EVENTS:
             raise InvalidInputError(f"{len(events)} events were sent; a request brings at most {MAX_EVENTS:,}.")
         if start + len(events) < 1:
@@ -222,7 +224,9 @@ class Service:
             self.users.leave(errand.place)
             if not errand.answer.done():
                 errand.answer.set_exception(
-                    UnavailableError(f"Node {node} was lost with this request, and no other could take it; send it again.")
+                    UnavailableError(
+                        f"Node {node} was lost with this request, and no other could take it; send it again."
+                    )
                 )
 
     def answered(self, node: int, errand: Errand) -> None:

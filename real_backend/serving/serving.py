@@ -146,7 +146,10 @@ async def _run(
         data_plane.make_app(readiness, profile.name, settings.rate, settings.log_requests),
         control_plane.make_app(controller, service.status, token_hash, settings.control_host),
     )
-    places = ((settings.host, settings.port, "--port"), (settings.control_host, settings.control_port, "--control-port"))
+    places = (
+        (settings.host, settings.port, "--port"),
+        (settings.control_host, settings.control_port, "--control-port"),
+    )
     sockets = [_listen(*place) for place in places]
     addresses = [_address(end) for end in sockets]
     servers = [_Server(_config(app, settings.drain_s)) for app in apps]
@@ -197,7 +200,9 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
-        raise InvalidInputError(f"{option} {port} of {host} cannot be listened on: {reason(error)}; take another.") from error
+        raise InvalidInputError(
+            f"{option} {port} of {host} cannot be listened on: {reason(error)}; take another."
+        ) from error
 
 
 def _address(end: socket.socket) -> str:

@@ -42,7 +42,7 @@ class Packet:
 
     def __init__(self, content: bytes):
         self.kind, self.flag, self.count, self.number, *fields, self.value = _HEAD.unpack_from(content)
-        self.fields: tuple[int, int, int, int] = tuple(fields)  # type: ignore[assignment]  # the head has four
+        self.fields: tuple[int, int, int, int] = tuple(fields)
         self._body = content
 
     def array(self, dtype: Any) -> NDArray[Any]:

@@ -291,9 +291,7 @@ def test_clients_that_leave_or_do_not_read_stand_in_nobodys_way(server: Server) 
 def test_a_flood_is_shed_and_what_is_taken_is_answered(server: Server) -> None:
     async def flood() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=300)
-        async with httpx.AsyncClient(
-            base_url=server.address, timeout=60.0, limits=limits, trust_env=False
-        ) as client:
+        async with httpx.AsyncClient(base_url=server.address, timeout=60.0, limits=limits, trust_env=False) as client:
             bodies = [{"user": f"f{k}", "events": list(range(300)), "candidates": [1, 2]} for k in range(300)]
             return await asyncio.gather(*(client.post("/v1/rank", json=body) for body in bodies))
 

@@ -125,10 +125,9 @@ def test_items_share_no_row_while_they_are_known_or_in_a_history(calls: list, da
         for item, row in zip(ids, rows.tolist(), strict=True):
             assert held.get(item, row) == row, "what a history has keeps its row"
             assert all(other == item or taken != row for other, taken in held.items())
-        if ids and len(held) < 6 and data.draw(st.booleans()):
-            if ids[0] not in held:
-                held[ids[0]] = int(rows[0])
-                index.hold(rows[:1])
+        if ids and len(held) < 6 and data.draw(st.booleans()) and ids[0] not in held:
+            held[ids[0]] = int(rows[0])
+            index.hold(rows[:1])
 
 
 def test_numbers_of_a_drawn_table_have_their_own_rows_and_a_number_is_no_text() -> None:

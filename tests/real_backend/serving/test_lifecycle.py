@@ -40,7 +40,9 @@ def test_after_a_kill_the_last_good_policy_decides_and_a_drain_drops_nothing(tmp
         headers = {"Content-Type": "application/octet-stream"}
         swap = httpx.post(f"{server.control}/control/swap", content=content, headers=headers, trust_env=False)
         assert swap.status_code == 200, swap.text
-        mode = httpx.post(f"{server.control}/control/mode", content=b'{"mode": "active"}', headers=JSON, trust_env=False)
+        mode = httpx.post(
+            f"{server.control}/control/mode", content=b'{"mode": "active"}', headers=JSON, trust_env=False
+        )
         assert mode.status_code == 200
         nodes = server.pids()
         server.process.kill()
@@ -60,9 +62,7 @@ def test_after_a_kill_the_last_good_policy_decides_and_a_drain_drops_nothing(tmp
         for pid in server.pids():
             os.kill(pid, signal.SIGSTOP)
         with concurrent.futures.ThreadPoolExecutor(40) as pool:
-            jobs = [
-                pool.submit(server.rank, user=k, events=[1, 2], candidates=[3]) for k in range(40)
-            ]
+            jobs = [pool.submit(server.rank, user=k, events=[1, 2], candidates=[3]) for k in range(40)]
             until = time.monotonic() + 30.0
             while server.metric("helm_requests_under_way") < 40:
                 assert time.monotonic() < until
