@@ -17,7 +17,7 @@ from helm_gym.errors import HelmError
 from real_backend.serving import open_inference, requests
 from real_backend.serving.open_inference import HEADER_LENGTH, InferRequest
 from real_backend.serving.requests import BadRequestError, Failure, RankAnswer, RankRequest, Rate
-from real_backend.serving.service import Service, UnavailableError
+from real_backend.serving.service import Ranked, Service, UnavailableError
 
 log = logging.getLogger("helm_gym.serving")
 Answer = Callable[[fastapi.Request], Awaitable[Response]]
@@ -88,7 +88,7 @@ def make_app(readiness: Readiness, model: str, rate: float = 0.0, log_requests: 
         body = await requests.body_of(request)
         asked = requests.parse(body)
         ranked = await served().rank(asked.user, asked.start, asked.events, asked.candidates)
-        return Response(requests.answer_to(asked, ranked), media_type="application/json")
+        return Response(requests.answer_to(asked, ranked), headers=timing(ranked), media_type="application/json")
 
     async def infer(request: fastapi.Request) -> Response:
         known(request)
@@ -97,7 +97,10 @@ def make_app(readiness: Readiness, model: str, rate: float = 0.0, log_requests: 
         of = asked.request
         ranked = await served().rank(of.user, of.start, of.events, of.candidates)
         content, headers = asked.answer(model, ranked)
-        return Response(content, headers=headers)
+        return Response(content, headers=headers | timing(ranked))
+
+    def timing(ranked: Ranked) -> dict[str, str]:
+        return {"Server-Timing": f"node;dur={1e3 * ranked.took_s:.3f}"}
 
     def known(request: fastapi.Request) -> None:
         name, version = request.path_params["model"], request.path_params.get("version", "1")

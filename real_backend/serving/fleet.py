@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,14 @@ _BACK_OFF_S = (0.1, 10.0)  # before a node is started again: at first, and at mo
 _STEADY_S = 30.0  # a node that lived so long is started again at once
 
 
+class Answer(NamedTuple):
+    """What a node says to a request: scores, float32 (candidates,); tokens that were cached; seconds since it came."""
+
+    scores: NDArray[np.float32]
+    cached: int
+    took_s: float
+
+
 @dataclasses.dataclass
 class Errand:
     """A request on its way through a node.
@@ -67,7 +75,7 @@ class Errand:
     delta: int
     candidates: NDArray[np.int32]
     arrival_s: float
-    answer: asyncio.Future[tuple[NDArray[np.float32], int]]
+    answer: asyncio.Future[Answer]
     sent_s: float = 0.0
     expected_ms: float = 0.0
     tries: int = 0
@@ -299,7 +307,7 @@ class Fleet:
             if errand is not None:
                 node.ahead_ms = node.ahead_ms - errand.expected_ms if node.under_way else 0.0
                 if not errand.answer.done():
-                    errand.answer.set_result((came.array(np.float32), came.fields[0]))
+                    errand.answer.set_result(Answer(came.array(np.float32), came.fields[0], came.value))
                 self._owner.answered(node.number, errand)
         elif came.kind == REPORT:
             values = came.array(np.float64)

@@ -64,11 +64,13 @@ class Answer(NamedTuple):
         number: as ``admit`` was given it.
         scores: float32 (candidates,).
         cached: history tokens that the last micro-batch with it found in the pool.
+        arrival_s: as ``admit`` was given it.
     """
 
     number: int
     scores: NDArray[np.float32]
     cached: int
+    arrival_s: float
 
 
 class LiveNode:
@@ -214,7 +216,8 @@ class LiveNode:
         for b in range(served.requests):
             r, asked = plan.request[b], plan.asked[b]
             if self.ledger.progress[0, r] == ANSWERED:
-                answers.append(Answer(self._numbers[r], scores[at : at + asked].copy(), int(plan.cached[b])))
+                arrival_s = float(self.ledger.arrival_s[0, r])
+                answers.append(Answer(self._numbers[r], scores[at : at + asked].copy(), int(plan.cached[b]), arrival_s))
             at += asked
         self._answered += len(answers)
         self._wait_for_link(float(self.ledger.clock[0, FREE_AT_S]))

@@ -63,7 +63,8 @@ class NodeProcess:
                 self._admit(queue.popleft())
             if node.waiting:
                 for answer in node.step():
-                    self._send(packet(ANSWER, answer.number, (answer.cached, 0, 0, 0), array=answer.scores))
+                    took_s = time.perf_counter() - answer.arrival_s
+                    self._send(packet(ANSWER, answer.number, (answer.cached, 0, 0, 0), took_s, answer.scores))
             elif not node.ended:
                 node.idle()
             if node.ended:

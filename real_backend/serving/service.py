@@ -17,7 +17,7 @@ from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.telemetry import AT
 from real_backend.serving.control import Controller, ControlThread
-from real_backend.serving.fleet import Errand, Fleet, Report
+from real_backend.serving.fleet import Answer, Errand, Fleet, Report
 from real_backend.serving.item_index import Id, ItemIndex, NoRowLeftError
 from real_backend.serving.live_router import LiveRouter
 from real_backend.serving.metrics import Metrics
@@ -53,6 +53,7 @@ class Ranked:
         total, seen: events of the user so far, and how many of the last ones the model saw.
         cached: of these, how many were not computed again.
         node: that answered.
+        took_s: from the request's arrival at the service until the node had its scores.
     """
 
     scores: NDArray[np.float32]
@@ -60,6 +61,7 @@ class Ranked:
     seen: int
     cached: int
     node: int
+    took_s: float
 
 
 class Service:
@@ -155,13 +157,13 @@ class Service:
             visit = self.users.visit(user, start, rows[: len(events)])
         except NoPlaceLeftError as error:
             raise OverloadedError(str(error), 1.0) from error
-        answer: asyncio.Future[tuple[NDArray[np.float32], int]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         asked = np.ascontiguousarray(rows[len(events) :])
         errand = Errand(visit.place, visit.version, visit.length, visit.delta, asked, arrival_s, answer)
         self._send(errand)
         # Shielded: a client that leaves does not take the answer from a node that is at it.
-        scores, cached = await asyncio.shield(answer)
-        return Ranked(scores, visit.total, visit.length, cached, errand.node)
+        scores, cached, took_s = await asyncio.shield(answer)
+        return Ranked(scores, visit.total, visit.length, cached, errand.node, took_s)
 
     def _check(self, start: int, events: Sequence[Id], candidates: Sequence[Id]) -> None:
         model = self.profile.model
