@@ -1,9 +1,9 @@
-"""What the service costs around inference: HTTP beside a bare FastAPI echo, and throughput with a controller beside none.
+"""What the service costs around inference: HTTP beside a bare FastAPI echo, throughput with a controller beside none.
 
     python benchmarks/serving_load.py --pairs 10
 
-Both servers are up at the same time and asked in turns, so that other work on the machine meets all of them. Overhead: one
-connection, one request at a time; what the node took (Server-Timing: from the request's arrival at the service to its
+Both servers are up at the same time and asked in turns, so that other work on the machine meets all of them. Overhead:
+one connection, one request at a time; what the node took (Server-Timing: from the request's arrival at the service to its
 scores) is taken off. Throughput: a closed loop over many connections that keeps the node busy, because what is
 compared is work done; for latency under load use an open loop. Users and candidates are drawn; histories grow.
 """
@@ -70,8 +70,8 @@ class Connection:
         self._reader, self._writer = await asyncio.open_connection(self._place.hostname, self._place.port)
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._writer.write(head.encode() + body)
+        fields = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}")
+        self._writer.write("\r\n".join((f"{method} {path} HTTP/1.1", *fields, "", "")).encode() + body)
         told = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         self.node_ms = float(told.partition("node;dur=")[2].partition("\r\n")[0] or 0.0)
         length = int(told.partition("content-length: ")[2].partition("\r\n")[0])

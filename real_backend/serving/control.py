@@ -34,6 +34,8 @@ class Controller(Protocol):
         self, node: int, telemetry: NDArray[np.float64] | None, now_s: float, *, measured_s: float, requests: int
     ) -> Any: ...
 
+    def status(self) -> dict[str, Any]: ...
+
 
 class ControlThread:
     """Decides for all nodes, one report after another.

@@ -1,7 +1,7 @@
 """A node on the wall clock: the rungs' memory manager, engine and telemetry, with requests that come one by one.
 
-An interval is open from the end of the one before it until its requests have all come and been answered, or its time is
-over. Whoever holds the node calls ``admit`` when a request comes, ``step`` while any waits, ``idle`` while none does,
+An interval is open from the end of the one before it until its requests have all come and been answered, or none has
+come for a while. Whoever holds the node calls ``admit`` when a request comes, ``step`` while any waits, ``idle`` while none does,
 and ``end_interval`` when ``ended`` says so.
 
 Pages move while nobody waits: when the node is idle, and while a micro-batch waits for a link that is modelled. Where
@@ -27,7 +27,7 @@ from real_backend.memory.report import telemetry_of
 from real_backend.node import Node
 from real_backend.router_beliefs import list_cached
 
-IDLE_S = 2.0  # an interval ends after this time, however few requests it has
+IDLE_S = 2.0  # without a request, after which an interval ends with those that it has
 SLICE = 4  # pages that move at a time while nobody waits: a request that comes by then waits for no more
 _SMOOTHING = 0.4  # of one interval's speed, and of one move's; a shared machine changes its speed within seconds
 _OVERSLEPT_S = 60e-6  # what a sleep lasts longer than it was told to
@@ -150,13 +150,14 @@ class LiveNode:
 
     @property
     def ended(self) -> bool:
-        """Whether the interval can be ended: all its requests, or its time."""
-        return not self.waiting and (self.full or self.clock() - self._begun_s >= self._idle_s)
+        """Whether the interval can be ended: it has had all its requests, or none for a while."""
+        return not self.waiting and (self.full or self.ends_in_s == 0.0)
 
     @property
     def ends_in_s(self) -> float:
         """How long until the interval ends if nothing comes."""
-        return max(0.0, self._begun_s + self._idle_s - self.clock())
+        last_s = max(self._begun_s, float(self.ledger.clock[0, NOW_S]))
+        return max(0.0, last_s + self._idle_s - self.clock())
 
     @property
     def alpha(self) -> float:

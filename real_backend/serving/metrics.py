@@ -60,14 +60,14 @@ class Metrics:
         self.divergence = gauge(
             "helm_shadow_divergence", "Alpha that the policy in shadow would have set, less the real target.", "node"
         )
-        self.spills = gauge("helm_router_spill_total", "Requests that went elsewhere: their node had too much to do.")
+        self.spills = counter("helm_router_spill_total", "Requests that went elsewhere: their node had too much to do.")
         self.shed = counter("helm_shed_total", "Requests that found no room: 429.")
         self.retried = counter("helm_retried_total", "Requests of a lost node that another one took.")
         self.restarts = counter("helm_node_restarts_total", "Times that a node was lost.", "node")
         self.ready = gauge("helm_node_ready", "1 where a node can serve.", "node")
         self.under_way = gauge("helm_requests_under_way", "Requests that a node has not answered.", "node")
         self.users = gauge("helm_users", "Users that are remembered.")
-        self.forgotten = gauge("helm_users_forgotten_total", "Users that were forgotten for others.")
+        self.forgotten = counter("helm_users_forgotten_total", "Users that were forgotten for others.")
         for node in range(nodes):
             self.ready.labels(node).set(0)
 

@@ -114,7 +114,7 @@ class Service:
         self.fleet = Fleet(self.profile, nodes, alpha, shared, resident, self, device, stall_s)
         self.metrics = Metrics(nodes, self.profile.pool.pages * self.profile.pool.page_bytes)
         self.reports: dict[int, Report] = {}
-        self._controller = controller
+        self._controller, self._told = controller, (0, 0)
         self._control: ControlThread | None = None
 
     async def start(self) -> None:
@@ -259,8 +259,13 @@ class Service:
         for node in range(len(fleet)):
             metrics.under_way.labels(node).set(fleet.under_way(node))
         metrics.users.set(len(self.users))
-        metrics.forgotten.set(self.users.forgotten)
-        metrics.spills.set(self._router.spilled)
+        metrics.forgotten.inc(self.users.forgotten - self._told[0])
+        metrics.spills.inc(self._router.spilled - self._told[1])
+        self._told = self.users.forgotten, self._router.spilled
+        if self._controller is not None:
+            policy = self._controller.status()["policy"]
+            metrics.policy.clear()
+            metrics.policy.labels(policy["sha256"] or "", policy["name"]).set(1)
         return metrics.text()
 
     def status(self) -> dict[str, Any]:

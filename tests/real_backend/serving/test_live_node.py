@@ -133,7 +133,7 @@ def test_an_interval_without_requests_is_reported_and_finite(clock: Clock) -> No
         assert node.ended
         row = node.end_interval()
         assert np.isfinite(row).all()
-        assert row[AT.interval_arrival_s] > 1.0
+        assert row[AT.interval_arrival_s] > 1.0, "the time in which nothing came is counted"
     assert row[[AT.arrival_rate_rps, AT.utilisation, AT.kv_hit_rate]] == pytest.approx(0.0, abs=1e-9)
     assert row[AT.alpha] == 0.5
 
