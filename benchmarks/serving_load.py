@@ -3,8 +3,8 @@
     python benchmarks/serving_load.py --pairs 10
 
 Both servers are up at the same time and asked in turns, so that other work on the machine meets all of them. Overhead:
-one connection, one request at a time; what the node took (Server-Timing: from the request's arrival at the service to its
-scores) is taken off. Throughput: a closed loop over many connections that keeps the node busy, because what is
+one connection, one request at a time; what the node took (Server-Timing: from the request's arrival at the service to
+its scores) is taken off. Throughput: a closed loop over many connections that keeps the node busy, because what is
 compared is work done; for latency under load use an open loop. Users and candidates are drawn; histories grow.
 """
 

@@ -1,8 +1,8 @@
 """A node on the wall clock: the rungs' memory manager, engine and telemetry, with requests that come one by one.
 
 An interval is open from the end of the one before it until its requests have all come and been answered, or none has
-come for a while. Whoever holds the node calls ``admit`` when a request comes, ``step`` while any waits, ``idle`` while none does,
-and ``end_interval`` when ``ended`` says so.
+come for a while. Whoever holds the node calls ``admit`` when a request comes, ``step`` while any waits, ``idle`` while
+none does, and ``end_interval`` when ``ended`` says so.
 
 Pages move while nobody waits: when the node is idle, and while a micro-batch waits for a link that is modelled. Where
 neither leaves time for it, one page moves behind each micro-batch.

@@ -50,6 +50,16 @@ class LiveRouter:
         self._out = np.zeros(1, np.int32)
         self._last_s = 0.0
         self.spilled = 0
+        if nodes > 1:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Has the kernels compiled, or read from the disk, before the first request."""
+        self.up(0)
+        self.choose(0, 0, 1, 1, np.zeros(1, np.int32), 0.0, np.zeros(self.nodes))
+        self.note(0, 0, 0, 1)
+        self.down(0)
+        self.spilled = 0
 
     def set_routing(self, routing: Routing) -> None:
         """How requests are routed from now on; raises as ``check_routing`` does."""

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from helm_gym.telemetry import AT
 from real_backend.memory.ledger import KV_HITS, LOOKUPS, REQUESTS, ROW_MISSES
-from real_backend.serving.fleet import Report
+from real_backend.serving.errands import Report
 
 _LATENCY_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _STEP_S = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 0.1, 1.0)

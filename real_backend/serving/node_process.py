@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym.errors import HelmError
 from helm_gym.profile import load
 from real_backend.memory.ledger import SUMS
 from real_backend.router_beliefs import PARTS
@@ -141,4 +142,7 @@ def main(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except (HelmError, MemoryError) as error:
+        sys.exit(f"Error: {str(error) or 'out of memory'}")

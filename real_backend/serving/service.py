@@ -17,7 +17,8 @@ from helm_gym.errors import HelmError, InvalidInputError
 from helm_gym.profile import Profile
 from helm_gym.telemetry import AT
 from real_backend.serving.control import Controller, ControlThread
-from real_backend.serving.fleet import Answer, Errand, Fleet, Report
+from real_backend.serving.errands import Answer, Errand, Report
+from real_backend.serving.fleet import Fleet
 from real_backend.serving.item_index import Id, ItemIndex, NoRowLeftError
 from real_backend.serving.live_router import LiveRouter
 from real_backend.serving.metrics import Metrics
@@ -92,9 +93,11 @@ class Service:
         stall_s: float = 10.0,
     ):
         places = nodes * profile.population.users if places is None else places
-        if places <= nodes * queue:
+        least = max(profile.interval.requests, 2 * profile.population.hot_users - 1, nodes * queue)
+        if places <= least:
             raise InvalidInputError(
-                f"{places} users are remembered and {nodes * queue} requests may wait; remember more, or queue fewer."
+                f"{places} users are to be remembered, while {nodes * queue} requests may wait; remember at least "
+                f"{least + 1}."
             )
         if not profile.pool.min_alpha <= alpha <= profile.pool.max_alpha:
             raise InvalidInputError(

@@ -9,6 +9,7 @@ import logging
 import pathlib
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -28,6 +29,8 @@ log = logging.getLogger("helm_gym.serving")
 _BACKLOG = 2048
 _CONNECTIONS = 4096
 _KEEP_ALIVE_S = 30
+# How long one thread may keep the interpreter from the others: a swap computes beside requests.
+_SWITCH_S = 0.0005
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +109,7 @@ def serve(profile: Profile, policy: str, settings: Settings, started: Callable[[
     stop = _Stop()
     try:
         log_to_stderr()
+        sys.setswitchinterval(_SWITCH_S)
         start_alpha = settings.alpha
         if start_alpha is None:
             start_alpha = min(max(0.5, profile.pool.min_alpha), profile.pool.max_alpha)

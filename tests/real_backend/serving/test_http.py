@@ -18,7 +18,9 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from helm_gym.cli import main
 from tests.real_backend.serving.running import Offline, Server, Users, mover, running, small
 
 
@@ -303,6 +305,30 @@ def test_a_flood_is_shed_and_what_is_taken_is_answered(server: Server) -> None:
     assert sum(answer.status_code == 200 for answer in answers) >= 64, "both queues were full, at least"
     assert server.metric("helm_shed_total") >= len(shed)
     assert server.rank(user="after", events=[1], candidates=[2]).status_code == 200
+
+
+def test_the_commands(server: Server, tmp_path: pathlib.Path) -> None:
+    def command(*words: str, status: int = 0) -> str:
+        found = CliRunner().invoke(main.app, [*words, "--url", server.control])
+        assert found.exit_code == status, found.output
+        return found.output
+
+    assert "ready" in command("status") and "req/s" in command("status")
+    assert len(json.loads(command("status", "--json"))["service"]["nodes"]) == 2
+    policy = mover(tmp_path / "mine.onnx", small(), 0.5)
+    found = json.loads(command("swap", str(policy), "--json"))
+    assert found["policy"]["sha256"] == hashlib.sha256(policy.read_bytes()).hexdigest()
+    command("control", "rollback")
+    command("control", "mode", "shadow", "--node", "1")
+    assert [node["mode"] for node in server.status()["controller"]["nodes"]][1] == "shadow"
+    command("control", "mode", "active")
+    assert "kill switch is on" in command("control", "kill")
+    command("control", "revive")
+    assert "on trial" in command("control", "promote", status=2)
+    policy.write_bytes(b"x")
+    assert "no ONNX file" in command("swap", str(policy), status=2)
+    nowhere = CliRunner().invoke(main.app, ["status", "--url", "http://127.0.0.1:9"])
+    assert nowhere.exit_code == 2 and "No control plane answers" in nowhere.output
 
 
 def test_the_control_plane(server: Server) -> None:
