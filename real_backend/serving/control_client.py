@@ -27,12 +27,15 @@ class ControlClient:
 
     def __init__(self, url: str = URL):
         held = os.environ.get(TOKEN, "")
-        headers = {"Authorization": f"Bearer {held}"} if held else {}
+        self._headers = {"Authorization": f"Bearer {held}"} if held else {}
+        self.url = url
         try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=60.0, trust_env=False)
+            self._open().close()
         except (httpx.InvalidURL, UnicodeEncodeError, ValueError) as error:
             raise InvalidInputError(f"--url {url} is no address; write {URL}.") from error
-        self.url = url
+
+    def _open(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=self._headers, timeout=60.0, trust_env=False)
 
     def status(self) -> dict[str, Any]:
         return self._ask("GET", "status")
@@ -50,7 +53,8 @@ class ControlClient:
 
     def _ask(self, method: str, what: str, **more: Any) -> dict[str, Any]:
         try:
-            answer = self._http.request(method, f"/control/{what}", **more)
+            with self._open() as client:
+                answer = client.request(method, f"/control/{what}", **more)
             content: Any = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise HelmError(
