@@ -198,7 +198,7 @@ class Rate:
             return
         now, most = time.monotonic(), max(1.0, self._per_s)
         left, last = self._left.pop(client, (most, now))
-        left = min(most, left + (now - last) * self._per_s)
+        left = min(most, left + max(0.0, now - last) * self._per_s)
         self._left[client] = (left - 1.0 if left >= 1.0 else left, now)
         if len(self._left) > self._MOST:
             del self._left[next(iter(self._left))]
