@@ -28,6 +28,7 @@ from real_backend.serving.requests import BadRequestError, Failure, body_of, fai
 
 log = logging.getLogger("helm_gym.serving")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PAGE = pathlib.Path(__file__).parent / "page"
 TOKEN_FILE = "control-token.sha256"
 
 
@@ -122,22 +123,24 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         responses={status: {"model": Failure} for status in (400, 401, 413, 415, 422)},
-        dependencies=[Depends(admitted)],
     )
+    admitted_only = [Depends(admitted)]
     if host in LOOPBACK:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
 
-    @app.get("/control/status")
+    _add_page(app)
+
+    @app.get("/control/status", dependencies=admitted_only)
     def get_status() -> dict[str, Any]:
         """The service, its nodes, the policy, its modes, and what was not the policy's own decision."""
         return {"service": status(), "controller": controller.status()}
 
-    @app.post("/control/mode")
+    @app.post("/control/mode", dependencies=admitted_only)
     def post_mode(given: ModeRequest) -> dict[str, Any]:
         """Sets the mode of a node, or of all."""
         return _done(controller, "mode", lambda: controller.set_mode(given.mode, given.node), given.model_dump())
 
-    @app.post("/control/swap")
+    @app.post("/control/swap", dependencies=admitted_only)
     async def post_swap(
         request: fastapi.Request,
         sha256: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="that the file must have")] = None,
@@ -146,22 +149,22 @@ def make_app(
         content = await body_of(request, MAX_FILE_BYTES)
         return await fastapi.concurrency.run_in_threadpool(_swap, controller, content, sha256)
 
-    @app.post("/control/rollback")
+    @app.post("/control/rollback", dependencies=admitted_only)
     def post_rollback() -> dict[str, Any]:
         """Puts the former policy back, or ends a trial."""
         return _done(controller, "rollback", controller.roll_back)
 
-    @app.post("/control/promote")
+    @app.post("/control/promote", dependencies=admitted_only)
     def post_promote() -> dict[str, Any]:
         """Ends a trial well: its policy becomes that of all nodes."""
         return _done(controller, "promote", controller.promote)
 
-    @app.post("/control/kill")
+    @app.post("/control/kill", dependencies=admitted_only)
     def post_kill() -> dict[str, Any]:
         """The kill switch: no policy decides from now on, and the safe split is held."""
         return _done(controller, "kill", controller.kill)
 
-    @app.post("/control/revive")
+    @app.post("/control/revive", dependencies=admitted_only)
     def post_revive() -> dict[str, Any]:
         """Ends what the kill switch began."""
         return _done(controller, "revive", controller.revive)
@@ -182,6 +185,15 @@ def make_app(
         return failed(BadRequestError(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}."))
 
     return app
+
+
+def _add_page(app: fastapi.FastAPI) -> None:
+    """A page that shows the status; it has no secret, and asks for the token itself."""
+    headers = {"Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'none'"}
+    for name, kind in (("index.html", "text/html"), ("page.css", "text/css"), ("page.js", "text/javascript")):
+        response = Response((_PAGE / name).read_bytes(), media_type=kind, headers=headers)
+        for path in ("/", "/index.html") if name == "index.html" else (f"/{name}",):
+            app.add_api_route(path, lambda response=response: response, include_in_schema=False, response_model=None)
 
 
 _TYPES = ("application/json", "application/octet-stream")

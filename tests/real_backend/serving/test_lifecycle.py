@@ -169,6 +169,10 @@ def test_the_control_plane_of_a_token_and_where_none_is_needed(tmp_path: pathlib
             assert client.post("/control/kill", headers={"Authorization": wrong}).status_code == 401
             assert client.get("/control/status", headers={"Authorization": wrong}).status_code == 401
         assert not controller.status()["killed"]
+        for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
+            page = client.get(path)
+            assert page.status_code == 200 and page.headers["content-type"].startswith(kind)
+            assert "default-src 'self'" in page.headers["content-security-policy"]
         assert client.post("/control/kill", headers={"Authorization": f"Bearer {token}"}).status_code == 200
         assert controller.status()["killed"]
     assert control_plane.kept_hash(tmp_path / "none") is None
