@@ -34,8 +34,10 @@ class ItemIndex:
 
     def __init__(self, rows: int, trained: bool):
         self.count, self.trained = rows, trained
-        self._row_of: collections.OrderedDict[Id, int] = collections.OrderedDict()  # the least recent first
+        self._row_of: dict[Id, int] = {}
         self._id_of: dict[int, Id] = {}
+        # Rows that no history has, the least recent first: whoever must give one up is found without a search.
+        self._loose: collections.OrderedDict[int, None] = collections.OrderedDict()
         self._held = np.zeros(0 if trained else rows, np.int32)  # how often histories have each row
         self._stamp = np.zeros(0 if trained else rows, np.int64)  # the last call that named each row
         self._call = 0
@@ -55,13 +57,13 @@ class ItemIndex:
             return self._numbered(ids)
         self._call += 1
         found = np.empty(len(ids), np.int32)
-        known, stamp, call = self._row_of, self._stamp, self._call
+        known, loose, stamp, call = self._row_of, self._loose, self._stamp, self._call
         for k, item in enumerate(ids):
             row = known.get(item)
             if row is None:
                 row = self._give(item)
-            else:
-                known.move_to_end(item)
+            elif row in loose:
+                loose.move_to_end(row)
             stamp[row] = call
             found[k] = row
         return found
@@ -69,12 +71,16 @@ class ItemIndex:
     def hold(self, rows: NDArray[np.int32]) -> None:
         """A history has these rows from now on."""
         if not self.trained:
+            for row in rows[self._held[rows] == 0].tolist():
+                self._loose.pop(row, None)
             np.add.at(self._held, rows, 1)
 
     def let_go(self, rows: NDArray[np.int32]) -> None:
         """A history has them no more."""
         if not self.trained:
             np.subtract.at(self._held, rows, 1)
+            for row in rows[self._held[rows] == 0].tolist():
+                self._loose[row] = None
 
     def _numbered(self, ids: Sequence[Id]) -> NDArray[np.int32]:
         for item in ids:
@@ -91,6 +97,7 @@ class ItemIndex:
             row = self._free_row() if len(self._row_of) < self.count else self._give_up()
         self._row_of[item] = row
         self._id_of[row] = item
+        self._loose[row] = None
         return row
 
     def _preferred(self, item: Id) -> int:
@@ -105,10 +112,10 @@ class ItemIndex:
 
     def _give_up(self) -> int:
         """The row of the least recent item that no history and no other id of this call needs."""
-        for _ in range(len(self._row_of)):
-            item, row = next(iter(self._row_of.items()))
-            if self._held[row] == 0 and self._stamp[row] != self._call:
-                del self._row_of[item], self._id_of[row]
-                return row
-            self._row_of.move_to_end(item)
+        for row in self._loose:  # those of this call are the most recent
+            if self._stamp[row] == self._call:
+                break
+            del self._loose[row]
+            del self._row_of[self._id_of.pop(row)]
+            return row
         raise NoRowLeftError(f"All {self.count:,} rows of the item table are of items in somebody's history.")

@@ -155,13 +155,15 @@ class Service:
         self._check(start, events, candidates)
         self._check_room()
         arrival_s = time.perf_counter()
-        rows = self._rows([*events, *candidates])
+        skipped = self.users.unseen(start, len(events))
+        seen = events[skipped:]
+        rows = self._rows([*seen, *candidates])
         try:
-            visit = self.users.visit(user, start, rows[: len(events)])
+            visit = self.users.visit(user, start, rows[: len(seen)], skipped)
         except NoPlaceLeftError as error:
             raise OverloadedError(str(error), 1.0) from error
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        asked = np.ascontiguousarray(rows[len(events) :])
+        asked = np.ascontiguousarray(rows[len(seen) :])
         errand = Errand(visit.place, visit.version, visit.length, visit.delta, asked, arrival_s, answer)
         self._send(errand)
         # Shielded: a client that leaves does not take the answer from a node that is at it.

@@ -94,37 +94,42 @@ class UserIndex:
         place = self._place_of.get(user)
         return 0 if place is None else int(self._total[place])
 
-    def visit(self, user: Id, start: int, rows: NDArray[np.int32]) -> Visit:
+    def unseen(self, start: int, count: int) -> int:
+        """How many of ``count`` events behind ``start`` the model will not see: the first ones of a long history."""
+        return min(count, max(0, first_seen(start + count, self._most) - start))
+
+    def visit(self, user: Id, start: int, rows: NDArray[np.int32], skipped: int = 0) -> Visit:
         """A request of ``user`` that brings events; what is new of them becomes part of his history.
 
         Args:
-            start: how many events came before ``rows``; 0: it is the whole history.
+            start: how many events came before the request's; 0: it has the whole history.
+            skipped: how many of its first events ``rows`` leaves out, at most those that are ``unseen``.
 
         Raises:
             HistoryRequiredError: what came before is not known, or is not what the request says; nothing has changed.
             NoPlaceLeftError: nobody can be forgotten now.
         """
-        place, total = self._place_of.get(user), start + len(rows)
-        if place is None:
-            if start > 0:
-                raise HistoryRequiredError(0, start)
-            return self._write(user, None, rows, total)
-        have, first = int(self._total[place]), int(self._first[place])
-        seen = first_seen(total, self._most)
-        known = start <= have and self._agrees(place, start, rows)
-        if not known or (total <= have and seen != first):
+        place, begin = self._place_of.get(user), start + skipped
+        total = begin + len(rows)
+        have = self.total(user)
+        if start > have:
+            raise HistoryRequiredError(have, start)
+        if place is None or begin > have:  # all that the model sees is here
+            return self._write(user, place, rows, total, begin)
+        first, seen = int(self._first[place]), first_seen(total, self._most)
+        if not self._agrees(place, begin, rows) or (total <= have and seen != first):
             if start > 0:
                 raise HistoryRequiredError(have, start)
-            return self._write(user, place, rows, total)
+            return self._write(user, place, rows, total, begin)
         if total <= have:  # again, or late
             return self._enter(user, place, total, delta=0)
         if seen == first:
-            new = rows[have - start :]
+            new = rows[have - begin :]
             self.histories[place, have - first : total - first] = new
             self._items.hold(new)
             self._total[place] = total
             return self._enter(user, place, total, delta=len(new))
-        whole = np.concatenate([self.histories[place, : have - first], rows[have - start :]])
+        whole = np.concatenate([self.histories[place, : have - first], rows[have - begin :]])
         return self._write(user, place, whole, total, first)
 
     def leave(self, place: int) -> None:
@@ -153,7 +158,7 @@ class UserIndex:
             return True
         return bool(np.array_equal(self.histories[place, low - first : high - first], rows[low - start : high - start]))
 
-    def _write(self, user: Id, place: int | None, rows: NDArray[np.int32], total: int, before: int = 0) -> Visit:
+    def _write(self, user: Id, place: int | None, rows: NDArray[np.int32], total: int, before: int) -> Visit:
         """Writes a history anew; ``rows`` begin behind ``before`` events. Its place may be another from then on."""
         if place is None or self._reading[place] > 0:
             if not self._free and not self.forget_oldest():

@@ -31,12 +31,13 @@ def test_the_first_event_seen_moves_by_halves_and_follows_from_the_number_alone(
         st.tuples(
             USERS,
             st.sampled_from(["delta", "whole", "again", "late", "other", "lie", "leave"]),
-            st.lists(st.integers(0, 8), min_size=1, max_size=4),
+            st.lists(st.integers(0, 8), min_size=1, max_size=9),
         ),
         max_size=60,
-    )
+    ),
+    st.booleans(),
 )
-def test_a_request_reads_its_own_users_history_until_it_is_answered(operations: list) -> None:  # type: ignore[type-arg]
+def test_a_request_reads_its_own_users_history_until_it_is_answered(operations: list, trimmed: bool) -> None:  # type: ignore[type-arg]
     """Whatever is sent: either the service asks for the history, or the place holds exactly what the user did."""
     items = ItemIndex(1000, trained=False)
     index = UserIndex(np.full((3, MOST), -1, np.int32), items)
@@ -66,7 +67,8 @@ def test_a_request_reads_its_own_users_history_until_it_is_answered(operations: 
         elif kind == "lie":
             start = len(mine) + 3
         try:
-            visit = index.visit(user, start, np.array(sent, np.int32))
+            skipped = index.unseen(start, len(sent)) if trimmed else 0
+            visit = index.visit(user, start, np.array(sent[skipped:], np.int32), skipped)
         except HistoryRequiredError as error:
             assert start > 0 and error.have == index.total(user)
             assert kind != "whole"
