@@ -29,6 +29,7 @@ log = logging.getLogger("helm_gym.serving")
 _BACKLOG = 2048
 _CONNECTIONS = 4096
 _KEEP_ALIVE_S = 30
+_LINGER_S = 0.5
 # How long one thread may keep the interpreter from the others: a swap computes beside requests.
 _SWITCH_S = 0.0005
 
@@ -94,6 +95,13 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more connections; those that there are have a moment for a request that is on its way."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LINGER_S)
+        await super().shutdown(sockets)
 
 
 def serve(profile: Profile, policy: str, settings: Settings, started: Callable[[str, str], None]) -> None:

@@ -130,6 +130,7 @@ def test_shadow_changes_nothing_and_says_what_it_would_have_done(tmp_path: pathl
     assert shadow_split[:2] == [0.5, 0.5] and shadow_split[2] > 0.5
 
 
+@pytest.mark.long  # test_http kills a node under load
 def test_a_node_that_answers_nothing_is_replaced_and_its_requests_are_answered_elsewhere() -> None:
     async def run() -> None:
         async with started(nodes=2, stall_s=1.0) as service:
