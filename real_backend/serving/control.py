@@ -24,6 +24,8 @@ class _Told(NamedTuple):
     node: int
     row: NDArray[np.float64]
     requests: int
+    errors: int
+    memory_bytes: float | None
     measured_s: float
 
 
@@ -31,7 +33,15 @@ class Controller(Protocol):
     """What the thread needs of ``helm_gym.deploy.Controller``."""
 
     def decide(
-        self, node: int, telemetry: NDArray[np.float64] | None, now_s: float, *, measured_s: float, requests: int
+        self,
+        node: int,
+        telemetry: NDArray[np.float64] | None,
+        now_s: float,
+        *,
+        measured_s: float,
+        requests: int,
+        errors: int,
+        memory_bytes: float | None,
     ) -> Any: ...
 
     def status(self) -> dict[str, Any]: ...
@@ -50,9 +60,16 @@ class ControlThread:
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
-    def report(self, node: int, row: NDArray[np.float64], requests: int) -> None:
-        """An interval's telemetry, (WIDTH,); returns at once."""
-        told = _Told(node, row, requests, time.monotonic())
+    def report(
+        self, node: int, row: NDArray[np.float64], requests: int, errors: int, memory_bytes: float | None
+    ) -> None:
+        """An interval's telemetry, (WIDTH,), and what trials are judged by; returns at once.
+
+        Args:
+            errors: requests that were lost with the node since it last reported.
+            memory_bytes: that its process takes, where that is known.
+        """
+        told = _Told(node, row, requests, errors, memory_bytes, time.monotonic())
         while True:
             try:
                 return self._reports.put_nowait(told)
@@ -68,7 +85,13 @@ class ControlThread:
             started = time.perf_counter()
             try:
                 decision = self._controller.decide(
-                    told.node, told.row, time.monotonic(), measured_s=told.measured_s, requests=told.requests
+                    told.node,
+                    told.row,
+                    time.monotonic(),
+                    measured_s=told.measured_s,
+                    requests=told.requests,
+                    errors=told.errors,
+                    memory_bytes=told.memory_bytes,
                 )
             except Exception:  # the split is held; the thread must go on for the other nodes
                 log.exception("the controller failed", extra={"node": told.node})

@@ -152,6 +152,15 @@ class Fleet:
     def pids(self) -> list[int | None]:
         return [None if node.process is None else node.process.pid for node in self._nodes]
 
+    def memory_bytes(self, node: int) -> float | None:
+        """What the node's process takes of the machine's memory; None where the system does not say."""
+        process = self._nodes[node].process
+        try:
+            resident = pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1] if process else ""
+            return float(resident) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError):
+            return None
+
     def restarts(self, node: int) -> int:
         return max(0, self._nodes[node].restarts)
 

@@ -117,6 +117,7 @@ class Service:
         self.fleet = Fleet(self.profile, nodes, alpha, shared, resident, self, device, stall_s)
         self.metrics = Metrics(nodes, self.profile.pool.pages * self.profile.pool.page_bytes)
         self.reports: dict[int, Report] = {}
+        self._lost: dict[int, int] = {}  # requests lost with each node since it last reported
         self._controller, self._told = controller, (0, 0)
         self._control: ControlThread | None = None
 
@@ -221,6 +222,7 @@ class Service:
     def node_down(self, node: int, lost: list[Errand]) -> None:
         """What a lost node had is sent to another one, once."""
         self._router.down(node)
+        self._lost[node] = self._lost.get(node, 0) + len(lost)
         self.metrics.ready.labels(node).set(0)
         self.metrics.restarts.labels(node).inc()
         for errand in lost:
@@ -243,7 +245,8 @@ class Service:
         self.reports[report.node] = report
         self.metrics.note(report)
         if self._control is not None:
-            self._control.report(report.node, report.row, report.requests)
+            errors, memory = self._lost.pop(report.node, 0), self.fleet.memory_bytes(report.node)
+            self._control.report(report.node, report.row, report.requests, errors, memory)
 
     def published(self, node: int, cached: NDArray[np.int32]) -> None:
         speed = float(self.reports[node].row[AT.speed])  # it has reported before it published
