@@ -5,7 +5,8 @@
 Both servers are up at the same time and asked in turns, so that other work on the machine meets all of them. Overhead:
 one connection, one request at a time; what the node took (Server-Timing: from the request's arrival at the service to
 its scores) is taken off. Throughput: a closed loop over many connections that keeps the node busy, because what is
-compared is work done; for latency under load use an open loop. Users and candidates are drawn; histories grow.
+compared is work done; for latency under load use an open loop (`helm-gym load`). Users and candidates are drawn;
+histories grow. Where other work shares the machine, read the ratio by CPU time.
 """
 
 from __future__ import annotations
@@ -120,9 +121,9 @@ async def _once(address: str, method: str, path: str, body: bytes = b"") -> tupl
 
 
 def cpu_s(pid: int) -> float:
-    """CPU time of a process."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU time of a process, all its threads; to the nanosecond, where /proc/PID/stat counts hundredths of a second."""
+    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
+    return 1e-9 * sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
 async def throughput(
@@ -141,31 +142,37 @@ async def throughput(
             assert status in (200, 409), answer
             done += status == 200
 
-    pids = {"service": pid, "node": (await status_of(control))["service"]["nodes"][0]["pid"]}
+    pids = [pid, *(node["pid"] for node in (await status_of(control))["service"]["nodes"])]
     working = [asyncio.create_task(client()) for _ in range(clients)]
     await asyncio.sleep(2 * seconds)
-    first, spent = done, {name: cpu_s(one) for name, one in pids.items()}
     rates: dict[str, list[float]] = {"off": [], mode: []}
+    cpu_ms: dict[str, list[float]] = {"off": [], mode: []}  # a request, of both processes
     for pair in range(pairs):
         for chosen in ("off", mode) if pair % 2 == 0 else (mode, "off"):
             await _once(control, "POST", "/control/mode", json.dumps({"mode": chosen}).encode())
-            before, started = done, time.perf_counter()
+            before, started, spent_s = done, time.perf_counter(), sum(map(cpu_s, pids))
             await asyncio.sleep(seconds)
             rates[chosen].append((done - before) / (time.perf_counter() - started))
+            cpu_ms[chosen].append(1e3 * (sum(map(cpu_s, pids)) - spent_s) / (done - before))
     for task in working:
         task.cancel()
     await asyncio.gather(*working, return_exceptions=True)
-    ratio = np.array(rates[mode]) / np.array(rates["off"])
-    draws = np.random.default_rng(0).choice(ratio, (10_000, len(ratio))).mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
     return {
         "mode": mode,
         "off_per_s": float(np.mean(rates["off"])),
         "controlled_per_s": float(np.mean(rates[mode])),
-        "ratio": float(ratio.mean()),
-        "interval": [float(low), float(high)],
-        "cpu_ms_a_request": {name: 1e3 * (cpu_s(one) - spent[name]) / (done - first) for name, one in pids.items()},
+        "rate_ratio": _ratio(rates[mode], rates["off"]),
+        "off_cpu_ms": float(np.mean(cpu_ms["off"])),
+        "controlled_cpu_ms": float(np.mean(cpu_ms[mode])),
+        "rate_ratio_by_cpu_time": _ratio(cpu_ms["off"], cpu_ms[mode]),
     }
+
+
+def _ratio(above: list[float], below: list[float]) -> list[float]:
+    """Mean over pairs, and its 95% bootstrap interval."""
+    ratio = np.array(above) / np.array(below)
+    draws = np.random.default_rng(0).choice(ratio, (10_000, len(ratio))).mean(axis=1)
+    return [round(float(value), 4) for value in (ratio.mean(), *np.quantile(draws, [0.025, 0.975]))]
 
 
 def control_us(metrics: str, name: str) -> dict[str, float]:
