@@ -256,6 +256,7 @@ class Fleet:
                 self._owner.published(node.number, np.concatenate(node.cached))
         elif came.kind == READY:
             node.ready = True
+            self._write(node, packet(TARGET, value=node.alpha))  # which may be another by now
             log.info("node up", extra={"node": node.number, "pid": node.process.pid if node.process else None})
             self._owner.node_up(node.number)
 
