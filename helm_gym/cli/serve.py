@@ -106,9 +106,13 @@ def best_from(source: str, task: str, out: pathlib.Path) -> str:
     folder = pathlib.Path(source)
     board = files.read_bytes(folder / "board.json", "Board", _MAX_BOARD_BYTES, "give a folder that `publish` wrote")
     try:
-        rows: Any = json.loads(board)["tables"][task]["rows"]
-        entry = str(rows[0]["entry"]) if rows else ""
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        seasons: Any = json.loads(board)["tables"]
+        tables = [seasons[number][task]["rows"] for number in sorted(seasons, key=int) if task in seasons[number]]
+        rows = [rows[0] for rows in tables if rows]  # the first of each season that has one
+        entry = str(rows[-1]["entry"]) if rows else ""
+        if not tables:
+            raise KeyError(task)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InvalidInputError(f"{folder / 'board.json'} has no table of task '{task}'.") from error
     if not entry:
         raise HelmError(f"No entry is evaluated on '{task}' yet.")
