@@ -68,13 +68,13 @@ class _Stop:
     """SIGTERM and Ctrl-C, from the first line on: the first one ends the service in order, a second one at once."""
 
     def __init__(self) -> None:
-        self.asked, self._wake = False, lambda: None
+        self.asked, self.interrupted, self._wake = False, False, lambda: None
         self._former = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.interrupted = True, number == signal.SIGINT
         self._wake()
 
     async def wait(self) -> None:
@@ -113,6 +113,7 @@ def serve(profile: Profile, policy: str, settings: Settings, started: Callable[[
 
     Raises:
         HelmError: it cannot be started so.
+        KeyboardInterrupt: it was ended by Ctrl-C, in order.
     """
     stop = _Stop()
     try:
@@ -142,6 +143,8 @@ def serve(profile: Profile, policy: str, settings: Settings, started: Callable[[
                 service.close()
     finally:
         stop.restore()
+    if stop.interrupted:  # as any other command that Ctrl-C ends
+        raise KeyboardInterrupt
 
 
 async def _run(

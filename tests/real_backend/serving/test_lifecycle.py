@@ -79,13 +79,14 @@ def test_after_a_kill_the_last_good_policy_decides_and_a_drain_drops_nothing(tmp
         assert '"drained"' in server.log
 
 
-def test_sigterm_while_the_model_is_loaded_ends_it(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_while_the_model_is_loaded_ends_it(tmp_path: pathlib.Path, number: int, status: int) -> None:
     server = Server(tmp_path, "static:0.5")
     try:
         assert server.http.get("/livez").status_code == 200
         assert server.http.get("/readyz").status_code == 503
         assert server.rank(user=1, events=[1], candidates=[1]).status_code == 503
-        assert server.end(seconds=30.0) == 0
+        assert server.end(number, 30.0) == status
     finally:
         server.close()
 
