@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -38,9 +39,11 @@ def serve(
     ] = None,
     users: Annotated[int | None, typer.Option(min=2, help="Remembered at a time (the profile's, a node).")] = None,
     queue: Annotated[int, typer.Option(min=1, max=100_000, help="Requests that wait at a node; more get 429.")] = 64,
-    rate: Annotated[float, typer.Option(min=0, help="Requests a second of one client; 0: no bound.")] = 0.0,
-    pre_stop_s: Annotated[float, typer.Option(min=0, help="From SIGTERM until the port is closed.")] = 1.0,
-    drain_s: Annotated[float, typer.Option(min=1, help="In which what was accepted is then answered.")] = 30.0,
+    rate: Annotated[float, typer.Option(min=0, max=1e6, help="Requests a second of one client; 0: no bound.")] = 0.0,
+    pre_stop_s: Annotated[float, typer.Option(min=0, max=3600, help="From SIGTERM until the port is closed.")] = 1.0,
+    drain_s: Annotated[
+        float, typer.Option(min=1, max=3600, help="In which what was accepted is then answered.")
+    ] = 30.0,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="A line in the log for each request.")] = False,
     from_board: Annotated[
         str | None, typer.Option(help="Take a leaderboard's best policy: its URL, or a folder that it published.")
@@ -60,6 +63,8 @@ def serve(
     from helm_gym import profile as profiles
 
     opened = profiles.load(profile)
+    if not all(map(math.isfinite, (rate, pre_stop_s, drain_s))):
+        raise InvalidInputError("--rate, --pre-stop-s and --drain-s are numbers; nan is none.")
     if (policy is None) == (from_board is None):
         raise InvalidInputError("Give a policy, or --from-board with --task.")
     if from_board is not None:

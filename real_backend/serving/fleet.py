@@ -34,6 +34,7 @@ from real_backend.serving.wire import (
     ANSWER,
     ASK,
     CACHED,
+    FAILED,
     MAX_PACKET,
     READY,
     REPORT,
@@ -46,6 +47,7 @@ from real_backend.serving.wire import (
 
 log = logging.getLogger("helm_gym.serving")
 _WATCH_S = 0.25
+_LAST_WORDS_S = 0.1
 _BACK_OFF_S = (0.1, 10.0)  # before a node is started again: at first, and at most
 _STEADY_S = 30.0  # a node that lived so long is started again at once
 
@@ -65,6 +67,7 @@ class _Node:
         self.heard_s = 0.0  # when it last said something
         self.unsent: collections.deque[bytes] = collections.deque()
         self.cached: list[NDArray[np.int32]] = []
+        self.failed = ""  # why it could not serve
 
 
 class Fleet:
@@ -112,10 +115,9 @@ class Fleet:
             await asyncio.sleep(0.02)
             for node in self._nodes:
                 if node.process is not None and node.process.poll() is not None and not node.ready:
-                    raise HelmError(
-                        f"Node {node.number} ended with status {node.process.returncode} before it could serve; its "
-                        "last lines above say why."
-                    )
+                    await asyncio.sleep(_LAST_WORDS_S)
+                    status = f"it ended with status {node.process.returncode}; its last lines above say why."
+                    raise HelmError(f"Node {node.number} cannot serve: {node.failed or status}")
         self._keep(self._watch())
 
     def close(self) -> None:
@@ -254,6 +256,9 @@ class Fleet:
             )
             if sum(map(len, node.cached)) == total:
                 self._owner.published(node.number, np.concatenate(node.cached))
+        elif came.kind == FAILED:
+            node.failed = came.array(np.uint8).tobytes().decode("utf-8", "replace")
+            log.error("node cannot serve", extra={"node": node.number, "why": node.failed})
         elif came.kind == READY:
             node.ready = True
             self._write(node, packet(TARGET, value=node.alpha))  # which may be another by now

@@ -30,6 +30,7 @@ from real_backend.serving.wire import (
     ASK,
     CACHED,
     CACHED_A_PACKET,
+    FAILED,
     MAX_PACKET,
     READY,
     REPORT,
@@ -39,7 +40,7 @@ from real_backend.serving.wire import (
     packet,
 )
 
-EXTRAS = 4  # of a report behind telemetry and sums: seconds of moves, of those waited for, the manager's, queue
+_MAX_TOLD = 4096  # bytes
 
 
 class NodeProcess:
@@ -120,11 +121,23 @@ class NodeProcess:
 
 
 def main(text: str) -> None:
-    """Serves as the settings say (JSON); see ``fleet.NodeHandle``."""
+    """Serves as the settings say (JSON); see ``fleet.Fleet``. Why it cannot is told to the service."""
     settings: dict[str, Any] = json.loads(text)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C, and a stop of all, are the service's to handle
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = socket.socket(fileno=settings["socket"])
+    try:
+        served = _open(settings, end)
+    except (HelmError, MemoryError, OSError) as error:
+        told = str(error) or "There is too little memory."
+        with contextlib.suppress(OSError):
+            end.sendall(packet(FAILED, array=np.frombuffer(told.encode()[:_MAX_TOLD], np.uint8)))
+        sys.exit(1)
+    with contextlib.suppress(BrokenPipeError):  # the service is gone
+        served.run()
+
+
+def _open(settings: dict[str, Any], end: socket.socket) -> NodeProcess:
     profile = load(pathlib.Path(settings["profile"]))
     users, most = profile.population.users, profile.model.max_history
     histories = SharedMemory(4 * users * most, settings["histories"]).array((users, most), np.int32)
@@ -137,12 +150,8 @@ def main(text: str) -> None:
     gc.collect()
     gc.freeze()
     assert len(node.last_sums) == SUMS
-    with contextlib.suppress(BrokenPipeError):  # the service is gone
-        NodeProcess(node, settings["number"], end, resident).run()
+    return NodeProcess(node, settings["number"], end, resident)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except (HelmError, MemoryError) as error:
-        sys.exit(f"Error: {str(error) or 'out of memory'}")
+    main(sys.argv[1])

@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.errors import HelmError, InvalidInputError
+from helm_gym.machine_memory import require
 from helm_gym.profile import Profile
 from helm_gym.telemetry import AT
+from real_backend.base import managed_bytes
 from real_backend.serving.control import Controller, ControlThread
 from real_backend.serving.errands import Answer, Errand, Report
 from real_backend.serving.fleet import Fleet
@@ -27,6 +29,7 @@ from real_backend.serving.wire import SharedMemory
 
 log = logging.getLogger("helm_gym.serving")
 MAX_EVENTS = 1 << 16  # in a request
+_PLACE_BYTES = 400  # of a user beside the history: who is at a place, and what the router knows
 
 
 class OverloadedError(HelmError):
@@ -107,6 +110,10 @@ class Service:
         population = dataclasses.replace(profile.population, users=places)
         self.profile, self.queue = dataclasses.replace(profile, population=population), queue
         shape = places, profile.model.max_history
+        need = nodes * managed_bytes(self.profile, 1, 1) + places * (4 * profile.model.max_history + _PLACE_BYTES)
+        require(
+            need, f"A service of {nodes} nodes that remembers {places:,} users", "lower the number of users or of nodes"
+        )
         shared = SharedMemory(4 * math.prod(shape))
         histories = shared.array(shape, np.int32)
         trained = bool(profile.model.table) if trained is None else trained

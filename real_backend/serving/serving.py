@@ -42,7 +42,7 @@ class Settings:
         port, control_port: 0: any that is free.
         state: folder where policies and modes survive a restart, and the control token's hash lies.
         queue: requests that wait at a node; places: users that are remembered.
-        pre_stop_s: from the signal to end until no new connection is taken, so that balancers see ``/readyz``.
+        pre_stop_s: from SIGTERM until no new connection is taken, so that balancers see ``/readyz``.
         drain_s: in which what was accepted is answered, after that.
     """
 
@@ -183,7 +183,7 @@ async def _run(
             starting.cancel()
         readiness.draining = True
         log.info("draining", extra={"requests": service.under_way})
-        if readiness.service is not None:
+        if readiness.service is not None and not stop.interrupted:
             await asyncio.sleep(settings.pre_stop_s)
         servers[0].should_exit = True
         await running[0]
@@ -218,7 +218,7 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
         # waits 40 ms for the client to have acknowledged its head.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise InvalidInputError(
             f"{option} {port} of {host} cannot be listened on: {reason(error)}; take another."
         ) from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ASK, TARGET, ANSWER, REPORT, CACHED, READY = range(1, 7)
+ASK, TARGET, ANSWER, REPORT, CACHED, READY, FAILED = range(1, 8)
 MAX_PACKET = 1 << 17
 CACHED_A_PACKET = 8192  # users whose KV a node lists in one
 
