@@ -1,4 +1,4 @@
-"""A service as a command line, what it serves, and the same scores without it."""
+"""A service as a command line, and what it is asked."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from helm_gym import profile as profiles
 from helm_gym.observation import ObservationLayout
 from helm_gym.policies import onnx_export
 from helm_gym.policies.onnx_graph import Graph
 from helm_gym.profile import Profile, load
-from real_backend.engine import Engine
-from real_backend.hstu.model import Jagged
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 START_S = 120.0  # imports take seconds, on a busy machine many
@@ -49,21 +45,6 @@ def mover(path: pathlib.Path, profile: Profile, action: float) -> pathlib.Path:
     facts = onnx_export.origin_facts(layout, routes=False)
     path.write_bytes(onnx_export.stamp(graph.model(graph.fill(action), counted), facts))
     return path
-
-
-class Offline:
-    """HSTU over a whole history at once, in torch, without a cache, a pool or a plan."""
-
-    def __init__(self, profile: Profile):
-        self._engine = Engine(profile)
-
-    def scores(self, history: Sequence[int], candidates: Sequence[int]) -> NDArray[np.float32]:
-        engine, length = self._engine, len(history)
-        x = engine.table[torch.tensor([*history, *candidates])].clone()
-        position = torch.arange(length)
-        buffer = torch.zeros(1, length, *engine.tokens.shape[1:])
-        scores = engine.hstu(x, Jagged([0], [length], [len(candidates)], position, position, x), buffer)
-        return np.asarray(scores.detach().numpy())
 
 
 class Server:

@@ -21,7 +21,8 @@ import pytest
 from typer.testing import CliRunner
 
 from helm_gym.cli import main
-from tests.real_backend.serving.running import Offline, Server, Users, mover, running, small
+from real_backend.hstu.offline import Offline
+from tests.real_backend.serving.running import Server, Users, mover, running, small
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,8 @@ def offline() -> Offline:
 
 def check(offline: Offline, asked: dict[str, Any], whole: list[int], answer: dict[str, Any]) -> None:
     seen = whole[len(whole) - answer["history"]["seen"] :]
-    expected = dict(zip(asked["candidates"], offline.scores(seen, asked["candidates"]).tolist(), strict=True))
+    scores = offline.scores(np.array(seen, np.int32), np.array(asked["candidates"], np.int32))
+    expected = dict(zip(asked["candidates"], scores.tolist(), strict=True))
     assert sorted(answer["items"]) == sorted(asked["candidates"])
     assert answer["scores"] == sorted(answer["scores"], reverse=True)
     found = np.array([expected[item] for item in answer["items"]])

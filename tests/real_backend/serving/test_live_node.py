@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from helm_gym.profile import Profile, load
 from helm_gym.telemetry import AT, COLUMN
 from helm_gym.workload.regimes import make_path
 from real_backend.engine import Engine, MicroBatch, Waits
@@ -16,6 +14,7 @@ from real_backend.measured import MeasuredBackend
 from real_backend.memory.layout import Memory, Plan, make_rules
 from real_backend.memory.pricing import batch_load, batch_ms
 from real_backend.serving.live_node import Ask, LiveNode
+from tests.real_backend.serving.running import small
 
 ALPHAS = (0.5, 0.5, 0.6, 0.7, 0.3, 0.3, 0.45, 0.75, 0.75, 0.75)
 SEED = 11
@@ -32,14 +31,6 @@ class Clock:
 
     def wait_until(self, until_s: float) -> None:
         self.now = max(self.now, until_s)
-
-
-def small(**changes: object) -> Profile:
-    profile = load("cpu-small")
-    population = dataclasses.replace(profile.population, users=300, items=4000, hot_users=20)
-    pool = dataclasses.replace(profile.pool, pages=256, max_alpha=0.8, page_moves_per_interval=12, shadow_pages=16)
-    cost = dataclasses.replace(profile.cost, probe_ms=0.0)
-    return dataclasses.replace(profile, population=population, pool=pool, cost=cost, **changes)  # type: ignore[arg-type]  # of the test's own
 
 
 @pytest.fixture
