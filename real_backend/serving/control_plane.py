@@ -125,7 +125,7 @@ def make_app(
         responses={status: {"model": Failure} for status in (400, 401, 413, 415, 422)},
     )
     admitted_only = [Depends(admitted)]
-    if host in LOOPBACK:
+    if token_hash is None:  # so that no other site's page can reach it through a browser's back
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
 
     _add_page(app)
