@@ -86,16 +86,20 @@ def make_app(readiness: Readiness, model: str, rate: float = 0.0, log_requests: 
 
     async def rank(request: fastapi.Request) -> Response:
         body = await requests.body_of(request)
+        service = served()
+        service.check_room()  # before anything is done for it
         asked = requests.parse(body)
-        ranked = await served().rank(asked.user, asked.start, asked.events, asked.candidates)
+        ranked = await service.rank(asked.user, asked.start, asked.events, asked.candidates)
         return Response(requests.answer_to(asked, ranked), headers=timing(ranked), media_type="application/json")
 
     async def infer(request: fastapi.Request) -> Response:
         known(request)
         body = await requests.body_of(request)
+        service = served()
+        service.check_room()
         asked = InferRequest(body, request.headers.get(HEADER_LENGTH))
         of = asked.request
-        ranked = await served().rank(of.user, of.start, of.events, of.candidates)
+        ranked = await service.rank(of.user, of.start, of.events, of.candidates)
         content, headers = asked.answer(model, ranked)
         return Response(content, headers=headers | timing(ranked))
 

@@ -161,7 +161,7 @@ class Service:
             OverloadedError: there is no room; UnavailableError: there is no node, or two were lost with it.
         """
         self._check(start, events, candidates)
-        self._check_room()
+        self.check_room()
         arrival_s = time.perf_counter()
         skipped = self.users.unseen(start, len(events))
         seen = events[skipped:]
@@ -189,7 +189,8 @@ class Service:
         if start + len(events) < 1:
             raise InvalidInputError("A user without any event cannot be ranked for; send at least one.")
 
-    def _check_room(self) -> None:
+    def check_room(self) -> None:
+        """Raises OverloadedError or UnavailableError where no node can take a request now."""
         ready = self.fleet.ready
         if not ready:
             raise UnavailableError("No node is ready; try again in a few seconds.")
