@@ -131,6 +131,14 @@ def _policies() -> None:
     seen(np.zeros((1, layout.width), np.float32), seen.initial_state(1))
 
 
+def _service() -> None:
+    """A node on the wall clock, which warms itself up, and the router in front of several."""
+    profile = profiles.load(_PROFILE)
+    histories = np.zeros((profile.population.users, profile.model.max_history), np.int32)
+    importlib.import_module("real_backend.serving.live_node").LiveNode(profile, histories, 0.5)
+    importlib.import_module("real_backend.serving.live_router").LiveRouter(profile, 2, histories)
+
+
 PARTS: dict[str, Callable[[], None]] = {  # those that take longest come first
     "surrogate": functools.partial(_episodes, "surrogate", 1, 2),
     "surrogate of clusters": functools.partial(_episodes, "surrogate", 1, cluster=_CLUSTER),
@@ -138,6 +146,7 @@ PARTS: dict[str, Callable[[], None]] = {  # those that take longest come first
     "modelled clusters": functools.partial(_episodes, "modelled", 1, cluster=_CLUSTER),
     "real": functools.partial(_episodes, "real", 1),
     "real clusters": functools.partial(_episodes, "real", 1, cluster=_CLUSTER),
+    "service": _service,
     "policies": _policies,
     "workload": _workload,
 }

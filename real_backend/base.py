@@ -30,7 +30,7 @@ from real_backend.memory.layout import (
 )
 from real_backend.memory.ledger import make_ledger
 from real_backend.memory.prefill import prefill
-from real_backend.memory.report import last_interval, order, report
+from real_backend.memory.report import last_interval, telemetry_of
 
 _LESS = "lower population.users or items, model.max_history or pool.pages, or run fewer lanes or nodes at a time"
 
@@ -141,18 +141,7 @@ class ManagedBackend:
 
     def _report(self, targets: NDArray[np.int64], traffic: RoutedTraffic | None) -> Telemetry:
         profile, shape = self.profile, (self.spec.lanes, self.spec.nodes)
-        values = np.zeros((shape[0] * shape[1], WIDTH))
-        report(
-            self._memory,
-            self._ledger,
-            order(self._ledger),
-            targets,
-            self._rule_table,
-            profile.row_bytes,
-            profile.pool.page_bytes,
-            profile.kv_bytes_per_token,
-            values,
-        )
+        values = telemetry_of(self._memory, self._ledger, targets, self._rule_table, profile)
         values[:, AT.speed] = self.speed
         rings = (self._ledger.sojourn_ms, self._ledger.service_ms)
         sojourn, service = (last_interval(self._ledger, ring).copy().reshape(*shape, -1) for ring in rings)

@@ -1,23 +1,24 @@
-"""What one node of the measured rung does in an interval: it carries the manager's plans out and times them."""
+"""What one node does, on the measured rung and in service: it carries the manager's plans out and times them."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from helm_gym.profile import Profile
 from helm_gym.workload.sampling import Requests
 from real_backend.engine import Engine, MicroBatch
 from real_backend.memory.layout import MOVES, REFILLS, TOKENS, Memory, Rules, make_plan
-from real_backend.memory.ledger import Ledger
-from real_backend.memory.pricing import batch_load
-from real_backend.memory.serve import charge_moves, next_batch, open_interval, settle
+from real_backend.memory.ledger import FREE_AT_S, Ledger
+from real_backend.memory.pricing import batch_load, batch_ms
+from real_backend.memory.serve import charge_moves, move_pages, next_batch, open_interval, settle, take_in
 
 PROBES = 4  # an interval; they take a few per cent of its time
 
@@ -40,6 +41,23 @@ class Spent(NamedTuple):
     service_ms: float
 
 
+class Served(NamedTuple):
+    """A micro-batch that was served.
+
+    Attributes:
+        requests: how many are in it; ``Node.plan`` says which, and how much of each.
+        scores: float32 (candidates,), end to end.
+        compute_ms, modelled_ms: what computing it took, and what the rules expect of it.
+        service_ms: with what it waits for.
+    """
+
+    requests: int
+    scores: torch.Tensor
+    compute_ms: float
+    modelled_ms: float
+    service_ms: float
+
+
 class Node:
     """A node: the engine that holds its pool, and the plan that the manager writes for it.
 
@@ -49,6 +67,8 @@ class Node:
     Attributes:
         samples, moves: where they are lists, every micro-batch served, and the rows and time (ms) of every interval's
             move, are added to them (calibration).
+        plan: of the last micro-batch or move.
+        managed_s: CPU time of the memory manager so far.
     """
 
     def __init__(self, profile: Profile, device: str | None = None):
@@ -57,7 +77,8 @@ class Node:
         self.moves: list[tuple[int, float]] | None = None
         self.probe_plan = make_plan(profile)
         self.probe_plan.slots[:] = self.probe_plan.cached[:] = self.probe_plan.stored[:] = 0
-        self._plan = make_plan(profile)
+        self.plan = make_plan(profile)
+        self.managed_s = 0.0
 
     def serve(
         self,
@@ -75,32 +96,78 @@ class Node:
             items: (users, max_history), the users' histories.
             requests, ledger: of this unit, their first axis of length 1.
         """
-        profile, plan, engine, service_ms, self._managed_s = self.profile, self._plan, self.engine, 0.0, 0.0
-        if profile.pool.prefilled and ledger.interval[0, 0] == 0:
-            engine.load(memory.slot_row)
+        managed_s, service_ms = self.managed_s, 0.0
+        if self.profile.pool.prefilled and ledger.interval[0, 0] == 0:
+            self.engine.load(memory.slot_row)
         with _no_garbage_collection():
-            budget, most = profile.pool.page_moves_per_interval, profile.max_batch
-            place = self._manage(open_interval, memory, 0, target, budget, requests, plan, ledger, rules)
-            sums, moved_ms = ledger.sums[0, place], engine.move(plan)
-            if self.moves is not None:
-                self.moves.append((int(plan.counts[MOVES]), moved_ms))
-            self._manage(charge_moves, requests, 0, plan, moved_ms, profile.link.modelled, ledger, sums, rules)
-            while size := self._manage(next_batch, memory, items, requests, 0, most, plan, ledger, sums, rules):
-                users = requests.user[0, plan.request[:size]]
-                batch = MicroBatch(plan.stop[:size], plan.asked[:size], memory.user_pages[users])
-                _, computed, waits = engine.timed_execute(plan, batch)
-                waited = () if profile.link.modelled else tuple(waits)
-                service_ms += self._manage(
-                    settle, memory, requests, 0, size, plan, computed, waited, ledger, sums, rules
-                )
-                if self.samples is not None:
-                    tokens, pairs, context = batch_load(rules, size, plan.cached, plan.stop, plan.asked)
-                    attended = engine.attended(plan, batch)
-                    self.samples.append(Sample(size, tokens, pairs, context, computed, attended))
-                if plan.counts[REFILLS]:
-                    engine.refill(plan)
+            self.open(memory, requests, ledger, target, rules, self.profile.pool.page_moves_per_interval)
+            while served := self.serve_batch(memory, items, requests, ledger, rules):
+                service_ms += served.service_ms
             ledger.interval[0, 0] += 1
-        return Spent(1e3 * self._managed_s, service_ms)
+        return Spent(1e3 * (self.managed_s - managed_s), service_ms)
+
+    def open(
+        self, memory: Memory, requests: Requests, ledger: Ledger, target: np.int64, rules: Rules, budget: int
+    ) -> None:
+        """Opens an interval: the requests that there are come in, and at most ``budget`` pages move."""
+        self._place = self._manage(open_interval, memory, 0, target, budget, requests, self.plan, ledger, rules)
+        self._carry_out_move(requests, ledger, rules)
+
+    def move(
+        self, memory: Memory, requests: Requests, ledger: Ledger, target: np.int64, rules: Rules, budget: int
+    ) -> int:
+        """Moves at most ``budget`` pages more within the interval. Returns how many, positive towards EMB."""
+        sums = ledger.sums[0, self._place]
+        moved = int(self._manage(move_pages, memory, target, budget, self.plan, sums, rules))
+        self._carry_out_move(requests, ledger, rules)
+        return moved
+
+    def _carry_out_move(self, requests: Requests, ledger: Ledger, rules: Rules) -> None:
+        plan, sums, link_modelled = self.plan, ledger.sums[0, self._place], self.profile.link.modelled
+        moved_ms = self.engine.move(plan)
+        if self.moves is not None:
+            self.moves.append((int(plan.counts[MOVES]), moved_ms))
+        self._manage(charge_moves, requests, 0, plan, moved_ms, link_modelled, ledger, sums, rules)
+
+    def take_in(self, requests: Requests, ledger: Ledger, r: int) -> None:
+        """Request ``r`` of the interval that is open comes in."""
+        self._manage(take_in, requests, 0, r, ledger, ledger.sums[0, self._place])
+
+    def serve_batch(
+        self,
+        memory: Memory,
+        items: NDArray[np.int32],
+        requests: Requests,
+        ledger: Ledger,
+        rules: Rules,
+        clock: Callable[[], float] | None = None,
+    ) -> Served | None:
+        """Serves the next micro-batch of those that have come in; None where all are answered.
+
+        Args:
+            clock: in seconds, that the node's time is told by in place of the virtual one: the micro-batch starts now,
+                and all that passes until it is computed is its own.
+        """
+        plan, engine, link_modelled = self.plan, self.engine, self.profile.link.modelled
+        sums, started_s = ledger.sums[0, self._place], 0.0
+        if clock is not None:
+            started_s = ledger.clock[0, FREE_AT_S] = clock()
+        size = self._manage(next_batch, memory, items, requests, 0, self.profile.max_batch, plan, ledger, sums, rules)
+        if not size:
+            return None
+        users = requests.user[0, plan.request[:size]]
+        batch = MicroBatch(plan.stop[:size], plan.asked[:size], memory.user_pages[users])
+        scores, computed, waits = engine.timed_execute(plan, batch)
+        waited = () if link_modelled else tuple(waits)
+        if clock is not None:
+            computed = max(0.0, 1e3 * (clock() - started_s) - sum(waited))
+        service_ms = self._manage(settle, memory, requests, 0, size, plan, computed, waited, ledger, sums, rules)
+        tokens, pairs, context = batch_load(rules, size, plan.cached, plan.stop, plan.asked)
+        if self.samples is not None:
+            self.samples.append(Sample(size, tokens, pairs, context, computed, engine.attended(plan, batch)))
+        if plan.counts[REFILLS]:
+            engine.refill(plan)
+        return Served(size, scores, computed, batch_ms(rules, size, tokens, pairs, context), service_ms)
 
     def probe(self) -> float:
         """Time (ms) of a request that misses everything and keeps nothing: the mean of a few, as queues see it."""
@@ -115,7 +182,7 @@ class Node:
         """Calls a kernel of the memory manager on its own clock."""
         started = time.thread_time()
         result = kernel(*arguments)
-        self._managed_s += time.thread_time() - started
+        self.managed_s += time.thread_time() - started
         return result
 
 

@@ -125,6 +125,26 @@ def _forget_kv(view, lane, node):
 
 
 @kernel
+def list_cached(newer, version, length, out):
+    """Fills ``out`` (pages, 3) with the users whose KV a unit holds, their versions and tokens; returns how many."""
+    sentinel, count = newer.shape[0] - 1, 0
+    user = newer[sentinel]
+    while user != sentinel:
+        out[count, 0], out[count, 1], out[count, 2] = user, version[user], length[user]
+        count += 1
+        user = newer[user]
+    return count
+
+
+@kernel
+def note_published(view, lane, node, cached):
+    """What a node published of its KV, (users, 3) as ``list_cached`` says it, replaces what was known of it."""
+    _forget_kv(view, lane, node)
+    for k in range(cached.shape[0]):
+        note_kv(view, lane, node, cached[k, 0], cached[k, 1], cached[k, 2])
+
+
+@kernel
 def _note_rows(view, lane, row_slot, first_unit):
     """The next part of the rows, of all nodes alive."""
     items = view.resident.shape[1]

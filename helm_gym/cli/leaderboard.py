@@ -153,7 +153,7 @@ def show(
     if best:
         if task is None:
             raise InvalidInputError("--best is of a task; give one with --task.")
-        return _show_best(client, task, track, out or pathlib.Path(f"best-{task}.onnx"))
+        return say(best_of(client, task, track, out or pathlib.Path(f"best-{task}.onnx")))
     if entry is not None:
         found = client.get(f"entries/{entry}")
         if as_json:
@@ -213,16 +213,17 @@ def _print_ranks(client: Any, found: dict[str, Any]) -> None:
         print_table("ranks (modelled rung)", ["task", *_HEADINGS], rows)
 
 
-def _show_best(client: Any, task: str, track: str, out: pathlib.Path) -> None:
+def best_of(client: Any, task: str, track: str, out: pathlib.Path) -> str:
+    """The first policy of a task's board: the name of an agent of this repository, or its file, written to ``out``."""
     rows = client.get(f"tasks/{task}", track=track)["rows"]
     if not rows:
         raise HelmError(f"No entry is evaluated on '{task}' yet.")
     found = client.get(f"entries/{rows[0]['entry']}")
-    if found["reference"]:  # an agent of this repository, which every command opens by name
-        return say(found["reference"])
+    if found["reference"]:  # which every command opens by name
+        return str(found["reference"])
     check_writable("--out", out)
     files.write(out, client.file(found["files"][0]))
-    say(out)
+    return str(out)
 
 
 def cancel(entry: Annotated[str, typer.Argument(help="An entry's id.")], url: Url = _URL) -> None:

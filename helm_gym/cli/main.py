@@ -12,11 +12,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from helm_gym import files
-from helm_gym.cli import leaderboard
+from helm_gym.cli import control, leaderboard
 from helm_gym.cli.bench import bench
 from helm_gym.cli.calibrate import calibrate
 from helm_gym.cli.collect import collect
 from helm_gym.cli.compare import compare
+from helm_gym.cli.control import status, swap
 from helm_gym.cli.decide import decide
 from helm_gym.cli.demo import demo
 from helm_gym.cli.evaluate import evaluate
@@ -27,6 +28,7 @@ from helm_gym.cli.listing import agents, profiles, tasks
 from helm_gym.cli.load import load
 from helm_gym.cli.model import model
 from helm_gym.cli.reproduce import reproduce
+from helm_gym.cli.serve import serve
 from helm_gym.cli.train import train
 from helm_gym.cli.tune import tune
 from helm_gym.cli.warm import warm
@@ -45,18 +47,24 @@ COMMANDS = (
     collect,
     fit,
     fidelity,
+    reproduce,
+    bench,
+    serve,
     load,
     compare,
     decide,
-    reproduce,
-    bench,
+    status,
+    swap,
     tasks,
     profiles,
     agents,
     warm,
 )
 
-GROUPS = {"leaderboard": ("A board of policies: serve, check, submit, show, publish, verify.", leaderboard.COMMANDS)}
+GROUPS = {
+    "leaderboard": ("A board of policies: serve, check, submit, show, publish, verify.", leaderboard.COMMANDS),
+    "control": ("A service that runs: mode, kill, revive, rollback, promote, token.", control.COMMANDS),
+}
 
 # Typer brings Click along under a name of its own; this is its class of all mistakes in a command line.
 _UsageError: Any = typer.BadParameter.__base__

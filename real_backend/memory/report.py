@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.kernels.jit import kernel
-from helm_gym.telemetry import AT
+from helm_gym.profile import Profile
+from helm_gym.telemetry import AT, WIDTH
 from real_backend.memory.emb_cache import refill_backlog
-from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, N_PAGES, rules_of, unit_of
+from real_backend.memory.layout import FILL, N_EMB, N_FRESH, N_KV_FREE, N_PAGES, Memory, rules_of, unit_of
 from real_backend.memory.ledger import (
     COMPUTE_MS,
     EMB_GAIN,
@@ -119,6 +120,21 @@ def order(ledger: Ledger) -> Ordered:
         np.sort(last_interval(ledger, ledger.service_ms)),
         np.sort(last_interval(ledger, ledger.sojourn_ms)),
     )
+
+
+def telemetry_of(
+    memory: Memory, ledger: Ledger, targets: NDArray[np.int64], rule_table: NDArray[np.float64], profile: Profile
+) -> NDArray[np.float64]:
+    """The telemetry of an interval that has ended, (units, WIDTH), but for ``speed``.
+
+    Args:
+        targets: (units,), the pages that EMB was to have.
+        rule_table: (units, fields), as ``rules_of`` takes it.
+    """
+    values = np.zeros((len(targets), WIDTH))
+    sizes = profile.row_bytes, profile.pool.page_bytes, profile.kv_bytes_per_token
+    report(memory, ledger, order(ledger), targets, rule_table, *sizes, values)
+    return values
 
 
 @kernel

@@ -190,23 +190,33 @@ def plan_refill(m, plan, elapsed_ms, ledger, u, sums, rules):
 
 
 @kernel
-def _receive(requests, u, ledger, sums):
-    """The interval's requests come in: their arrivals, and none of them is served yet."""
+def take_in(requests, u, r, ledger, sums):
+    """Request ``r`` comes in, its gap after the one before it; it is not served yet."""
     clock = ledger.clock[u]
-    arrival = clock[NOW_S]
-    for r in range(requests.number[u, 0]):
-        before = arrival
-        arrival += requests.gap_s[u, r]
-        sums[SPAN_S] += arrival - before
-        ledger.arrival_s[u, r] = arrival
-        ledger.progress[u, r] = WAITING
+    before = clock[NOW_S]
+    arrival = before + requests.gap_s[u, r]
+    sums[SPAN_S] += arrival - before
+    ledger.arrival_s[u, r] = arrival
+    ledger.progress[u, r] = WAITING
     clock[NOW_S] = arrival
-    ledger.cursor[u, 0] = 0
+
+
+@kernel
+def move_pages(m, target_pages, budget, plan, sums, rules):
+    """Plans the move of up to ``budget`` pages towards the target, and books it. Returns how many, positive to EMB."""
+    moved = move_towards(m, plan, target_pages, budget, rules)
+    sums[MOVED_PAGES] += moved
+    sums[OFFLOADED_TOKENS] += plan.counts[OFFLOAD_TOKENS]
+    sums[MOVED_DOWN_TOKENS] += plan.counts[OFFLOAD_TOKENS]
+    return moved
 
 
 @kernel
 def open_interval(m, u, target_pages, budget, requests, plan, ledger, rules):
-    """Moves pages towards the target and takes the requests in. Returns the place in the ledger's rings, emptied."""
+    """Moves pages towards the target and takes in the requests that there are.
+
+    Returns the place in the ledger's rings, emptied.
+    """
     place = ledger.interval[u, 0] % ledger.sums.shape[1]
     sums = ledger.sums[u, place]
     sums[:] = 0.0
@@ -214,9 +224,10 @@ def open_interval(m, u, target_pages, budget, requests, plan, ledger, rules):
     ledger.sojourn_ms[u, place, :] = np.inf
     ledger.done_s[u, place, :] = 0.0
     ledger.user[u, place, :] = NO_USER
-    _receive(requests, u, ledger, sums)
-    sums[MOVED_PAGES] = move_towards(m, plan, target_pages, budget, rules)
-    sums[OFFLOADED_TOKENS] = sums[MOVED_DOWN_TOKENS] = plan.counts[OFFLOAD_TOKENS]
+    ledger.cursor[u, 0] = 0
+    for r in range(requests.number[u, 0]):
+        take_in(requests, u, r, ledger, sums)
+    move_pages(m, target_pages, budget, plan, sums, rules)
     return place
 
 

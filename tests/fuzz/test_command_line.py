@@ -40,7 +40,7 @@ def commands_of(group: Any, *words: str) -> Iterator[tuple[str, Any]]:
 
 COMMANDS = dict(commands_of(typer.main.get_command(app)))
 EXAMPLES = int(os.environ.get("HELM_GYM_FUZZ", "25"))  # of each command
-FEW = ("workers", "threads")  # parameters whose valid values start as many
+FEW = ("workers", "threads", "nodes")  # parameters whose valid values start as many
 
 with tempfile.TemporaryDirectory() as _folder:
     PATHS = write_material(pathlib.Path(_folder))

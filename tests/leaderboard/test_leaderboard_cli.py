@@ -51,7 +51,7 @@ class Server:
     def start(self) -> None:
         options = ("--task", TASK, "--hidden", "3", "--horizon", "4", "--no-references")
         self.process = start("serve", "--board", str(self.folder), "--port", self.port, *options)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while time.monotonic() < until:
             with socket.socket() as there:
                 if there.connect_ex(("127.0.0.1", int(self.port))) == 0:
@@ -94,7 +94,7 @@ def test_the_newcomer_s_path_and_a_server_that_is_killed_on_it(server: Server, t
         *("submit", str(policy), "--name", "mine", "--url", server.url, "--wait"),
         *("--write-up", str(tmp_path / "write-up.yaml"), "--quiet"),
     )
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while not json.loads(_get(server, "entries")) and time.monotonic() < until:
         time.sleep(0.02)
     server.end(signal.SIGKILL)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from helm_gym.cli.serve import best_from
 from helm_gym.errors import HelmError, InvalidInputError
 from leaderboard import records
 from leaderboard.board import Board, RefusedSubmissionError
@@ -66,6 +67,18 @@ def test_every_link_of_the_site_leads_to_a_file_of_it(site: pathlib.Path) -> Non
             assert link == "data:," or (page.parent / link).is_file(), (page, link)
             links += 1
     assert links > 30
+
+
+def test_its_best_policy_can_be_served(site: pathlib.Path, copy: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "best.onnx"
+    assert best_from(str(site), TASK, out) == str(out) and out.read_bytes() == HONEST
+    with pytest.raises(InvalidInputError, match="no table of task"):
+        best_from(str(site), "steady-v9", out)
+    with pytest.raises(InvalidInputError, match="publish"):
+        best_from(str(tmp_path), TASK, out)
+    next((copy / "files").glob("*.onnx")).write_bytes(b"another")
+    with pytest.raises(InvalidInputError, match="not the file that was submitted"):
+        best_from(str(copy), TASK, out)
 
 
 def test_no_hidden_score_and_no_key_is_published_while_the_season_is_open(board: Board, site: pathlib.Path) -> None:

@@ -259,9 +259,9 @@ from leaderboard.board import Board
 from leaderboard.season_change import open_season
 from leaderboard.store import Store
 board = Board(Store(pathlib.Path(sys.argv[1])))
-print("ready", flush=True)
 while True:
     open_season(board)
+    print("opened", flush=True)
 """
 
 
@@ -274,7 +274,7 @@ def test_a_kill_at_the_change_leaves_one_season_or_the_next(tmp_path: pathlib.Pa
         with subprocess.Popen(
             [sys.executable, "-c", CHANGES, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
         ) as process:
-            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            assert process.stdout is not None and process.stdout.readline() == b"opened\n"
             time.sleep(0.2 * rng.random())
             process.kill()
         board.store.check()
