@@ -24,7 +24,7 @@ FITTED, HELD_OUT = 501, 502  # seeds
     ("regime", "batch", "host_users"), [("steady", 1, 0), ("mixed", 1, 0), ("steady", 8, 0), ("steady", 8, 500)]
 )
 def test_modelled_service_is_the_measured_one_on_held_out_requests(regime, batch, host_users):
-    """Mean service within 5% over the grid, and the same best alpha, up to what the clock can tell apart (1%).
+    """Mean service within 3% over the grid, and the same best alpha, up to what the clock can tell apart (1%).
 
     Fitted on one seed and judged on another, whose intervals take turns with it and between the splits: a shared
     machine that changes its speed changes it for all of them. Transfers are modelled by the same figures on both rungs.
@@ -63,5 +63,5 @@ def test_modelled_service_is_the_measured_one_on_held_out_requests(regime, batch
         f"{regime}, {batch}, {host_users}: alpha {GRID}, measured {measured.round(3)} ms, modelled {modelled.round(3)}"
     )
     assert np.abs(modelled / measured - 1).max() < 0.1
-    assert abs(modelled.mean() / measured.mean() - 1) < 0.05
+    assert abs(modelled.mean() / measured.mean() - 1) < 0.03
     assert measured[modelled.argmin()] < 1.01 * measured.min()

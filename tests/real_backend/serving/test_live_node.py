@@ -11,7 +11,7 @@ from helm_gym.telemetry import AT, COLUMN
 from helm_gym.workload.regimes import make_path
 from real_backend.engine import Engine, MicroBatch, Waits
 from real_backend.measured import MeasuredBackend
-from real_backend.memory.layout import Memory, Plan, make_rules
+from real_backend.memory.layout import MOVES, Memory, Plan, make_rules
 from real_backend.memory.pricing import batch_load, batch_ms
 from real_backend.serving.live_node import Ask, LiveNode
 from tests.real_backend.serving.running import small
@@ -35,8 +35,8 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    """Micro-batches that take what the cost model says, on both paths; scores are computed all the same."""
-    clock, execute = Clock(), Engine.timed_execute
+    """Micro-batches and moves take what the cost model says, on both paths; they are carried out all the same."""
+    clock, execute, carry_out = Clock(), Engine.timed_execute, Engine.move
 
     def timed(engine: Engine, plan: Plan, batch: MicroBatch) -> object:
         scores, _, _ = execute(engine, plan, batch)
@@ -50,7 +50,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
             log.append((plan.request[:size].copy(), plan.cached[:size].copy(), batch.pages.copy(), *fills, scores))
         return scores, ms, Waits(0.0, 0.0, 0.0, 0.0)
 
+    def moved(engine: Engine, plan: Plan) -> float:
+        carry_out(engine, plan)
+        return float(plan.counts[MOVES] * engine.profile.cost.per_moved_row_ms)
+
     monkeypatch.setattr(Engine, "timed_execute", timed)
+    monkeypatch.setattr(Engine, "move", moved)
     yield clock
 
 

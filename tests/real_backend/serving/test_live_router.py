@@ -48,7 +48,7 @@ def test_a_cache_that_everybody_is_drawn_to_does_not_get_everybody(router: LiveR
         node, expected_ms = choose(router, k % users, ahead_ms, 1e-3 * k)
         sent[node] += 1
         ahead_ms[node] += expected_ms
-        ahead_ms = np.maximum(0.0, ahead_ms - 0.5)  # each works off half of the time that passes
+        ahead_ms = np.maximum(0.0, ahead_ms - 0.1)  # less than what a request brings, by all nodes together
     assert sent.min() > 30
     assert router.spilled > 0
 
