@@ -64,7 +64,7 @@ COMMANDS = (
 GROUPS = {
     "leaderboard": ("A board of policies: serve, check, submit, show, publish, verify.", leaderboard.COMMANDS),
     "control": ("A service that runs: mode, kill, revive, rollback, promote, token.", control.COMMANDS),
-    "workload": ("Interaction logs: describe, synthesize.", workload.COMMANDS),
+    "workload": ("Interaction logs: describe, synthesize, fit.", workload.COMMANDS),
 }
 
 # Typer brings Click along under a name of its own; this is its class of all mistakes in a command line.

@@ -1,4 +1,4 @@
-"""``helm-gym workload``: interaction logs described, and synthesised."""
+"""``helm-gym workload``: interaction logs described, synthesised, and made regimes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from helm_gym.cli.common import Json, check_writable, print_json, print_table, s
 
 if TYPE_CHECKING:
     from helm_gym.workload.description import Description
+
+Session = Annotated[
+    float, typer.Option(metavar="SECONDS", help="A visit is over after so long without an interaction.")
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read; they are counted and listed.")
+]
 
 _SHOWN = 20  # bad rows in the text; JSON has all that are listed
 _COLUMNS = (  # of the table: heading, field, how it is written
@@ -36,12 +43,8 @@ _COLUMNS = (  # of the table: heading, field, how it is written
 def describe(
     log: Annotated[pathlib.Path, typer.Argument(metavar="LOG", help="A file in one of the formats of docs/logs.md.")],
     windows: Annotated[int, typer.Option(help="Parts of the same length into which the log's time is cut.")] = 12,
-    session: Annotated[
-        float, typer.Option(metavar="SECONDS", help="A visit is over after so long without an interaction.")
-    ] = 1800.0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read; they are counted and listed.")
-    ] = False,
+    session: Session = 1800.0,
+    skip_bad: SkipBad = False,
     plot: Annotated[pathlib.Path | None, typer.Option(help="Draw it to this file (.png, .svg or .pdf).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -179,4 +182,42 @@ def synthesize(
     )
 
 
-COMMANDS = (describe, synthesize)
+def fit(
+    log: Annotated[pathlib.Path, typer.Argument(metavar="LOG", help="A file in one of the formats of docs/logs.md.")],
+    out: Annotated[pathlib.Path, typer.Argument(metavar="OUT.yaml", help="The regime's file.")],
+    windows: Annotated[int, typer.Option(help="Parts of the same length into which the log's time is cut.")] = 24,
+    session: Session = 1800.0,
+    skip_bad: SkipBad = False,
+    first: Annotated[float, typer.Option("--from", help="Leave out what is before this share of the time.")] = 0.0,
+    last: Annotated[float, typer.Option("--until", help="Leave out what is behind this share of the time.")] = 1.0,
+    window_intervals: Annotated[
+        int, typer.Option(min=0, help="Control intervals of a window; 0: as many as its requests fill.")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a regime of a log: train and evaluate on parameters that change as your own traffic's did.
+
+    \b
+    Examples:
+      helm-gym workload fit ml-100k.inter first.yaml --until 0.75
+      helm-gym workload fit ml-100k.inter last.yaml --from 0.75
+      helm-gym train ppo --task fitted:first.yaml --out runs/mine
+      helm-gym evaluate runs/mine pid --task fitted:last.yaml
+    """
+    from helm_gym.workload import fitted
+    from helm_gym.workload.description import describe as described
+    from helm_gym.workload.logs import read_log
+    from helm_gym.workload.visits import visits_of
+
+    check_writable("OUT.yaml", out)
+    read = read_log(log, skip_bad)
+    regime = fitted.fit(described(visits_of(read, session), windows), read.name, first, last, window_intervals)
+    fitted.save(regime, out)
+    findings = read.findings
+    if as_json:
+        return print_json({"file": str(out), "findings": dataclasses.asdict(findings)} | dataclasses.asdict(regime))
+    say(f"{log}: {read.summary}.", *findings.told())
+    say(f"{out}: {len(regime.windows)} windows of {regime.requests:,.0f} requests. Use it as --task fitted:{out}.")
+
+
+COMMANDS = (describe, synthesize, fit)
