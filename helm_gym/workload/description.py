@@ -16,7 +16,7 @@ HOT_REQUESTS = 3  # in a window; whoever makes so many is a hot user there
 POPULAR = 100  # most popular items, whose change from window to window is told
 COUNTED_ITEMS = 10  # interactions of an item from which on it tells the exponent: rarer ones' ranks are noise
 LEAST_RANKS = 10
-MAX_WINDOWS = 10_000
+MAX_WINDOWS = 1000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,12 +8,15 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from helm_gym import files
 from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.ranges import Within, check_ranges
+from helm_gym.workload.logs import MAX_ROWS
 from helm_gym.workload.readers.log_formats import LOG_FORMATS
 
 FIRST_S = 1_511_600_000  # the first interaction's time since 1970
@@ -37,27 +40,24 @@ class Synthesis:
         item_zipf: exponent of their popularity.
     """
 
-    requests: int = 20_000
-    arrival_rate_rps: float = 0.01
-    windows: int = 12
-    hot_share: float = 0.6
-    hot_users: int = 64
-    turnover: float = 0.25
-    new_share: float = 0.5
-    delta_tokens: float = 4.0
-    items: int = 5_000
-    item_zipf: float = 0.9
+    requests: Annotated[int, Within(2, 10_000_000)] = 20_000
+    arrival_rate_rps: Annotated[float, Within(1e-6, 1e6)] = 0.01
+    windows: Annotated[int, Within(1, 1000)] = 12
+    hot_share: Annotated[float, Within(0, 1)] = 0.6
+    hot_users: Annotated[int, Within(1, 1_000_000)] = 64
+    turnover: Annotated[float, Within(0, 1)] = 0.25
+    new_share: Annotated[float, Within(0, 1)] = 0.5
+    delta_tokens: Annotated[float, Within(1, 10_000)] = 4.0
+    items: Annotated[int, Within(1, 10_000_000)] = 5_000
+    item_zipf: Annotated[float, Within(0, 4)] = 0.9
 
     def __post_init__(self) -> None:
-        low = {"requests": 2, "windows": 1, "hot_users": 1, "items": 1, "delta_tokens": 1}
-        for name, least in low.items():
-            if not least <= getattr(self, name) <= 10**9:
-                raise InvalidInputError(f"A log with {name} {getattr(self, name)} cannot be; give {least} or more.")
-        for name in ("hot_share", "turnover", "new_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidInputError(f"A log with {name} {getattr(self, name):g} cannot be; give 0 to 1.")
-        if not 1e-6 <= self.arrival_rate_rps <= 1e6 or not 0 <= self.item_zipf <= 4:
-            raise InvalidInputError("Give an arrival rate of 1e-6 to 1e6 requests/s, and a Zipf exponent of 0 to 4.")
+        check_ranges(self, "A synthesised log")
+        if self.requests * self.delta_tokens > MAX_ROWS or self.windows * self.hot_users > MAX_ROWS:
+            raise InvalidInputError(
+                f"A synthesised log has at most {MAX_ROWS:,} interactions, and as many hot users over all windows; "
+                "give fewer requests, interactions of a visit, windows or hot users."
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,7 +183,7 @@ WRITERS: dict[str, tuple[str, Callable[[Interactions, NDArray[np.int64]], dict[s
 
 
 def write_log(log: Interactions, path: str | os.PathLike[str], how: str) -> None:
-    """Writes a log in one of the formats ``WRITERS``; packed by gzip where the name ends with ``.gz``.
+    """Writes a log in one of the formats ``WRITERS``, whole or not at all; ``.gz`` at the name's end packs it.
 
     Raises:
         UnknownNameError: no such format.
@@ -197,15 +197,23 @@ def write_log(log: Interactions, path: str | os.PathLike[str], how: str) -> None
     form = next(form for form in LOG_FORMATS if form.name == name)
     table = pyarrow.table({key: pyarrow.array(values) for key, values in columns(log, FIRST_S + log.time_s).items()})
     path = pathlib.Path(path)
-    if form.kind == "parquet":
-        parquet.write_table(table, path)
-        return
-    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
-        if form.kind == "jsonl":
-            for batch in table.to_batches(1 << 14):
-                file.write("".join(json.dumps(row) + "\n" for row in batch.to_pylist()).encode())
+    part = files.unfinished(path)
+    try:
+        if form.kind == "parquet":
+            parquet.write_table(table, part)
         else:
-            options = csv.WriteOptions(
-                include_header=not form.header, delimiter=form.delimiter, quoting_style="none", quoting_header="none"
-            )
-            csv.write_csv(table, file, options)
+            with gzip.GzipFile(part, "wb", mtime=0) if path.suffix == ".gz" else part.open("wb") as file:
+                if form.kind == "jsonl":
+                    for batch in table.to_batches(1 << 14):
+                        file.write("".join(json.dumps(row) + "\n" for row in batch.to_pylist()).encode())
+                else:
+                    options = csv.WriteOptions(
+                        include_header=not form.header,
+                        delimiter=form.delimiter,
+                        quoting_style="none",
+                        quoting_header="none",
+                    )
+                    csv.write_csv(table, file, options)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

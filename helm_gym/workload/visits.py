@@ -59,6 +59,13 @@ class Visits:
         back = 1 + (rng.random((len(numbers), count)) * np.clip(before, 1, POPULAR_AMONG)).astype(np.int64)
         return self.log.item[np.maximum(before - back, 0)]
 
+    def arriving_as(self, trace: Trace) -> Visits:
+        """The same requests at the arrivals of a recording, which goes round at its end as often as is needed."""
+        n = len(trace.arrival_s)
+        rounds, place = np.divmod(np.arange(len(self)), n)
+        round_s = trace.arrival_s[-1] * n / (n - 1)  # a mean gap between the last arrival and the first
+        return dataclasses.replace(self, arrival_s=rounds * round_s + trace.arrival_s[place])
+
     def as_trace(self) -> Trace:
         """Arrivals, lengths of histories and who returns, as the regime ``trace`` takes them.
 

@@ -9,6 +9,7 @@ import pytest
 
 from helm_gym.errors import InvalidInputError
 from helm_gym.workload.logs import Log, read_log
+from helm_gym.workload.traces import Trace
 from helm_gym.workload.visits import visits_of
 
 T = 1_511_600_000
@@ -58,6 +59,13 @@ def test_a_log_without_users_has_arrivals_and_popularity(tmp_path: pathlib.Path)
     visits = visits_of(read_log(path))
     assert visits.user is None and len(visits) == 9 and len(visits.history(3)) == 0
     assert visits.as_trace().tokens is None and visits.candidates(np.arange(9), 5, np.random.default_rng(0)).max() == 2
+
+
+def test_a_log_arrives_as_a_recording_did(tmp_path: pathlib.Path) -> None:
+    visits = visits_of(log_of(tmp_path, [(user, 1, user) for user in range(5)]))
+    other = visits.arriving_as(Trace("x", np.array([0.0, 1.0, 4.0]), None, None))
+    np.testing.assert_allclose(other.arrival_s, [0, 1, 4, 6, 7])
+    assert other.user is visits.user
 
 
 def test_an_episode_follows_a_log(tmp_path: pathlib.Path) -> None:

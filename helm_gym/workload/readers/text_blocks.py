@@ -146,7 +146,7 @@ def open_regular(path: pathlib.Path) -> BinaryIO:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise InvalidInputError(f"Cannot read trace {str(path)!r}: it is {kind}; give the path of a readable file.")
+        raise InvalidInputError(f"Cannot read {str(path)!r}: it is {kind}; give the path of a readable file.")
     return io.BufferedReader(io.FileIO(descriptor))
 
 
@@ -156,9 +156,7 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or error
-        raise InvalidInputError(
-            f"Cannot read trace {str(path)!r}: {reason}; give the path of a readable file."
-        ) from error
+        raise InvalidInputError(f"Cannot read {str(path)!r}: {reason}; give the path of a readable file.") from error
 
 
 def _unpacked(path: pathlib.Path, file: BinaryIO) -> Iterator[bytes]:
