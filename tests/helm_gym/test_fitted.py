@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 
 import gymnasium
 import numpy as np
@@ -13,6 +14,8 @@ from typer.testing import CliRunner, Result
 from helm_gym import profile
 from helm_gym.cli.main import app
 from helm_gym.errors import InvalidInputError, UnknownNameError
+from helm_gym.observation import ObservationLayout
+from helm_gym.policies.from_run import shipped_folder
 from helm_gym.tasks import all_tasks, find_task
 from helm_gym.workload import fitted
 from helm_gym.workload.description import Description, describe
@@ -122,3 +125,14 @@ def test_commands_fit_a_log_and_evaluate_on_it(log: pathlib.Path, tmp_path: path
     few = ("--seeds", "1", "--horizon", "4", "--quiet", "--json")
     scored = helm("evaluate", "pid", "--task", f"fitted:{out}", *few)
     assert scored.exit_code == 0 and json.loads(scored.stdout)["task"] == "fitted-known-v0"
+
+
+def test_a_run_of_a_fitted_task_is_exported(tmp_path: pathlib.Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(shipped_folder("pid", "agents", ObservationLayout(PROFILE)), run)
+    card = json.loads((run / "card.json").read_text(encoding="utf-8"))
+    (run / "card.json").write_text(json.dumps(card | {"task": "fitted-known-v0"}), encoding="utf-8")
+    out = tmp_path / "policy.onnx"
+    exported = helm("export", run, "--out", out, "--json")
+    assert exported.exit_code == 0, exported.stderr
+    assert json.loads(exported.stdout)["task"] == "fitted-known-v0" and out.is_file()
