@@ -32,6 +32,7 @@ GROUPS = {  # kind -> group of entry points
     "task": "helm_gym.tasks",
     "regime": "helm_gym.regimes",
     "reader": "helm_gym.readers",
+    "log-format": "helm_gym.log_formats",
 }
 IMPORTS = "HELM_GYM_IMPORT"  # modules, parted by commas, that are imported before names are looked up
 # Whose import registers what they hold.

@@ -61,12 +61,12 @@ def find_task(name: str) -> Task:
 
 
 def all_tasks() -> list[Task]:
-    """All tasks that have a name, in the order of their names."""
-    return [_checked(entry) for entry in registry.listed("task").values()]
+    """All tasks that have a name and need no file, in the order of their names."""
+    return [_checked(entry) for entry in registry.listed("task").values() if not entry.argument]
 
 
 def _checked(entry: registry.Entry) -> Task:
-    found = entry.load()
+    found = entry.load()(entry.given) if entry.given else entry.load()
     if not isinstance(found, Task):
         raise InvalidInputError(
             f"Task {shown(entry.name)} is a {type(found).__name__}; a helm_gym.tasks.Task is needed."

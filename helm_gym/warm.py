@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import pyarrow
 
 from helm_gym import profile as profiles
 from helm_gym import registry
@@ -27,6 +28,7 @@ from helm_gym.policies.opening import open_policy
 from helm_gym.policy import Oracle
 from helm_gym.tasks import find_task
 from helm_gym.workload.demand import rate_for_load, service_ms
+from helm_gym.workload.readers.log_ids import Numbering, hash_numbers, hash_texts, objects_by_line
 from helm_gym.workload.regimes import make_path
 from helm_gym.workload.state import at_rest
 
@@ -103,6 +105,8 @@ def _workload() -> None:
     values = at_rest(profile)[None]
     service_ms(profile, values)
     rate_for_load(profile, values, np.array([0.5]))
+    Numbering().number(np.append(hash_texts(pyarrow.array(["a"])), hash_numbers(np.ones(1, np.int64))))
+    objects_by_line(b"{}\n", 1)
 
 
 def _episodes(backend: str, *lanes: int, cluster: Cluster | None = None) -> None:

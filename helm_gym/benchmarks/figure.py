@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import time
+from collections.abc import Callable
+
+RUNS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,3 +40,14 @@ def figure_of(
 ) -> Figure:
     """The median of some runs, with the least and the largest."""
     return Figure(statistics.median(runs), min(runs), max(runs), unit, rung, doc, peers or {})
+
+
+def rates_of(work: Callable[[], object], count: int) -> list[float]:
+    """Units a CPU second in each run; ``work`` does ``count`` of them. One run first warms caches and compilers."""
+    work()
+    rates = []
+    for _ in range(RUNS):
+        started = time.process_time()
+        work()
+        rates.append(count / (time.process_time() - started))
+    return rates

@@ -12,10 +12,7 @@ import dataclasses
 import functools
 import importlib
 import multiprocessing
-import os
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,34 +22,27 @@ from numpy.typing import NDArray
 from helm_gym import profile as profiles
 from helm_gym.backend import open_backend
 from helm_gym.benchmarks.controller_time import controller_onnx_us, controller_us
-from helm_gym.benchmarks.figure import Figure, figure_of
+from helm_gym.benchmarks.figure import RUNS, Figure, figure_of, rates_of
+from helm_gym.benchmarks.reading_speed import (
+    log_csv_rows_per_s,
+    log_parquet_rows_per_s,
+    trace_jsonl_rows_per_s,
+    trace_rows_per_s,
+)
 from helm_gym.cluster.topology import Cluster, Node
 from helm_gym.control_loop import ControlLoop
 from helm_gym.errors import UnknownNameError
 from helm_gym.tasks import find_task
 
-RUNS = 3
 _OF_REAL_BACKEND = "real_backend.benchmarks"  # what the contract of a backend does not tell
 _BATCHING = "real_backend.batching"
 _OPERATIONS = "real_backend.operations"
 DECIDES, DECISIONS = "three-layer-ppo", 10_000  # whose decisions are timed, and how many in a run
 TASK, ENV = "burst-v0", "helm/Burst-v0"
-TRACE_ROWS, TRACE_IDS = 200_000, 24  # of the files that are read, and ids of blocks in a row, as Mooncake's has
 NODES = 32  # of the cluster whose router is timed
 NODE_STEPS = 60  # of all lanes, in a run
 EPISODE = 481  # steps of an episode and of the autoreset behind it
 _EPISODE = "{} lanes; observation, noise, reward, info and one autoreset in each run; a lane-step serves 50 requests"
-
-
-def _rate(work: Callable[[], object], count: int) -> list[float]:
-    """Units a CPU second in each run; ``work`` does ``count`` of them. One run first warms caches and compilers."""
-    work()
-    rates = []
-    for _ in range(RUNS):
-        started = time.process_time()
-        work()
-        rates.append(count / (time.process_time() - started))
-    return rates
 
 
 def hit_ms() -> Figure:
@@ -90,7 +80,7 @@ def modelled_requests_per_s() -> Figure:
             for _ in range(loop.intervals):
                 loop.step(still)
 
-        runs = _rate(serve, loop.intervals * loop.profile.interval.requests)
+        runs = rates_of(serve, loop.intervals * loop.profile.interval.requests)
     return figure_of(runs, "requests/s", "modelled", "whole control loop with telemetry, one lane, one core")
 
 
@@ -168,7 +158,7 @@ def _node_steps(lanes: int) -> list[float]:
             for _ in range(NODE_STEPS):
                 env.step(still)
 
-        return _rate(work, NODE_STEPS * lanes * NODES)
+        return rates_of(work, NODE_STEPS * lanes * NODES)
 
 
 def node_steps_per_s_two_cores() -> Figure:
@@ -211,13 +201,13 @@ def _steps(name: str, steps: int, **arguments: Any) -> list[float]:
                 if terminated or truncated:
                     env.reset()
 
-        return _rate(drive, steps)
+        return rates_of(drive, steps)
     finally:
         env.close()
 
 
 def _vector_steps(name: str, steps: int, lanes: int) -> list[float]:
-    return _rate(_drive(name, steps, lanes), steps * lanes)
+    return rates_of(_drive(name, steps, lanes), steps * lanes)
 
 
 def _drive(name: str, steps: int, lanes: int) -> Callable[[], None]:
@@ -290,48 +280,10 @@ def routing_us() -> Figure:
             for _ in range(intervals):
                 interval()
 
-        return [1e6 / rate for rate in _rate(work, requests)]
+        return [1e6 / rate for rate in rates_of(work, requests)]
 
     doc = f"CPU time a request, {NODES} nodes, joint score, refresh of the view included; made-up nodes and requests"
     return figure_of(runs("score"), "us", None, doc, {"random choice": statistics.median(runs("random"))})
-
-
-def trace_rows_per_s() -> Figure:
-    """Recorded arrivals in Azure's CSV format, read and checked, beside pyarrow's own reader."""
-    import pyarrow.csv
-
-    start = np.datetime64("2023-11-16T18:15:46", "ns")
-    rng = np.random.default_rng(0)
-    times = np.datetime_as_string(start + np.cumsum(rng.integers(1, 10**8, TRACE_ROWS)) * 100)  # steps of 100 ns
-    rows = (
-        f"{time[:27].replace('T', ' ')},{n},44"
-        for time, n in zip(times, rng.integers(1, 8000, TRACE_ROWS), strict=True)
-    )
-    return _reading("CSV", ["TIMESTAMP,ContextTokens,GeneratedTokens", *rows], pyarrow.csv.read_csv)
-
-
-def trace_jsonl_rows_per_s() -> Figure:
-    """The same in Mooncake's format, with the ids of blocks that tell who returns."""
-    import pyarrow.json
-
-    ids = np.sort(np.random.default_rng(0).integers(0, 10 * TRACE_ROWS, (TRACE_ROWS, TRACE_IDS)))
-    rows = [
-        f'{{"timestamp": {t}, "input_length": 6758, "output_length": 500, "hash_ids": {own}}}'
-        for t, own in enumerate(ids.tolist())
-    ]
-    return _reading(f"JSONL with {TRACE_IDS} ids in a row", rows, pyarrow.json.read_json)
-
-
-def _reading(kind: str, rows: list[str], peer: Callable[[str], object]) -> Figure:
-    from helm_gym.workload.traces import read_trace
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "trace")
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(f"{row}\n" for row in rows)
-        ours, theirs = (_rate(functools.partial(read, path), TRACE_ROWS) for read in (read_trace, peer))
-    doc = f"CPU time of reading {TRACE_ROWS:,} rows of {kind}; pyarrow's reader parses the same file and checks nothing"
-    return figure_of(ours, "rows/s", None, doc, {"pyarrow": statistics.median(theirs)})
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
@@ -358,6 +310,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         routing_us,
         trace_rows_per_s,
         trace_jsonl_rows_per_s,
+        log_csv_rows_per_s,
+        log_parquet_rows_per_s,
     )
 }
 GROUPS = {
@@ -373,7 +327,7 @@ GROUPS = {
         "device_operations",
         "routing_us",
     ],
-    "readers": ["trace_rows_per_s", "trace_jsonl_rows_per_s"],
+    "readers": ["trace_rows_per_s", "trace_jsonl_rows_per_s", "log_csv_rows_per_s", "log_parquet_rows_per_s"],
 }
 
 

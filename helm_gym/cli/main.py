@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from helm_gym import files
-from helm_gym.cli import control, leaderboard
+from helm_gym.cli import control, leaderboard, workload
 from helm_gym.cli.bench import bench
 from helm_gym.cli.calibrate import calibrate
 from helm_gym.cli.collect import collect
@@ -64,6 +64,7 @@ COMMANDS = (
 GROUPS = {
     "leaderboard": ("A board of policies: serve, check, submit, show, publish, verify.", leaderboard.COMMANDS),
     "control": ("A service that runs: mode, kill, revive, rollback, promote, token.", control.COMMANDS),
+    "workload": ("Interaction logs: describe, synthesize, fit.", workload.COMMANDS),
 }
 
 # Typer brings Click along under a name of its own; this is its class of all mistakes in a command line.

@@ -181,7 +181,7 @@ def make_path(
 
     Args:
         regime: the name of a kernel that writes a ``Script``, or of an object whose ``draw(profile, seeds, intervals,
-            trace)`` returns the path.
+            trace)`` returns the path; with an argument, as in ``fitted:FILE``, of what makes one of it.
         seeds: one a lane; a lane's path depends on its own seed alone.
         intervals: length of the path.
         trace: the recorded arrivals, for ``trace``.
@@ -191,7 +191,8 @@ def make_path(
         InvalidInputError: ``trace`` without a recording, or one with fewer requests than an interval; a regime that
             does not write its lanes to the end.
     """
-    draw = registry.find("regime", regime).load()
+    entry = registry.find("regime", regime)
+    draw = entry.load()(entry.given) if entry.given else entry.load()
     if hasattr(draw, "draw"):
         path: WorkloadPath = draw.draw(profile, seeds, intervals, trace)
         return path

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from helm_gym.errors import InvalidInputError
 from helm_gym.workload.readers.reuse import returning
-from helm_gym.workload.readers.text_blocks import MAX_LINE_BYTES, NOT_UTF8, TOO_LONG, Lines, line_blocks
+from helm_gym.workload.readers.text_blocks import first_lines, line_blocks
 from helm_gym.workload.readers.trace_blocks import Columns, LineError, read_blocks
 from helm_gym.workload.readers.trace_formats import Layout, detect
 
@@ -73,7 +73,7 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
     path = pathlib.Path(path)
     blocks = line_blocks(path)
     head = next(blocks, None)
-    layout = detect(str(path), [] if head is None else _first_lines(path, head))
+    layout = detect(str(path), [] if head is None else first_lines(path, head))
     recording = _Recording(path, layout)
     rest = head if head is None or layout.first == 1 else head.after_first()
     try:
@@ -149,19 +149,6 @@ class _Recording:
             returning=reuse,
             format=self.layout.name + how,
         )
-
-
-def _first_lines(path: pathlib.Path, head: Lines) -> list[str]:
-    """The first two lines of a file, or one."""
-    raw = head.text.split(b"\n", 2)[: min(2, head.count)]
-    if len(raw[0]) >= MAX_LINE_BYTES:
-        raise InvalidInputError(f"{path}, line 1: {TOO_LONG}.")
-    try:
-        first = raw[0].decode()
-    except UnicodeDecodeError:
-        raise InvalidInputError(f"{path}, line 1: {NOT_UTF8}.") from None
-    # The second is looked at for its unit only; what is wrong about it is said when it is read.
-    return [line.removesuffix("\r") for line in (first, *(line.decode(errors="replace") for line in raw[1:]))]
 
 
 def _apart(path: pathlib.Path, time_ns: NDArray[np.int64]) -> tuple[NDArray[np.int64], str]:

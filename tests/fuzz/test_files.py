@@ -9,14 +9,18 @@ from __future__ import annotations
 import functools
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from helm_gym import profile as profiles
 from helm_gym.cluster.topology import Cluster
+from helm_gym.workload.fitted import FittedRegime
+from helm_gym.workload.synthesis import Synthesis, synthesize, write_log
 from tests.fuzz.conftest import Run
 from tests.fuzz.material import AZURE, BOMB, DEEP, MOONCAKE, quick_profile
 from tests.fuzz.mutation import Content, Kind, extreme, mutated, put
@@ -42,6 +46,26 @@ def _read(folder: pathlib.Path, into: str = "") -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def _interactions(how: str) -> Kind:
+    """An interaction log in one of the formats that ``workload synthesize`` writes."""
+
+    def files() -> dict[str, bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            log = synthesize(Synthesis(requests=300), np.random.default_rng(0))
+            write_log(log, pathlib.Path(folder, "log.x"), how)
+            return _read(pathlib.Path(folder))
+
+    return Kind(
+        f"log-{how}",
+        files,
+        (
+            ("workload", "describe", "log.x", "--session", "60", "--json"),
+            ("workload", "describe", "log.x", "--skip-bad"),
+            ("workload", "fit", "log.x", "new.yaml", "--windows", "3"),
+        ),
+    )
 
 
 def _run_kind(folder: pathlib.Path) -> Kind:
@@ -97,6 +121,18 @@ KINDS = (
         lambda: {"trace.jsonl": MOONCAKE.encode()},
         ((*PLAYED, "trace.jsonl"),),
         _profile,
+    ),
+    *map(_interactions, ("amazon-csv", "amazon-jsonl", "recbole", "yambda")),
+    Kind(
+        "fitted",
+        lambda: {
+            "fitted.yaml": b"log: a\nrequests: 500\nwindows:\n"
+            + b"- {rate: 1, hot_share: 0.5, hot_users: 9, turnover: 0.1, new_share: 0.5, mean_history: 90, "
+            b"delta_tokens: 4, item_zipf: 0.9}\n" * 2
+        },
+        (("evaluate", "static:0.5", "--task", "fitted:fitted.yaml", *SHORT[2:], "--profile", "small.yaml"),),
+        _profile,
+        functools.partial(extreme, FittedRegime),
     ),
     Kind(
         "onnx",

@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import numpy as np
+
 from helm_gym.errors import InvalidInputError
 
 MAX_LINE_BYTES = 1 << 20  # Mooncake writes one id for 512 tokens: over 60 million tokens of context
@@ -69,6 +71,20 @@ def longest_within(text: bytes, limit: int) -> bool:
     return True
 
 
+def quoted_whole(lines: bytes) -> bool:
+    """Whether all quotes come in pairs around a whole field, with none inside."""
+    text = np.frombuffer(b"\n" + lines, np.uint8)
+    quotes = np.flatnonzero(text == ord('"'))
+    opening, closing = quotes[0::2], quotes[1::2]
+    if len(opening) != len(closing):
+        return False
+    before, after = text[opening - 1], text[closing + 1]
+    return bool(
+        np.isin(before, np.frombuffer(b",\n", np.uint8)).all()
+        and np.isin(after, np.frombuffer(b",\r\n", np.uint8)).all()
+    )
+
+
 def line_blocks(path: pathlib.Path) -> Iterator[Lines]:
     """Yields a file's lines, about ``BLOCK_BYTES`` of them at a time.
 
@@ -99,6 +115,19 @@ def line_blocks(path: pathlib.Path) -> Iterator[Lines]:
                 yield Lines(number, 1, block[len(whole) :] + b"\n")
 
 
+def first_lines(path: pathlib.Path, head: Lines) -> list[str]:
+    """The first two lines of a file, or one."""
+    raw = head.text.split(b"\n", 2)[: min(2, head.count)]
+    if len(raw[0]) >= MAX_LINE_BYTES:
+        raise InvalidInputError(f"{path}, line 1: {TOO_LONG}.")
+    try:
+        first = raw[0].decode()
+    except UnicodeDecodeError:
+        raise InvalidInputError(f"{path}, line 1: {NOT_UTF8}.") from None
+    # The second is looked at for its unit only; what is wrong about it is said when it is read.
+    return [line.removesuffix("\r") for line in (first, *(line.decode(errors="replace") for line in raw[1:]))]
+
+
 def _whole_lines(file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
     """Blocks that end with a line, but for the last one, and one with a line that is too long."""
     while block := file.read(BLOCK_BYTES):
@@ -117,7 +146,7 @@ def open_regular(path: pathlib.Path) -> BinaryIO:
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise InvalidInputError(f"Cannot read trace {str(path)!r}: it is {kind}; give the path of a readable file.")
+        raise InvalidInputError(f"Cannot read {str(path)!r}: it is {kind}; give the path of a readable file.")
     return io.BufferedReader(io.FileIO(descriptor))
 
 
@@ -127,9 +156,7 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or error
-        raise InvalidInputError(
-            f"Cannot read trace {str(path)!r}: {reason}; give the path of a readable file."
-        ) from error
+        raise InvalidInputError(f"Cannot read {str(path)!r}: {reason}; give the path of a readable file.") from error
 
 
 def _unpacked(path: pathlib.Path, file: BinaryIO) -> Iterator[bytes]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helm_gym.errors import InvalidInputError
-from helm_gym.workload.readers.text_blocks import BOM, MAX_LINE_BYTES, Lines, longest_within
+from helm_gym.workload.readers.text_blocks import BOM, MAX_LINE_BYTES, Lines, longest_within, quoted_whole
 from helm_gym.workload.readers.trace_formats import DATE, DATES, NUMBER, UNITS, WHOLE, ZONE, Layout
 from helm_gym.workload.readers.trace_lines import MAX_TIME_NS, MAX_TOKENS, Request, parse_line
 
@@ -135,7 +135,7 @@ def _read_csv(block: Lines, layout: Layout) -> Columns | None:
     if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
         return None
     quoted = b'"' in text
-    if not longest_within(text, _CSV_LINE) or (quoted and not _quoted_whole(text)):
+    if not longest_within(text, _CSV_LINE) or (quoted and not quoted_whole(text)):
         return None
     form, header = layout.format, layout.header
     used = [name for name in (form.time, form.tokens, form.output) if name]
@@ -159,20 +159,6 @@ def _read_csv(block: Lines, layout: Layout) -> Columns | None:
     if time_ns is None:
         return None
     return Columns(block.first, time_ns, tokens[0].astype(np.int32) if tokens else _NONE, _NO_IDS, _NONE)
-
-
-def _quoted_whole(lines: bytes) -> bool:
-    """Whether all quotes come in pairs around a whole field, with none inside."""
-    text = np.frombuffer(b"\n" + lines, np.uint8)
-    quotes = np.flatnonzero(text == ord('"'))
-    opening, closing = quotes[0::2], quotes[1::2]
-    if len(opening) != len(closing):
-        return False
-    before, after = text[opening - 1], text[closing + 1]
-    return bool(
-        np.isin(before, np.frombuffer(b",\n", np.uint8)).all()
-        and np.isin(after, np.frombuffer(b",\r\n", np.uint8)).all()
-    )
 
 
 def _times(column: pa.StringArray, unit: str) -> NDArray[np.int64] | None:
