@@ -127,9 +127,9 @@ def test_an_onnx_graph_that_takes_longer_than_the_deadline_is_cut_off(tmp_path: 
     from helm_gym.policies.onnx_graph import Graph
 
     graph = Graph("slow", LAYOUT, state=0)
-    value = graph.op("MatMul", "obs", graph.constant(np.full((LAYOUT.width, 512), 1e-3)))
-    square = graph.constant(np.eye(512))
-    for _ in range(60):  # 16 million multiply-adds, in 60 operators that the watchdog may end it between
+    value = graph.op("MatMul", "obs", graph.constant(np.full((LAYOUT.width, 890), 1e-3)))
+    square = graph.constant(np.eye(890))
+    for _ in range(60):  # as many multiply-adds as are allowed, in 60 operators between which the watchdog may end it
         value = graph.op("Tanh", graph.op("MatMul", value, square))
     path = write(tmp_path / "slow.onnx", graph.model(graph.clip(graph.columns(value, 0, 1), -1.0, 1.0), "state"))
     with Controller(PROFILE, str(path), mode="active", settings=PATIENT) as controller:
