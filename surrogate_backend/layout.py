@@ -20,7 +20,7 @@ CACHE_FIELDS = (
 )
 USER_SPREADS = (*USER_FIELDS, "predicted")
 CACHE_SPREADS = CACHE_FIELDS[:8]
-HURDLED = CACHE_FIELDS[8:]  # mostly exactly zero in the log, and so below a threshold
+HURDLED = CACHE_FIELDS[8:]  # often exactly zero in the log, and so below a threshold
 # Quantiles of an interval's service times, as a share of their mean; close at the ends, on which P99 rests.
 LEVELS = np.array([0, 0.3, 1.5, 5, 10, 16, 24, 32, 40, 48, 54, 58, 61, 62.6, 63.5, 64]) / 64
 KNOTS = len(LEVELS)
@@ -29,8 +29,9 @@ KNOT_WEIGHT = np.convolve(np.diff(LEVELS), [0.5, 0.5])  # the mean of a piecewis
 USER_OUTPUTS = len(USER_FIELDS) + CURVE + len(USER_SPREADS)
 CACHE_OUTPUTS = len(CACHE_FIELDS) + KNOTS + len(CACHE_SPREADS)
 RUNGS = ("modelled", "measured")
-# Of the rows of a page that EMB gives up, those that are moved elsewhere, where EMB has no empty slots; else none is
-# (modelled rung of cpu-small, bursts and mixed paths under splits drawn anew every twelve intervals, 2026-11-29).
+# Of the rows of a page that EMB gives up, those that are moved elsewhere, where EMB has no empty slots; else none is.
+# From accounts["moved_rows_bytes"] of the modelled rung: .12 under splits drawn anew every twelve intervals (48 episodes
+# of burst and mixed, cpu-small, 2026-11-29), .03 where alpha first falls after a long calm.
 MOVED_SHARE = 0.12
 GAIN_MS, BACKLOG_ROWS, REFILL_ROWS = 0.01, 500.0, 250.0  # units of the outputs that no estimate stands behind
 LEAST_SPREAD = 0.003
