@@ -30,8 +30,8 @@ USER_OUTPUTS = len(USER_FIELDS) + CURVE + len(USER_SPREADS)
 CACHE_OUTPUTS = len(CACHE_FIELDS) + KNOTS + len(CACHE_SPREADS)
 RUNGS = ("modelled", "measured")
 # Of the rows of a page that EMB gives up, those that are moved elsewhere, where EMB has no empty slots; else none is.
-# From accounts["moved_rows_bytes"] of the modelled rung: .12 under splits drawn anew every twelve intervals (48 episodes
-# of burst and mixed, cpu-small, 2026-11-29), .03 where alpha first falls after a long calm.
+# From accounts["moved_rows_bytes"] of the modelled rung: .12 under splits drawn anew every twelve intervals (48
+# episodes of burst and mixed, cpu-small, 2026-11-29), .03 where alpha first falls after a long calm.
 MOVED_SHARE = 0.12
 GAIN_MS, BACKLOG_ROWS, REFILL_ROWS = 0.01, 500.0, 250.0  # units of the outputs that no estimate stands behind
 LEAST_SPREAD = 0.003
